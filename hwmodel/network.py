@@ -1,0 +1,251 @@
+"""The inference graph as hardware sees it: shapes, weights, MACs, edges.  No precision, no training.
+
+Batch norm and activation are part of the layer that they follow, as in the accelerator; what is left
+are the operations that move or combine feature maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from hwmodel.errors import SpecError
+
+INPUT = "input"
+"""Name of the network input; `LayerSpec.inputs` refers to it like to a layer."""
+
+
+class Op(StrEnum):
+    """What a layer does to its input feature maps (ifm)."""
+
+    CONV = "conv"
+    LINEAR = "linear"
+    MAX_POOL = "max_pool"
+    AVG_POOL = "avg_pool"
+    SUBSAMPLE = "subsample"  # keep every stride-th pixel, zero-pad the channels (ResNet option A)
+    UPSAMPLE = "upsample"  # nearest neighbour; `stride` is the factor
+    ADD = "add"
+    CONCAT = "concat"
+    FLATTEN = "flatten"
+
+
+WEIGHTED = (Op.CONV, Op.LINEAR)
+RELAYING = (Op.MAX_POOL, Op.SUBSAMPLE, Op.UPSAMPLE, Op.FLATTEN)
+"""Operations that pass codes on unchanged: same scale, same bit width, no arithmetic."""
+
+ACTIVATIONS = ("none", "relu")
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer of the inference graph.
+
+    Args:
+        name: Path of the torch module, or of the traced operation for `add` and `concat`.
+        op: What the layer does.
+        inputs: Names of the layers that produce its ifm, in operand order; `"input"` is the network's.
+        in_channels: Channels read; for `concat` the sum over operands, for `add` those of one operand.
+        in_height: Rows of the ifm.
+        in_width: Pixels per row of the ifm.
+        out_channels: Channels of the ofm.
+        out_height: Rows of the ofm.
+        out_width: Pixels per row of the ofm.
+        kernel_size: Kernel rows and columns, each >= 1.
+        stride: Row and column stride (for `upsample`: the factors), each >= 1.
+        padding: Rows and columns of zeros on each side, each >= 0.
+        dilation: Row and column dilation, each >= 1.
+        groups: Convolution groups; divides both channel counts.
+        activation: One of `ACTIVATIONS`, fused into the layer.
+
+    Raises:
+        SpecError: A field is out of range or the output shape does not follow from the input shape.
+    """
+
+    name: str
+    op: Op
+    inputs: tuple[str, ...]
+    in_channels: int
+    in_height: int
+    in_width: int
+    out_channels: int
+    out_height: int
+    out_width: int
+    kernel_size: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    activation: str = "none"
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "op", Op(self.op))
+        except ValueError:
+            raise SpecError(f"layer {self.name!r}: op={self.op!r} is not one of {[str(o) for o in Op]}") from None
+        for name in ("inputs", "kernel_size", "stride", "padding", "dilation"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        positive = ("in_channels", "in_height", "in_width", "out_channels", "out_height", "out_width", "groups")
+        for name in positive:
+            self._require(isinstance(getattr(self, name), int) and getattr(self, name) >= 1, name, "an integer >= 1")
+        for name, low in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
+            pair = getattr(self, name)
+            ok = len(pair) == 2 and all(isinstance(v, int) and v >= low for v in pair)
+            self._require(ok, name, f"two integers >= {low}")
+        self._require(self.activation in ACTIVATIONS, "activation", f"one of {list(ACTIVATIONS)}")
+        self._require(len(self.inputs) >= 1, "inputs", "at least one producer")
+        self._check_shapes()
+
+    def _require(self, ok: bool, name: str, expected: str) -> None:
+        if not ok:
+            raise SpecError(f"layer {self.name!r}: {name}={getattr(self, name)!r}, expected {expected}")
+
+    def _check_shapes(self) -> None:
+        if self.op is Op.CONV:
+            self._require(self.in_channels % self.groups == 0, "groups", f"a divisor of in_channels={self.in_channels}")
+            self._require(
+                self.out_channels % self.groups == 0, "groups", f"a divisor of out_channels={self.out_channels}"
+            )
+        if self.op in (Op.MAX_POOL, Op.AVG_POOL, Op.UPSAMPLE, Op.ADD, Op.CONCAT):
+            self._require(self.out_channels == self.in_channels, "out_channels", f"in_channels={self.in_channels}")
+        if self.op in (Op.ADD, Op.CONCAT):
+            self._require(len(self.inputs) >= 2, "inputs", "at least two producers")
+        else:
+            self._require(len(self.inputs) == 1, "inputs", "exactly one producer")
+        self._require(self.out_height == self._expected_size(0), "out_height", str(self._expected_size(0)))
+        self._require(self.out_width == self._expected_size(1), "out_width", str(self._expected_size(1)))
+        if self.op is Op.FLATTEN:
+            size = self.in_channels * self.in_height * self.in_width
+            self._require(self.out_channels == size, "out_channels", str(size))
+
+    def _expected_size(self, axis: int) -> int:
+        size = (self.in_height, self.in_width)[axis]
+        if self.op in (Op.LINEAR, Op.FLATTEN):
+            return 1
+        if self.op is Op.UPSAMPLE:
+            return size * self.stride[axis]
+        if self.op in (Op.ADD, Op.CONCAT):
+            return size
+        reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+        return (size + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the layer is a convolution or a fully connected layer."""
+        return self.op in WEIGHTED
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the weights as (out, in per group, kernel rows, kernel columns); zeros without weights."""
+        if not self.has_weights:
+            return (0, 0, 0, 0)
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, without bias and batch norm."""
+        out_channels, in_channels, rows, columns = self.weight_shape
+        return out_channels * in_channels * rows * columns
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per frame of a convolution or fully connected layer; else 0."""
+        return self.weights * self.out_height * self.out_width
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network: its input shape and its layers in execution order.
+
+    Args:
+        name: What reports call it.
+        input_channels: Channels of the network input.
+        input_height: Rows of the network input.
+        input_width: Pixels per row of the network input.
+        layers: Layers in execution order; every input is the network's or an earlier layer's.
+
+    Raises:
+        SpecError: A name occurs twice, an input is unknown, or shapes of neighbours differ.
+    """
+
+    name: str
+    input_channels: int
+    input_height: int
+    input_width: int
+    layers: tuple[LayerSpec, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        shapes = {INPUT: (self.input_channels, self.input_height, self.input_width)}
+        for layer in self.layers:
+            if layer.name in shapes:
+                raise SpecError(f"layer {layer.name!r}: the name occurs twice in network {self.name!r}")
+            operands = []
+            for producer in layer.inputs:
+                if producer not in shapes:
+                    raise SpecError(f"layer {layer.name!r}: inputs names {producer!r}, which no earlier layer produces")
+                operands.append(shapes[producer])
+            self._check_operands(layer, operands)
+            shapes[layer.name] = (layer.out_channels, layer.out_height, layer.out_width)
+
+    @staticmethod
+    def _check_operands(layer: LayerSpec, operands: list[tuple[int, int, int]]) -> None:
+        want = (layer.in_channels, layer.in_height, layer.in_width)
+        if layer.op is Op.CONCAT:
+            channels = sum(shape[0] for shape in operands)
+            got = {(channels, *shape[1:]) for shape in operands}
+        else:
+            got = set(operands)
+        if got != {want}:
+            produced = dict(zip(layer.inputs, operands, strict=True))
+            raise SpecError(f"layer {layer.name!r}: ifm is declared {want} (C, H, W), its producers give {produced}")
+
+    @cached_property
+    def by_name(self) -> Mapping[str, LayerSpec]:
+        """Layers by name."""
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def weighted(self) -> tuple[LayerSpec, ...]:
+        """The layers that have weights, in execution order."""
+        return tuple(layer for layer in self.layers if layer.has_weights)
+
+    @cached_property
+    def consumers(self) -> Mapping[str, tuple[LayerSpec, ...]]:
+        """Layers that read each tensor, by the producer's name (`"input"` included)."""
+        names = (INPUT, *(layer.name for layer in self.layers))
+        return {name: tuple(layer for layer in self.layers if name in layer.inputs) for name in names}
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the layers that nothing reads: the network's results."""
+        return tuple(layer.name for layer in self.layers if not self.consumers[layer.name])
+
+    @property
+    def total_weights(self) -> int:
+        """Weights of convolutions and fully connected layers, without bias and batch norm."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def total_macs(self) -> int:
+        """Multiply-accumulates per frame of convolutions and fully connected layers."""
+        return sum(layer.macs for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> NetworkSpec:
+        """Inverse of `to_dict`.
+
+        Raises:
+            SpecError: A field is unknown, missing or invalid.
+        """
+        try:
+            layers = tuple(LayerSpec(**layer) for layer in data["layers"])
+            return cls(**{**data, "layers": layers})
+        except (TypeError, KeyError) as error:
+            raise SpecError(f"network description: {error}") from error
