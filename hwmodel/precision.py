@@ -235,16 +235,18 @@ def uniform(
     Args:
         network: The network to configure.
         weight_bit_width: 1..8, for the layers between first and last.
-        act_bit_width: 1..8 or 16, for every layer but the first, which reads the 8-bit input.
-        end_bit_width: Weight bits of first and last layer; `None` treats them like the others.
+        act_bit_width: 1..8 or 16, for the layers between first and last.
+        end_bit_width: Weight and activation bits of first and last layer; `None` treats them like the others.
         sum_bit_width: Bits at which additions read their operands.
     """
     names = [layer.name for layer in network.weighted]
     layers = {}
     for name in names:
         is_end = name in (names[0], names[-1])
-        bits = end_bit_width if is_end and end_bit_width is not None else weight_bit_width
-        layers[name] = LayerConfig(bits, 8 if name == names[0] else act_bit_width)
+        if is_end and end_bit_width is not None:
+            layers[name] = LayerConfig(end_bit_width, end_bit_width)
+        else:
+            layers[name] = LayerConfig(weight_bit_width, act_bit_width)
     return NetworkConfig(tuple(layers.items()), sum_bit_width=sum_bit_width)
 
 

@@ -1,0 +1,243 @@
+"""Float model -> quantized model.
+
+`prepare` reads the model's graph, copies its weights into quantized layers and connects them as the graph says.  The
+result is a `QuantNetwork`: layers under their module paths, executed in order.  It must be calibrated on some images
+before use (`QuantNetwork.calibrate`), which sets the steps of the activation quantizers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hwmodel.network import INPUT, NetworkSpec, Op
+from hwmodel.precision import LayerConfig, NetworkConfig, ofm_bit_widths
+from qat.errors import CheckpointError, TraceError
+from qat.graph import Graph, Node, read_graph
+from qat.layers import QuantAdd, QuantAvgPool, QuantConcat, QuantWeighted, Relay
+from qat.quantizers import ActQuantizer
+
+NOMINAL_SIZES = (32, 224, 8, 28, 64, 96, 299, 320, 416)
+"""Image sizes tried to order the layers of a model whose input shape was not given; no result depends on them."""
+
+
+def prepare(
+    model: nn.Module, config: NetworkConfig, input_shape: tuple[int, int, int] | None = None
+) -> QuantNetwork:
+    """A quantized copy of a float model; the float model stays as it is.
+
+    Args:
+        model: Float model that `qat.trace` can read.
+        config: Precision of every layer with weights.
+        input_shape: Channels, rows and columns; if None it is taken from the images of `calibrate`.
+
+    Raises:
+        TraceError: The model cannot be mapped to hardware.
+        SpecError: `config` does not cover exactly the layers with weights.
+    """
+    graph = read_graph(model)
+    network = graph.spec(input_shape) if input_shape is not None else _nominal_spec(graph)
+    config.check_matches(network)
+    return QuantNetwork(graph, network, config)
+
+
+def _nominal_spec(graph: Graph) -> NetworkSpec:
+    first = next((node.module for node in graph.nodes if node.module is not None), None)
+    channels = getattr(first, "in_channels", None) or getattr(first, "in_features", 1)
+    for size in NOMINAL_SIZES:
+        try:
+            return graph.spec((channels, size, size))
+        except TraceError:
+            continue
+    raise TraceError(f"{graph.name}: give prepare() the input_shape (C, H, W); none of {NOMINAL_SIZES} fits")
+
+
+class QuantNetwork(nn.Module):
+    """A network of quantized layers.
+
+    Sub-modules have the paths of the float model's layers.  `forward` maps normalised float images (N, C, H, W) to
+    logits or maps on the output quantizer's grid.
+
+    Args:
+        graph: The float model's graph.
+        network: The graph with shapes.
+        config: Precision of every layer with weights.
+    """
+
+    def __init__(self, graph: Graph, network: NetworkSpec, config: NetworkConfig) -> None:
+        super().__init__()
+        self.graph = graph
+        self.network = network
+        self.config = config
+        widths = ofm_bit_widths(network, config)
+        signed = _signedness(graph)
+        self.input_quantizer = ActQuantizer(widths[INPUT], signed=True)
+        for node in graph.nodes:
+            quantizer = ActQuantizer(widths[node.name], signed[node.name])
+            self._place(node.name, self._build(node, quantizer, widths, signed))
+        self._last_use = _last_uses(graph)
+
+    def _build(
+        self, node: Node, ofm_quantizer: ActQuantizer, widths: Mapping[str, int], signed: Mapping[str, bool]
+    ) -> nn.Module:
+        if node.op in (Op.CONV, Op.LINEAR):
+            (source,) = node.inputs
+            layer: LayerConfig = self.config[node.name]
+            narrower = layer.act_bit_width < widths[source]
+            input_quantizer = ActQuantizer(layer.act_bit_width, signed[source]) if narrower else None
+            return QuantWeighted(node, layer, ofm_quantizer, input_quantizer)
+        if node.op is Op.ADD:
+            return QuantAdd(ofm_quantizer)
+        if node.op is Op.CONCAT:
+            return QuantConcat(ofm_quantizer)
+        if node.op is Op.AVG_POOL:
+            return QuantAvgPool(node, ofm_quantizer)
+        return Relay(node)
+
+    def _place(self, path: str, layer: nn.Module) -> None:
+        parent: nn.Module = self
+        *parents, last = path.split(".")
+        for name in parents:
+            if name not in parent._modules:
+                parent.add_module(name, nn.Module())
+            parent = parent.get_submodule(name)
+        if last in parent._modules:
+            for name, child in parent._modules[last].named_children():  # type: ignore[union-attr]
+                layer.add_module(name, child)
+        parent.add_module(last, layer)
+
+    def layer(self, name: str) -> nn.Module:
+        """The quantized layer of that name."""
+        return self.get_submodule(name)
+
+    @property
+    def weighted_layers(self) -> dict[str, QuantWeighted]:
+        """Layers with weights by name, in execution order."""
+        layers = {node.name: self.layer(node.name) for node in self.graph.nodes}
+        return {name: layer for name, layer in layers.items() if isinstance(layer, QuantWeighted)}
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Logits (N, classes), or maps (N, C, H, W) if the last layer is no linear layer."""
+        values = {INPUT: self.input_quantizer(x_NCHW)}
+        for node in self.graph.nodes:
+            operands = [values[name] for name in node.inputs]
+            values[node.name] = self.layer(node.name)(*operands)
+            for name in self._last_use[node.name]:
+                del values[name]
+        result = values[self.graph.output]
+        return result.flatten(1) if result.shape[2:] == (1, 1) else result
+
+    @torch.no_grad()
+    def calibrate(self, batches_NCHW: Iterable[Tensor]) -> None:
+        """Sets the step of every activation quantizer, and batch-norm statistics to the new weights.
+
+        Args:
+            batches_NCHW: Normalised images in batches, augmented as in training: batch-norm statistics of plain
+                images differ enough to cost accuracy.  The first batch sets the steps, all set the statistics.
+
+        Raises:
+            ValueError: There is no batch.
+        """
+        training = self.training
+        count = 0
+        self.train()
+        with _cumulative_batch_norm(self):
+            for count, batch in enumerate(batches_NCHW, 1):
+                if count == 1:
+                    self.network = self.graph.spec(tuple(batch.shape[1:]))  # type: ignore[arg-type]
+                    with _calibrating(self):
+                        self(batch)
+                else:
+                    self(batch)
+        self.train(training)
+        if count == 0:
+            raise ValueError("calibrate() needs at least one batch of images")
+
+    @torch.no_grad()
+    def repick_masks(self) -> None:
+        """Chooses the sparse planes anew from the present weights."""
+        for layer in self.weighted_layers.values():
+            layer.weight_quantizer.repick_mask(layer.weight_OIHW)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Configuration and input shape, for checkpoints; JSON text, so that loading needs no pickle."""
+        shape = (self.network.input_channels, self.network.input_height, self.network.input_width)
+        return {"config": json.dumps(self.config.to_dict()), "input_shape": list(shape)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Checks that a checkpoint is of this configuration; takes over its input shape.
+
+        Raises:
+            CheckpointError: The checkpoint has another configuration; the message lists the differences.
+        """
+        found = NetworkConfig.from_dict(json.loads(state["config"]))
+        if found != self.config:
+            raise CheckpointError(
+                "the checkpoint has another configuration: " + "; ".join(differences(found, self.config))
+            )
+        self.network = self.graph.spec(tuple(state["input_shape"]))
+
+
+def differences(found: NetworkConfig, expected: NetworkConfig) -> list[str]:
+    """What differs between two configurations, one readable line each."""
+    lines = []
+    names = list(dict.fromkeys([*found, *expected]))
+    for name in names:
+        ours, theirs = expected.by_name.get(name), found.by_name.get(name)
+        if ours != theirs:
+            lines.append(f"layer {name!r} is {theirs}, expected {ours}")
+    for name in ("sum_bit_width", "input_bit_width", "output_bit_width"):
+        if getattr(found, name) != getattr(expected, name):
+            lines.append(f"{name} is {getattr(found, name)}, expected {getattr(expected, name)}")
+    return lines
+
+
+def _signedness(graph: Graph) -> dict[str, bool]:
+    """Whether the codes of each tensor may be negative: not behind a ReLU."""
+    signed = {INPUT: True}
+    for node in graph.nodes:
+        carried = any(signed[name] for name in node.inputs)
+        computes = node.op in (Op.CONV, Op.LINEAR, Op.ADD)
+        signed[node.name] = node.activation != "relu" and (computes and node.op is not Op.ADD or carried)
+    return signed
+
+
+def _last_uses(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """Tensors that nothing reads after a layer, by that layer: they can be freed."""
+    last = {name: node.name for node in graph.nodes for name in node.inputs}
+    return {
+        node.name: tuple(name for name, user in last.items() if user == node.name and name != graph.output)
+        for node in graph.nodes
+    }
+
+
+@contextmanager
+def _calibrating(model: nn.Module) -> Iterator[None]:
+    quantizers = [module for module in model.modules() if isinstance(module, ActQuantizer)]
+    for quantizer in quantizers:
+        quantizer.calibrating = True
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.calibrating = False
+
+
+@contextmanager
+def _cumulative_batch_norm(model: nn.Module) -> Iterator[None]:
+    """Batch norms forget their statistics and take the plain average over the batches seen inside."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

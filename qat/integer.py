@@ -1,0 +1,103 @@
+"""A network in integers: what is packed, loaded and run.  numpy only, nothing of the training side.
+
+All codes are symmetric (zero_point 0).  One operation brings an accumulator to the codes of the next layer:
+
+    y = clamp((acc * multiplier + 2**(shift - 1)) >> shift, quant_min, quant_max)
+
+with a 16-bit signed `multiplier` and an arithmetic shift (rounds half up).  ReLU is `quant_min = 0`.  A bias joins
+behind the multiplier, as in a DSP slice (A * B + C): there it has the resolution of the ofm, not of the accumulator,
+and a channel with almost no gain needs no enormous bias.
+
+Layer by layer (`x` are the codes of the producers, in int64 or wider than the accumulator bound):
+
+| op                | codes of the ofm                                                          |
+|-------------------|---------------------------------------------------------------------------|
+| conv, linear      | x' = input_rescale(x) if there is one; acc = sum(weight * x');             |
+|                   | acc * multiplier + (bias << bias_shift), then rounding, shift and clamp;  |
+|                   | one multiplier and one bias per output channel                            |
+| add               | acc = sum over operands of multiplier[i] * x[i]; then the shift and clamp |
+| concat            | rescale of operand i with multiplier[i], then concatenation               |
+| avg_pool          | acc = sum over the window; rescale(acc), one multiplier                   |
+| max_pool, subsample, upsample, flatten | codes moved, not changed (padding of max_pool never wins)|
+
+Padding of convolutions and the padded channels of `subsample` are code 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel.network import NetworkSpec
+from hwmodel.precision import NetworkConfig
+
+BINARY_SHIFT = 4
+"""`binary_plus_sparse` holds a sign as +-2**BINARY_SHIFT among its 8-bit codes: one scale for both planes."""
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """Integer requantization (formula in the module's docstring).
+
+    Args:
+        multiplier: int16 values, shape (n,): per output channel, per operand, or a single one.
+        shift: 1..46, the same for all multipliers.
+        quant_min: Smallest output code.
+        quant_max: Largest output code.
+    """
+
+    multiplier: NDArray[np.int16]
+    shift: int
+    quant_min: int
+    quant_max: int
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """The numbers of one layer; its geometry is the `LayerSpec` of the same name.
+
+    Args:
+        name: Name of the layer in the `NetworkSpec`.
+        rescale: Requantization to the ofm's codes; None where codes are only moved.
+        weight: int8 weight codes of shape (O, I/groups, Kh, Kw); None without weights.  In `dense` and `sparse`
+            1-bit layers codes are -1, +1 (and 0 where pruned); in `binary_plus_sparse` -16 and +16 for signs,
+            -128..127 in significant groups.
+        mask: bool, the group grid of `hwmodel.precision.group_shape`: True where a group is in the sparse plane;
+            None for `dense` and without weights.
+        bias: int16 per output channel; `bias << bias_shift` joins behind the multiplier.  None without weights.
+        bias_shift: 0..46.
+        input_rescale: Requantization of the ifm on the way in, where the producer writes wider codes; one multiplier.
+        ofm_scale: Value of one step of the ofm's codes, for those who decode results; not used in inference.
+    """
+
+    name: str
+    rescale: Rescale | None = None
+    weight: NDArray[np.int8] | None = None
+    mask: NDArray[np.bool_] | None = None
+    bias: NDArray[np.int16] | None = None
+    bias_shift: int = 0
+    input_rescale: Rescale | None = None
+    ofm_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class IntegerNetwork:
+    """A whole network in integers.
+
+    Args:
+        network: Geometry and edges.
+        config: Precision of each layer; says how weights are stored.
+        layers: Integers of every layer of `network`, by name.
+        input_codes: int16 of shape (input channels, 256): code of each level of an 8-bit image, per channel
+            (normalisation and input quantizer in one table).
+        class_names: Names of the classes, empty if unknown.
+    """
+
+    network: NetworkSpec
+    config: NetworkConfig
+    layers: Mapping[str, IntegerLayer]
+    input_codes: NDArray[np.int16]
+    class_names: tuple[str, ...] = ()

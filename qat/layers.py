@@ -1,0 +1,156 @@
+"""Quantized layers: the fake-quant form of each `hwmodel.network.Op`.
+
+Shapes: `x_NCHW` are values on the grid of the producer's quantizer; each layer returns values on the grid of its own
+`ofm_quantizer`, or moves them unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwmodel.network import Op
+from hwmodel.precision import LayerConfig
+from qat.graph import Node
+from qat.quantizers import ActQuantizer, WeightQuantizer
+
+
+class QuantWeighted(nn.Module):
+    """Convolution or linear layer with quantized weights, its batch norm and its ReLU.
+
+    Batch norm is trained unfolded on the output of the quantized weights; `qat.deploy` folds it.
+
+    Args:
+        node: The layer in the traced graph; its module's weights are copied.
+        config: Precision of the layer.
+        ofm_quantizer: Quantizer of the layer's result.
+        input_quantizer: Quantizer of the ifm, where the producer writes wider codes than the layer reads.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, node: Node, config: LayerConfig, ofm_quantizer: ActQuantizer, input_quantizer: ActQuantizer | None
+    ) -> None:
+        super().__init__()
+        module = node.module
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            raise TypeError(f"layer {node.name!r} has module {type(module).__name__}, expected Conv2d or Linear")
+        self.node_op = node.op
+        self.stride, self.padding, self.dilation, self.groups = node.stride, node.padding, node.dilation, node.groups
+        self.relu = node.activation == "relu"
+        self.weight = nn.Parameter(module.weight.detach().clone())
+        self.bias = None if module.bias is None else nn.Parameter(module.bias.detach().clone())
+        self.batch_norm = None if node.batch_norm is None else _copy_batch_norm(node.batch_norm)
+        self.input_quantizer = input_quantizer
+        self.weight_quantizer = WeightQuantizer(self.weight_OIHW, config)
+        self.ofm_quantizer = ofm_quantizer
+
+    @property
+    def weight_OIHW(self) -> Tensor:
+        """Float weights, shape (O, I/groups, Kh, Kw); linear weights with Kh = Kw = 1."""
+        return self.weight if self.weight.dim() == 4 else self.weight[:, :, None, None]
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Values on the ofm's grid."""
+        if self.input_quantizer is not None:
+            x_NCHW = self.input_quantizer(x_NCHW)
+        weight_OIHW = self.weight_quantizer(self.weight_OIHW)
+        y_NCHW = F.conv2d(x_NCHW, weight_OIHW, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        if self.batch_norm is not None:
+            y_NCHW = self.batch_norm(y_NCHW)
+        if self.relu and self.ofm_quantizer.signed:
+            y_NCHW = F.relu(y_NCHW)
+        out: Tensor = self.ofm_quantizer(y_NCHW)  # an unsigned quantizer clamps at zero: the ReLU costs nothing
+        return out
+
+
+def _copy_batch_norm(batch_norm: nn.BatchNorm2d | nn.BatchNorm1d) -> nn.BatchNorm2d:
+    copy = nn.BatchNorm2d(batch_norm.num_features, batch_norm.eps, batch_norm.momentum, batch_norm.affine)
+    copy.load_state_dict(batch_norm.state_dict())
+    return copy
+
+
+class QuantAdd(nn.Module):
+    """Addition of feature maps of different scales, ReLU, requantization."""
+
+    def __init__(self, ofm_quantizer: ActQuantizer) -> None:
+        super().__init__()
+        self.ofm_quantizer = ofm_quantizer
+
+    def forward(self, *xs_NCHW: Tensor) -> Tensor:
+        """Sum on the ofm's grid; an unsigned quantizer's clamp at zero is the ReLU."""
+        total = xs_NCHW[0] + xs_NCHW[1]
+        for x_NCHW in xs_NCHW[2:]:
+            total = total + x_NCHW
+        out: Tensor = self.ofm_quantizer(total)
+        return out
+
+
+class QuantConcat(nn.Module):
+    """Concatenation of channels, all on one grid."""
+
+    def __init__(self, ofm_quantizer: ActQuantizer) -> None:
+        super().__init__()
+        self.ofm_quantizer = ofm_quantizer
+
+    def forward(self, *xs_NCHW: Tensor) -> Tensor:
+        """Channels side by side on the ofm's grid."""
+        out: Tensor = self.ofm_quantizer(torch.cat(xs_NCHW, 1))
+        return out
+
+
+class QuantAvgPool(nn.Module):
+    """Average pooling and requantization."""
+
+    def __init__(self, node: Node, ofm_quantizer: ActQuantizer) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.output_size = node.kernel_size, node.stride, node.output_size
+        self.ofm_quantizer = ofm_quantizer
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Means on the ofm's grid."""
+        if self.output_size is not None:
+            y_NCHW = F.adaptive_avg_pool2d(x_NCHW, self.output_size)
+        else:
+            y_NCHW = F.avg_pool2d(x_NCHW, self.kernel_size, self.stride)
+        out: Tensor = self.ofm_quantizer(y_NCHW)
+        return out
+
+
+class Relay(nn.Module):
+    """A layer that moves codes without changing them: pooling by maximum, subsampling, upsampling, flattening.
+
+    Args:
+        node: The layer in the traced graph.
+    """
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self.kind = str(node.op)
+        self.move = relay_function(node)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """The moved codes or values, same type."""
+        return self.move(x_NCHW)
+
+    def extra_repr(self) -> str:
+        return self.kind
+
+
+def relay_function(node: Node) -> Callable[[Tensor], Tensor]:
+    """What a relaying layer does to a tensor of values or codes."""
+    rows, columns = node.stride
+    if node.op is Op.MAX_POOL:
+        return lambda x: F.max_pool2d(x, node.kernel_size, node.stride, node.padding, node.dilation)
+    if node.op is Op.SUBSAMPLE:
+        half = node.extra_channels // 2
+        return lambda x: F.pad(x[:, :, ::rows, ::columns], (0, 0, 0, 0, half, half))
+    if node.op is Op.UPSAMPLE:
+        return lambda x: x.repeat_interleave(rows, 2).repeat_interleave(columns, 3)
+    if node.op is Op.FLATTEN:
+        return lambda x: x.flatten(1)[:, :, None, None]
+    raise ValueError(f"layer {node.name!r}: {node.op} does not relay")

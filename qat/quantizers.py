@@ -1,0 +1,241 @@
+"""Fake quantization of weights and activations, with learned step sizes (LSQ).
+
+A quantizer maps floats to integer codes times a step: `scale * clamp(round(x / scale), quant_min, quant_max)`.
+All quantizers are symmetric (zero_point 0).  Gradients are straight-through: the input's passes where the code is
+not clamped; the step's is LSQ's.
+
+Steps are learned as `log2_scale`: an Adam step then changes the step by a fixed share, whatever its size, and a
+step can never become zero or negative.
+
+Source: Esser et al., "Learned Step Size Quantization", ICLR 2020 (arXiv 1902.08153), eq. 1-5, section 2.2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hwmodel.precision import SIGNIFICANT_BIT_WIDTH, LayerConfig, WeightFormat
+from qat.integer import BINARY_SHIFT
+from qat.masks import expand_mask, pick_mask
+
+SCALE_CANDIDATES = 48
+"""Steps tried per channel or tensor when a quantizer is initialised by least squares."""
+
+CALIBRATION_SAMPLES = 1 << 16
+"""Values of an activation tensor that the least-squares search looks at."""
+
+
+def quant_range(bit_width: int, signed: bool) -> tuple[int, int]:
+    """Smallest and largest code.
+
+    >>> quant_range(4, signed=True), quant_range(4, signed=False)
+    ((-8, 7), (0, 15))
+    """
+    if signed:
+        return -(1 << (bit_width - 1)), (1 << (bit_width - 1)) - 1
+    return 0, (1 << bit_width) - 1
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """LSQ in few passes over memory; one step for the whole tensor.
+
+    The step's gradient, sum(g * (code - x/scale)) inside the range and sum(g * code) outside, is computed as
+    (sum(g * out) - sum(g_x * x)) / scale: two dot products instead of the codes once more.
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale, quant_min, quant_max):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        codes = torch.mul(x, 1.0 / scale) if x.dtype == torch.float32 else x.float().mul_(1.0 / scale)
+        out = codes.round_().clamp_(quant_min, quant_max).mul_(scale).to(x.dtype)
+        ctx.save_for_backward(x, scale, out)
+        ctx.quant_range = quant_min, quant_max
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+        x, scale, out = ctx.saved_tensors
+        quant_min, quant_max = ctx.quant_range
+        step = float(scale)
+        grad_x = torch.ops.aten.hardtanh_backward(grad, x, quant_min * step, quant_max * step)
+        lsq = 1.0 / math.sqrt(x.numel() * max(quant_max, 1))
+        grad_scale = (_dot(grad, out) - _dot(grad_x, x)) / step * lsq
+        return grad_x, grad_scale.reshape(scale.shape), None, None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products in float32; torch.dot would round a bfloat16 result to 8 bits."""
+    if a.dtype == torch.float32:
+        return torch.dot(a.reshape(-1), b.reshape(-1))
+    return (a * b).sum(dtype=torch.float32)
+
+
+class ActQuantizer(nn.Module):
+    """Activation quantizer: one learned step per tensor.
+
+    Args:
+        bit_width: 1..16.
+        signed: Whether codes may be negative.
+    """
+
+    def __init__(self, bit_width: int, signed: bool) -> None:
+        super().__init__()
+        self.bit_width = bit_width
+        self.signed = signed
+        self.quant_min, self.quant_max = quant_range(bit_width, signed)
+        self.log2_scale = nn.Parameter(torch.zeros(()))
+        self.calibrating = False
+
+    @property
+    def scale(self) -> Tensor:
+        """Value of one code step, > 0; a 0-dim tensor."""
+        return torch.exp2(self.log2_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Values of `x` on the quantizer's grid, same shape and type."""
+        if self.calibrating:
+            self.fit_scale(x)
+        out: Tensor = _FakeQuantize.apply(x, self.scale, self.quant_min, self.quant_max)
+        return out
+
+    @torch.no_grad()
+    def fit_scale(self, x: Tensor) -> None:
+        """Sets the step that reproduces `x` with the least squared error."""
+        values = x.detach().float().reshape(1, -1)
+        if values.shape[1] > CALIBRATION_SAMPLES:
+            values = values[:, :: values.shape[1] // CALIBRATION_SAMPLES]
+        scale = _least_squares_scale(values, self.quant_min, self.quant_max, x.abs().max().float().reshape(1))
+        self.log2_scale.copy_(torch.log2(scale).reshape(()))
+
+    def extra_repr(self) -> str:
+        return f"bit_width={self.bit_width}, signed={self.signed}"
+
+
+def _least_squares_scale(values: Tensor, quant_min: int, quant_max: int, peak: Tensor) -> Tensor:
+    """Step of least squared error per row.
+
+    Args:
+        values: Shape (rows, n).
+        quant_min: Smallest code.
+        quant_max: Largest code.
+        peak: Largest magnitude per row, shape (rows,): the coarsest step tried maps it to the range's end.
+
+    Returns:
+        Steps > 0, shape (rows,).
+    """
+    widest = peak.clamp_min(1e-8) / max(quant_max, -quant_min if quant_max <= 1 else quant_max)
+    best = widest.clone()
+    best_error = torch.full_like(best, float("inf"))
+    for share in torch.logspace(0, -2, SCALE_CANDIDATES).tolist():
+        step = widest * share
+        codes = (values / step[:, None]).round_().clamp_(quant_min, quant_max)
+        error = (codes.mul_(step[:, None]) - values).square_().sum(1)
+        better = error < best_error
+        best = torch.where(better, step, best)
+        best_error = torch.where(better, error, best_error)
+    return best
+
+
+def _round_ste(x: Tensor) -> Tensor:
+    return x + (x.round() - x).detach()
+
+
+class WeightQuantizer(nn.Module):
+    """Weight quantizer of one layer: per output channel a learned step, and the mask of its sparse plane.
+
+    Code domains (as in `qat.integer`): `dense` and `sparse` two's complement of `weight_bit_width` bits, -1/+1 for
+    one bit, 0 where pruned; `binary_plus_sparse` -16/+16 for signs, -128..127 in significant groups, so that both
+    planes share one scale (the sign's magnitude is 16 steps).
+
+    Args:
+        weight: Float weights to start from, shape (O, I, Kh, Kw); linear weights as (O, I, 1, 1).
+        config: Format, bit width, sparsity, granularity.
+    """
+
+    mask: Tensor | None
+
+    def __init__(self, weight: Tensor, config: LayerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.log2_scale = nn.Parameter(torch.zeros(weight.shape[0]))
+        sparse = config.weight_format is not WeightFormat.DENSE
+        self.register_buffer("mask", pick_mask(weight.detach(), config) if sparse else None)
+        self.fit_scale(weight)
+
+    @property
+    def scale(self) -> Tensor:
+        """Value of one code step per output channel, shape (O, 1, 1, 1), > 0."""
+        return torch.exp2(self.log2_scale)[:, None, None, None]
+
+    @torch.no_grad()
+    def fit_scale(self, weight_OIHW: Tensor) -> None:
+        """Sets each channel's step: mean magnitude for signs, least squares for more bits."""
+        rows = weight_OIHW.detach().float().flatten(1)
+        kept = self._element_mask(weight_OIHW).flatten(1) if self.mask is not None else torch.ones_like(rows)
+        if self.config.weight_bit_width == 1:
+            if self.config.weight_format is WeightFormat.BINARY_PLUS_SPARSE:
+                kept = 1.0 - kept.float()  # signs stand for the weights outside the sparse plane
+            kept = kept.float()
+            step = (rows.abs() * kept).sum(1) / kept.sum(1).clamp_min(1.0)
+            step = torch.where(step > 0, step, rows.abs().mean(1))
+            if self.config.weight_format is WeightFormat.BINARY_PLUS_SPARSE:
+                step = step / (1 << BINARY_SHIFT)
+        else:
+            quant_min, quant_max = quant_range(self.config.weight_bit_width, signed=True)
+            step = _least_squares_scale(rows * kept, quant_min, quant_max, (rows * kept).abs().amax(1))
+        self.log2_scale.copy_(torch.log2(step.clamp_min(1e-8)))
+
+    @torch.no_grad()
+    def repick_mask(self, weight_OIHW: Tensor) -> None:
+        """Chooses the groups of the sparse plane anew from the present weights; nothing to do for `dense`."""
+        if self.mask is not None:
+            self.mask.copy_(pick_mask(weight_OIHW.detach(), self.config))
+
+    def _element_mask(self, weight_OIHW: Tensor) -> Tensor:
+        assert self.mask is not None
+        return expand_mask(self.mask, weight_OIHW.shape)
+
+    def forward(self, weight_OIHW: Tensor) -> Tensor:
+        """Quantized weights (codes times steps), same shape; differentiable in weights and steps."""
+        scale = self.scale
+        return self._codes_ste(weight_OIHW, scale) * scale
+
+    @torch.no_grad()
+    def codes(self, weight_OIHW: Tensor) -> Tensor:
+        """Integer codes as int8, same shape: exactly those that `forward` multiplies by the steps."""
+        return self._codes_ste(weight_OIHW, self.scale).round().to(torch.int8)
+
+    def _codes_ste(self, weight_OIHW: Tensor, scale: Tensor) -> Tensor:
+        config = self.config
+        if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE:
+            quant_min, quant_max = quant_range(SIGNIFICANT_BIT_WIDTH, signed=True)
+            significant = _round_ste((weight_OIHW / scale).clamp(quant_min, quant_max))
+            return torch.where(self._element_mask(weight_OIHW), significant, _sign_ste(weight_OIHW, scale, BINARY_SHIFT))
+        if config.weight_bit_width == 1:
+            codes = _sign_ste(weight_OIHW, scale, 0)
+        else:
+            quant_min, quant_max = quant_range(config.weight_bit_width, signed=True)
+            codes = _round_ste((weight_OIHW / scale).clamp(quant_min, quant_max))
+        if config.weight_format is WeightFormat.SPARSE:
+            # Straight-through for pruned weights too: they keep learning and may be picked later.
+            return torch.where(self._element_mask(weight_OIHW), codes, _zero_ste(weight_OIHW, scale))
+        return codes
+
+    def extra_repr(self) -> str:
+        return f"{self.config}"
+
+
+def _zero_ste(weight: Tensor, scale: Tensor) -> Tensor:
+    """Zeros with the weight's gradient and none for the step."""
+    return (weight - weight.detach()) / scale.detach()
+
+
+def _sign_ste(weight: Tensor, scale: Tensor, shift: int) -> Tensor:
+    """-2**shift or +2**shift (zero counts as +); the weight's gradient passes, the step's is the code.
+
+    Source: Rastegari et al., XNOR-Net (arXiv 1603.05279), section 3.1, with the scale learned.
+    """
+    codes = torch.where(weight.detach() >= 0, 1 << shift, -(1 << shift)).to(weight.dtype)
+    return codes + _zero_ste(weight, scale)

@@ -1,0 +1,143 @@
+"""Fits a task with Lightning, and keeps what was already computed when something fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+
+from qat.errors import CheckpointError, TrainingError
+from qat.tasks.classification import ClassificationTask
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a fit runs on.
+
+    Args:
+        accelerator: Lightning's: "auto", "cpu", "gpu".
+        devices: Number of devices.
+        strategy: Lightning's: "auto", "ddp".
+        precision: Lightning's: "32-true" or "bf16-mixed".
+        progress_bar: Whether a progress bar is shown.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    progress_bar: bool = True
+
+
+def write_checkpoint(values: Mapping[str, Any], path: Path) -> None:
+    """Writes tensors and plain values to a temporary name, then renames: the old file stays until the new is whole.
+
+    Raises:
+        CheckpointError: The file could not be written (disk full, no permission); what was there is intact.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(dict(values), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"could not write checkpoint {path}: {error}; earlier checkpoints are intact. "
+            "Free some space or choose another run_dir, then run the same command again"
+        ) from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a file of tensors and plain values (`weights_only=True`).
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds anything but tensors and plain values.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"weights file {path} does not exist; check network.weights, or train first")
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise many kinds: pickle, zip, runtime, EOF errors
+        raise CheckpointError(f"weights file {path} is damaged or no checkpoint: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"weights file {path} holds a {type(values).__name__}, expected a dictionary")
+    return values
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, written by `write_checkpoint`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Writes a checkpoint atomically; `storage_options` has no meaning for local files."""
+        write_checkpoint(checkpoint, Path(path))
+
+
+def fit(
+    task: ClassificationTask,
+    data: pl.LightningDataModule,
+    machine: Machine,
+    folder: Path | None = None,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    callbacks: tuple[Callback, ...] = (),
+) -> None:
+    """Trains a task in place.
+
+    With a folder, every epoch leaves `last.ckpt` and `metrics.csv` there, and a fit that was interrupted goes on from
+    the last epoch.
+
+    Args:
+        task: Model, recipe, teacher.
+        data: Fit and validation images.
+        machine: Devices and precision.
+        folder: Where checkpoints and metrics go; None for short fits that leave nothing.
+        epochs: Passes over the data; by default the recipe's.
+        steps: Optimizer steps, in place of epochs.
+        callbacks: Further Lightning callbacks.
+
+    Raises:
+        TrainingError: The loss is not finite, or a training that was interrupted by the user.
+        CheckpointError: A checkpoint could not be written; earlier ones are intact.
+    """
+    if steps is None:
+        epochs = task.recipe.epochs if epochs is None else epochs
+    keep = folder is not None
+    checkpoint = ModelCheckpoint(folder, filename="epoch{epoch}", save_last=True, save_top_k=0) if keep else None
+    trainer = pl.Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        strategy=machine.strategy,
+        precision=machine.precision,  # type: ignore[arg-type]
+        max_epochs=epochs if steps is None else -1,
+        max_steps=-1 if steps is None else steps,
+        gradient_clip_val=task.recipe.gradient_clip or None,
+        logger=CSVLogger(folder, name="", version="") if keep else False,
+        callbacks=[*([checkpoint] if checkpoint else []), *callbacks],
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=keep,
+        enable_progress_bar=machine.progress_bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if keep else 0,
+        log_every_n_steps=20,
+        use_distributed_sampler=False,
+    )
+    last = folder / "last.ckpt" if folder is not None else None
+    resume = str(last) if last is not None and last.is_file() else None
+    trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    if trainer.interrupted:
+        raise TrainingError("training was interrupted; run the same command again to go on from the last epoch")
