@@ -22,7 +22,7 @@ from qat.graph import Graph, Node, read_graph
 from qat.layers import QuantAdd, QuantAvgPool, QuantConcat, QuantWeighted, Relay
 from qat.quantizers import ActQuantizer
 
-NOMINAL_SIZES = (32, 224, 8, 28, 64, 96, 299, 320, 416)
+NOMINAL_SIZES = (32, 224, *range(4, 65, 4), *range(96, 673, 32), 28, 227, 299, 300)
 """Image sizes tried to order the layers of a model whose input shape was not given; no result depends on them."""
 
 
@@ -54,7 +54,7 @@ def _nominal_spec(graph: Graph) -> NetworkSpec:
             return graph.spec((channels, size, size))
         except TraceError:
             continue
-    raise TraceError(f"{graph.name}: give prepare() the input_shape (C, H, W); none of {NOMINAL_SIZES} fits")
+    raise TraceError(f"{graph.name}: give prepare() the input_shape (C, H, W); no usual image size fits")
 
 
 class QuantNetwork(nn.Module):

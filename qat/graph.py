@@ -36,6 +36,7 @@ class Node:
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
+    in_channels: int | None = None
     out_channels: int | None = None
     extra_channels: int = 0
     output_size: Pair | None = None
@@ -115,6 +116,10 @@ def _layer_spec(node: Node, operands: list[tuple[int, int, int]]) -> LayerSpec:
     channels, rows, columns = operands[0]
     if node.op is Op.CONCAT:
         channels = sum(shape[0] for shape in operands)
+    if node.in_channels is not None and node.in_channels != channels:
+        raise SpecError(f"layer {node.name!r}: in_channels={channels}, expected {node.in_channels} as in the module")
+    if node.op is Op.LINEAR and (rows, columns) != (1, 1):
+        raise SpecError(f"layer {node.name!r}: a linear layer reads a {rows}x{columns} map, expected a flattened one")
     kernel_size, stride = node.kernel_size, node.stride
     if node.op is Op.AVG_POOL and node.output_size is not None:
         out_rows, out_columns = node.output_size
@@ -200,7 +205,17 @@ class _Reader:
             self._read_conv(node, module)
         elif isinstance(module, nn.Linear):
             name = self._claim(node, module)
-            self._add(node, Node(name, Op.LINEAR, self._inputs(node), out_channels=module.out_features, module=module))
+            self._add(
+                node,
+                Node(
+                    name,
+                    Op.LINEAR,
+                    self._inputs(node),
+                    in_channels=module.in_features,
+                    out_channels=module.out_features,
+                    module=module,
+                ),
+            )
         elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             self._read_batch_norm(node, module)
         elif isinstance(module, nn.ReLU):
@@ -245,6 +260,7 @@ class _Reader:
                 padding=(padding[0] + before[0], padding[1] + before[1]),
                 dilation=dilation,
                 groups=module.groups,
+                in_channels=module.in_channels,
                 out_channels=module.out_channels,
                 module=module,
             ),

@@ -1,0 +1,98 @@
+"""Quantized networks: structure, calibration, checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hwmodel import LayerConfig, NetworkConfig, SpecError, uniform
+from hwmodel.precision import ofm_bit_widths
+from qat.convert import prepare
+from qat.errors import CheckpointError
+from qat.graph import trace
+from qat.quantizers import ActQuantizer
+from tests.qat.nets import NORMALIZATION, EveryOp, Residual, images, settle
+
+
+def _prepared(model_type=Residual, bits: int = 8, act: int = 8):  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    model = settle(model_type())
+    config = uniform(trace(model, (3, 16, 16)), bits, act)
+    return model, prepare(model, config), config
+
+
+@pytest.mark.parametrize("model_type", [Residual, EveryOp])
+def test_eight_bits_are_close_to_float_and_more_bits_closer(model_type) -> None:  # type: ignore[no-untyped-def]
+    errors = []
+    for bits in (2, 4, 8):
+        model, quantized, _ = _prepared(model_type, bits, bits)
+        x_NCHW = NORMALIZATION(images(64))
+        quantized.calibrate([x_NCHW])
+        # The same statistics on both sides: calibration re-estimates those of the quantized network.
+        model.train()
+        with torch.no_grad():
+            reference = model(x_NCHW)
+            quantized.train()
+            errors.append(float((quantized(x_NCHW) - reference).norm() / reference.norm()))
+    assert errors[2] < 0.06
+    assert errors[2] < errors[1] < errors[0]
+
+
+def test_the_float_model_is_not_touched() -> None:
+    model, quantized, _ = _prepared()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    quantized.calibrate([NORMALIZATION(images())])
+    with torch.no_grad():
+        for parameter in quantized.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_every_tensor_has_the_bits_that_its_readers_ask_for() -> None:
+    model, quantized, config = _prepared(Residual, 2, 3)
+    widths = ofm_bit_widths(quantized.network, config)
+    for name, layer in ((node.name, quantized.layer(node.name)) for node in quantized.graph.nodes):
+        quantizer = getattr(layer, "ofm_quantizer", None)
+        assert quantizer is None or quantizer.bit_width == widths[name]
+    stem, conv1 = quantized.weighted_layers["stem"], quantized.weighted_layers["conv1"]
+    assert widths["stem"] == 8 and stem.input_quantizer is None  # the shortcut reads 8 bits
+    assert conv1.input_quantizer is not None and conv1.input_quantizer.bit_width == 3
+    assert not conv1.input_quantizer.signed and quantized.input_quantizer.signed
+    assert quantized.weighted_layers["conv2"].ofm_quantizer.signed
+
+
+def test_calibration_learns_the_input_shape_and_restores_the_mode() -> None:
+    _, quantized, _ = _prepared()
+    quantized.eval()
+    quantized.calibrate([NORMALIZATION(images(size=12)), NORMALIZATION(images(size=12, seed=1))])
+    assert quantized.network.input_height == 12
+    assert not quantized.training and not any(module.training for module in quantized.modules())
+    assert not any(module.calibrating for module in quantized.modules() if isinstance(module, ActQuantizer))
+    with pytest.raises(ValueError, match="at least one batch"):
+        quantized.calibrate([])
+
+
+def test_a_configuration_must_cover_exactly_the_layers_with_weights() -> None:
+    model, _, config = _prepared()
+    layers = dict(config.layers)
+    with pytest.raises(SpecError, match=r"unknown \['convX'\]"):
+        prepare(model, NetworkConfig({**layers, "convX": LayerConfig(4, 4)}))  # type: ignore[arg-type]
+    layers.pop("conv1")
+    with pytest.raises(SpecError, match=r"missing \['conv1'\]"):
+        prepare(model, NetworkConfig(layers))  # type: ignore[arg-type]
+
+
+def test_checkpoints_carry_their_configuration(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model, quantized, config = _prepared(bits=4, act=4)
+    x_NCHW = NORMALIZATION(images(size=12))
+    quantized.calibrate([x_NCHW])
+    torch.save(quantized.state_dict(), tmp_path / "model.pt")
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    again = prepare(model, config)
+    again.load_state_dict(state)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(x_NCHW), quantized.eval()(x_NCHW))
+    assert again.network == quantized.network
+    other = prepare(model, uniform(again.network, 4, 3))
+    with pytest.raises(CheckpointError, match=r"layer 'conv1' is .*act_bit_width=4.*expected .*act_bit_width=3"):
+        other.load_state_dict(state)

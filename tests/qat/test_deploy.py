@@ -1,0 +1,105 @@
+"""Lowering to integers: exact arithmetic, closeness to training's arithmetic, refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hwmodel import Granularity, LayerConfig, NetworkConfig, WeightFormat, uniform
+from qat.convert import prepare
+from qat.deploy import deploy, lower
+from qat.errors import ExportError
+from qat.graph import trace
+from tests.qat.nets import NORMALIZATION, EveryOp, Residual, images, settle
+
+FORMATS = [
+    LayerConfig(1, 4),
+    LayerConfig(2, 3),
+    LayerConfig(8, 8),
+    LayerConfig(3, 5, 0.6, WeightFormat.SPARSE, Granularity.KERNEL),
+    LayerConfig(1, 4, 0.5, WeightFormat.SPARSE),
+    LayerConfig(1, 4, 0.9, WeightFormat.BINARY_PLUS_SPARSE, Granularity.CHANNEL_VECTOR),
+]
+
+
+def _quantized(model: nn.Module, layer: LayerConfig):  # type: ignore[no-untyped-def]
+    network = trace(model, (3, 16, 16))
+    config = NetworkConfig(tuple((spec.name, layer) for spec in network.weighted))
+    quantized = prepare(model, config)
+    quantized.calibrate([NORMALIZATION(images(64))])
+    return quantized.eval()
+
+
+@pytest.mark.parametrize("model_type", [Residual, EveryOp])
+@pytest.mark.parametrize("layer", FORMATS, ids=str)
+def test_integers_follow_training_layer_by_layer(model_type, layer: LayerConfig) -> None:  # type: ignore[no-untyped-def]
+    """Fed with the integers' own inputs, a fake-quant layer gives the same codes but where a sum falls on an edge."""
+    torch.manual_seed(1)
+    quantized = _quantized(settle(model_type()), layer)
+    deployed = deploy(quantized, NORMALIZATION)
+    codes = deployed.layer_codes(images(8, seed=5))
+    scales = {"input": float(quantized.input_quantizer.scale)}
+    with torch.no_grad():
+        values = {"input": quantized.input_quantizer(NORMALIZATION(images(8, seed=5)))}
+        for spec in quantized.network.layers:
+            scales[spec.name] = deployed.integers.layers[spec.name].ofm_scale
+            operands = [values[name] for name in spec.inputs]
+            expected = quantized.layer(spec.name)(*operands) / scales[spec.name]
+            off = (codes[spec.name] - expected.round()).abs()
+            steps = 2 if spec.name == quantized.network.layers[-1].name else 1  # 16-bit results: finer than the multiplier
+            assert off.max() <= steps, spec.name
+            if steps == 1:
+                assert (off > 0).double().mean() < 0.02, spec.name
+            values[spec.name] = codes[spec.name] * scales[spec.name]
+
+
+def test_rescale_uses_the_whole_multiplier_and_codes_fit_their_bits() -> None:
+    quantized = _quantized(settle(Residual()), LayerConfig(4, 4))
+    integers = lower(quantized, NORMALIZATION, ("a", "b", "c", "d"))
+    for layer in integers.layers.values():
+        if layer.rescale is not None:
+            assert layer.rescale.multiplier.dtype == np.int16
+            assert 2**14 <= np.abs(layer.rescale.multiplier.astype(int)).max() < 2**15
+    assert integers.layers["stem"].rescale.quant_min == 0  # type: ignore[union-attr]
+    assert integers.layers["conv1"].input_rescale is not None
+    assert integers.class_names == ("a", "b", "c", "d")
+
+
+def test_input_codes_are_those_of_training_for_all_levels() -> None:
+    quantized = _quantized(settle(Residual()), LayerConfig(4, 4))
+    levels = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(256, 3, 2, 2)
+    with torch.no_grad():
+        values = quantized.input_quantizer(NORMALIZATION(levels)) / quantized.input_quantizer.scale
+    table = lower(quantized, NORMALIZATION).input_codes
+    assert table.shape == (3, 256)
+    assert np.array_equal(table.T, values[:, :, 0, 0].round().numpy())
+
+
+def test_a_dead_channel_exports() -> None:
+    model = settle(Residual())
+    with torch.no_grad():
+        model.bn1.weight[0] = 0.0  # type: ignore[index,operator,union-attr]
+        model.bn1.bias[0] = 1.0  # type: ignore[index,operator,union-attr]
+    quantized = _quantized(model, LayerConfig(2, 4))
+    codes = deploy(quantized, NORMALIZATION).layer_codes(images(2))["conv1"][:, 0]
+    expected = round(1.0 / float(quantized.weighted_layers["conv1"].ofm_quantizer.scale))
+    assert set(codes.unique().tolist()) == {min(expected, 15)}
+
+
+def test_an_accumulator_beyond_32_bits_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(2 * 300 * 300, 2))
+    network = trace(model, (3, 300, 300))
+    quantized = prepare(model, uniform(network, 8, 8), (3, 300, 300))
+    quantized.calibrate([NORMALIZATION(images(2, 300))])
+    with torch.no_grad():
+        quantized.weighted_layers["2"].weight.fill_(1.0)
+    with pytest.raises(ExportError, match=r"layer '2': the accumulator can reach \d+, more than 32 bits"):
+        deploy(quantized, NORMALIZATION)
+
+
+def test_images_must_be_8_bit() -> None:
+    deployed = deploy(_quantized(settle(Residual()), LayerConfig(4, 4)))
+    with pytest.raises(TypeError, match=r"expected torch\.uint8"):
+        deployed(torch.zeros(1, 3, 16, 16))

@@ -1,0 +1,164 @@
+"""Quantizers: code ranges, exactness, gradients, starting steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hwmodel import Granularity, LayerConfig, WeightFormat
+from hwmodel.precision import group_shape, kept_groups
+from qat.quantizers import ActQuantizer, WeightQuantizer, quant_range
+
+
+def _weight(shape: tuple[int, int, int, int] = (6, 5, 3, 3), seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+layer_configs = st.one_of(
+    st.builds(LayerConfig, st.integers(1, 8), st.just(4)),
+    st.builds(
+        LayerConfig,
+        st.integers(1, 8),
+        st.just(4),
+        st.floats(0, 1),
+        st.just(WeightFormat.SPARSE),
+        st.sampled_from(list(Granularity)),
+    ),
+    st.builds(
+        LayerConfig,
+        st.just(1),
+        st.just(4),
+        st.floats(0, 1),
+        st.just(WeightFormat.BINARY_PLUS_SPARSE),
+        st.sampled_from(list(Granularity)),
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(config=layer_configs, seed=st.integers(0, 99))
+def test_codes_times_steps_is_what_training_multiplies_by(config: LayerConfig, seed: int) -> None:
+    weight = _weight(seed=seed)
+    quantizer = WeightQuantizer(weight, config)
+    codes = quantizer.codes(weight)
+    assert codes.dtype == torch.int8
+    torch.testing.assert_close(quantizer(weight), codes * quantizer.scale, rtol=1e-6, atol=1e-7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(config=layer_configs, seed=st.integers(0, 99))
+def test_codes_stay_in_their_domain(config: LayerConfig, seed: int) -> None:
+    weight = _weight(seed=seed)
+    quantizer = WeightQuantizer(weight, config)
+    codes = quantizer.codes(weight).int()
+    plane = None if quantizer.mask is None else quantizer.mask.expand(weight.shape)
+    if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE:
+        assert plane is not None
+        assert set(codes[~plane].unique().tolist()) <= {-16, 16}
+        return
+    allowed = {-1, 1} if config.weight_bit_width == 1 else None
+    kept = codes if plane is None else codes[plane]
+    if plane is not None:
+        assert not codes[~plane].any()
+    if allowed:
+        assert set(kept.unique().tolist()) <= allowed
+    elif kept.numel():
+        quant_min, quant_max = quant_range(config.weight_bit_width, signed=True)
+        assert quant_min <= int(kept.min()) and int(kept.max()) <= quant_max
+
+
+@settings(max_examples=40, deadline=None)
+@given(sparsity=st.floats(0, 1), granularity=st.sampled_from(list(Granularity)), seed=st.integers(0, 9))
+def test_masks_keep_exactly_the_groups_that_the_cost_model_counts(
+    sparsity: float, granularity: Granularity, seed: int
+) -> None:
+    for weight_format in (WeightFormat.SPARSE, WeightFormat.BINARY_PLUS_SPARSE):
+        config = LayerConfig(1, 4, sparsity, weight_format, granularity)
+        quantizer = WeightQuantizer(_weight(seed=seed), config)
+        assert quantizer.mask is not None
+        assert tuple(quantizer.mask.shape) == group_shape((6, 5, 3, 3), granularity)
+        assert int(quantizer.mask.sum()) == kept_groups(quantizer.mask.numel(), sparsity)
+
+
+def test_more_bits_mean_less_error() -> None:
+    weight = _weight((16, 16, 3, 3))
+    errors = []
+    for bits in range(1, 9):
+        quantizer = WeightQuantizer(weight, LayerConfig(bits, 4))
+        errors.append(float((quantizer(weight) - weight).detach().square().mean()))
+    assert errors == sorted(errors, reverse=True)
+    # Least squares for a unit Gaussian: sign 1 - 2/pi = 0.363 (Max, 1960, table I); four levels at least 0.1175.
+    assert errors[0] == pytest.approx(0.363, abs=0.03)
+    assert 0.11 < errors[1] < 0.20
+
+
+def test_significant_weights_reduce_the_error_of_signs() -> None:
+    weight = _weight((16, 16, 3, 3))
+    plain = WeightQuantizer(weight, LayerConfig(1, 4))
+    mixed = WeightQuantizer(weight, LayerConfig(1, 4, 0.95, WeightFormat.BINARY_PLUS_SPARSE))
+    assert (mixed(weight) - weight).square().mean() < 0.75 * (plain(weight) - weight).square().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("signed", [False, True])
+def test_activation_gradients_are_those_of_lsq(dtype: torch.dtype, signed: bool) -> None:
+    x = (torch.randn(4000, generator=torch.Generator().manual_seed(1)) * 2).to(dtype).requires_grad_()
+    quantizer = ActQuantizer(4, signed)
+    with torch.no_grad():
+        quantizer.log2_scale.fill_(-2.0)
+    grad = torch.randn(4000, generator=torch.Generator().manual_seed(2)).to(dtype)
+    quantizer(x).backward(grad)
+    # The definition, written out: Esser et al., eq. 2, 3 and 5, then the chain rule through 2**log2_scale.
+    scale, quant_min, quant_max = 0.25, *quant_range(4, signed)
+    steps = x.detach().double() / scale
+    inside = (steps > quant_min) & (steps < quant_max)
+    slope = torch.where(inside, steps.round() - steps, steps.clamp(quant_min, quant_max))
+    expected = (grad.double() * slope).sum() / (4000 * quant_max) ** 0.5 * scale * 0.6931471805599453
+    assert x.grad is not None and quantizer.log2_scale.grad is not None
+    torch.testing.assert_close(x.grad.double(), grad.double() * inside)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    assert float(quantizer.log2_scale.grad) == pytest.approx(float(expected), abs=tolerance)
+
+
+def test_activation_codes_are_integers_in_range() -> None:
+    x = torch.randn(2, 3, 8, 8) * 3
+    quantizer = ActQuantizer(3, signed=True)
+    quantizer.fit_scale(x)
+    codes = quantizer(x) / quantizer.scale
+    torch.testing.assert_close(codes, codes.round())
+    assert codes.min() >= -4 and codes.max() <= 3
+
+
+def test_calibrated_step_is_near_the_best_of_a_fine_search() -> None:
+    x = torch.randn(20000, generator=torch.Generator().manual_seed(3)).relu()
+    quantizer = ActQuantizer(4, signed=False)
+    quantizer.fit_scale(x)
+
+    def error(scale: float) -> float:
+        return float(((x / scale).round().clamp(0, 15) * scale - x).square().mean())
+
+    best = min(error(0.01 + 0.001 * k) for k in range(500))
+    assert error(float(quantizer.scale.detach())) <= 1.05 * best
+
+
+def test_a_quantizer_of_zeros_has_a_finite_step() -> None:
+    quantizer = ActQuantizer(4, signed=False)
+    quantizer.fit_scale(torch.zeros(2, 3, 4, 4))
+    assert torch.isfinite(quantizer.scale) and quantizer.scale > 0
+    dead = WeightQuantizer(torch.zeros(2, 3, 1, 1), LayerConfig(4, 4))
+    assert torch.isfinite(dead.scale).all() and not dead.codes(torch.zeros(2, 3, 1, 1)).any()
+
+
+def test_pruned_weights_learn_and_may_be_picked_again() -> None:
+    weight = _weight().requires_grad_()
+    quantizer = WeightQuantizer(weight, LayerConfig(2, 4, 0.5, WeightFormat.SPARSE))
+    quantizer(weight).sum().backward()
+    assert weight.grad is not None and quantizer.mask is not None
+    assert (weight.grad[~quantizer.mask] == 1).all()
+    before = quantizer.mask.clone()
+    with torch.no_grad():
+        weight[~before] += 10.0
+    quantizer.repick_mask(weight)
+    assert int(quantizer.mask.sum()) == int(before.sum()) and not (quantizer.mask & before).any()
