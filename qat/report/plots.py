@@ -1,0 +1,164 @@
+"""Plots of a run.  Each function draws one figure from plain values and returns it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hwmodel.cost import CostReport
+from qat.report.results import Result
+
+BLUE, ORANGE, GREY, GREEN = "#2b6cb0", "#dd6b20", "#a0aec0", "#2f855a"
+BIT_COLOURS = {1: "#1a365d", 2: "#2b6cb0", 3: "#4299e1", 4: "#90cdf4", 5: "#bee3f8", 6: "#fbd38d", 7: "#f6ad55", 8: "#dd6b20"}
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained", dpi=120)
+
+
+def front(trials: Sequence[tuple[float, float]], results: Sequence[Result]) -> Figure:
+    """Accuracy against compression: short trials, and the networks trained in full.
+
+    Args:
+        trials: (compression, validation accuracy after the trial's short training).
+        results: Networks trained in full, on test images.
+    """
+    figure = _figure(7.5, 4.2)
+    axes = figure.subplots()
+    if trials:
+        compression, score = zip(*trials, strict=True)
+        axes.scatter(compression, np.array(score) * 100, s=18, color=GREY, label="trials (short training, validation)")
+    for kind, colour, marker in (("uniform", ORANGE, "s"), ("mix", BLUE, "o")):
+        chosen = [result for result in results if result.kind == kind]
+        if chosen:
+            label = "uniform bits, trained in full (test)" if kind == "uniform" else "found mix, trained in full (test)"
+            points = [(r.compression, 100 * r.quantized_top1) for r in chosen]
+            axes.scatter(*zip(*points, strict=True), s=60, color=colour, marker=marker, label=label, zorder=3)
+            for result, point in zip(chosen, points, strict=True):
+                axes.annotate(result.name, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
+    if results:
+        axes.axhline(100 * results[0].float_top1, color=GREEN, linewidth=1, linestyle="--", label="float (test)")
+    axes.set_xscale("log")
+    ticks = [2, 4, 8, 12, 16, 24, 32]
+    axes.set_xticks(ticks, [f"{tick}x" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("compression, everything stored counted")
+    axes.set_ylabel("top-1 in %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="best")
+    return figure
+
+
+def precision(report: CostReport, sensitivity: Mapping[str, float]) -> Figure:
+    """Stored bits per weight of each layer of a configuration, above the layer's sensitivity.
+
+    Args:
+        report: Cost of the configuration.
+        sensitivity: Loss increase of each layer at its lowest precision, by layer name.
+    """
+    layers = [layer for layer in report.layers if layer.weights]
+    names = [layer.name for layer in layers]
+    figure = _figure(max(6.0, 0.42 * len(names)), 4.6)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    bits = [layer.stored_bits / layer.weights for layer in layers]
+    bars = top.bar(names, bits, color=[BIT_COLOURS[layer.weight_bit_width] for layer in layers])
+    for bar, layer in zip(bars, layers, strict=True):
+        short = {"dense": "", "sparse": f"\nd={layer.density:.2g}", "binary_plus_sparse": f"\n+{layer.density:.1%}"}
+        text = f"{layer.weight_bit_width}b{short[layer.weight_format]}"
+        top.annotate(text, (bar.get_x() + bar.get_width() / 2, bar.get_height()), ha="center", va="bottom", fontsize=7)
+    top.set_ylabel("stored bits / weight")
+    top.margins(y=0.25)
+    bottom.bar(names, [max(sensitivity.get(name, 0.0), 0.0) for name in names], color=GREY)
+    bottom.set_ylabel("loss increase\nat lowest precision")
+    bottom.tick_params(axis="x", labelrotation=90, labelsize=7)
+    for axes in (top, bottom):
+        axes.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def memory_map(report: CostReport, available: int) -> Figure:
+    """Block RAMs by layer and purpose.
+
+    Args:
+        report: Cost of the configuration.
+        available: RAMB18 of the board.
+    """
+    owners = list(dict.fromkeys(memory.owner for memory in report.memories))
+    purposes = list(dict.fromkeys(memory.purpose for memory in report.memories))
+    figure = _figure(max(6.0, 0.36 * len(owners)), 3.6)
+    axes = figure.subplots()
+    bottom = np.zeros(len(owners))
+    for purpose in purposes:
+        used = np.array(
+            [sum(m.bram18 for m in report.memories if (m.owner, m.purpose) == (owner, purpose)) for owner in owners]
+        )
+        if used.any():
+            axes.bar(owners, used, bottom=bottom, label=purpose)
+            bottom += used
+    axes.set_ylabel("RAMB18")
+    axes.set_title(f"{report.bram18} of {available} RAMB18; memories that fit LUTs take none", fontsize=9)
+    axes.tick_params(axis="x", labelrotation=90, labelsize=7)
+    axes.grid(axis="y", alpha=0.3)
+    if bottom.any():
+        axes.legend(fontsize=8)
+    return figure
+
+
+def traffic(report: CostReport) -> Figure:
+    """Off-chip traffic per frame beside layer-by-layer execution."""
+    figure = _figure(6.0, 2.4)
+    axes = figure.subplots()
+    left = 0.0
+    for kind, colour in (("weight", BLUE), ("ifm", ORANGE), ("ofm", GREEN), ("shortcut", GREY)):
+        value = getattr(report, f"offchip_{kind}_bits") / 8192
+        if value:
+            axes.barh("this schedule", value, left=left, color=colour, label=kind)
+            left += value
+    axes.barh("layer by layer", report.baseline_offchip_bits / 8192, color="#e2e8f0", label="all (layer by layer)")
+    axes.set_xlabel("KiB off chip per frame")
+    axes.legend(fontsize=8)
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def training(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    """Validation accuracy of the networks trained in full.
+
+    Args:
+        curves: (epoch, validation accuracy) by network name.
+    """
+    figure = _figure(7.0, 3.4)
+    axes = figure.subplots()
+    for name, points in curves.items():
+        if points:
+            axes.plot([epoch + 1 for epoch, _ in points], [100 * value for _, value in points], marker=".", label=name)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("validation top-1 in %")
+    axes.grid(alpha=0.3)
+    if curves:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def progress(trials: Sequence[tuple[int, str, float]]) -> Figure:
+    """Best validation accuracy so far, by target.
+
+    Args:
+        trials: (trial number, target that the trial serves, validation accuracy), in order.
+    """
+    figure = _figure(7.0, 3.2)
+    axes = figure.subplots()
+    for index, target in enumerate(dict.fromkeys(target for _, target, _ in trials)):
+        points = [(number, 100 * value) for number, name, value in trials if name == target]
+        numbers, values = zip(*points, strict=True)
+        colour = f"C{index}"
+        axes.scatter(numbers, values, s=14, color=colour, alpha=0.5)
+        axes.plot(numbers, np.maximum.accumulate(values), color=colour, drawstyle="steps-post", label=target)
+    axes.set_xlabel("trial")
+    axes.set_ylabel("validation top-1 in %\nafter short training")
+    axes.grid(alpha=0.3)
+    if trials:
+        axes.legend(fontsize=8)
+    return figure

@@ -1,0 +1,123 @@
+"""What a run found: one row per network that was trained in full, and the summary of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from qat.errors import RunFolderError
+
+
+@dataclass(frozen=True)
+class Result:
+    """One network, trained in full and measured on test images.
+
+    Args:
+        name: Folder of the network below `networks/`, for example "mix_22.66x" or "uniform_w1".
+        kind: "mix" for a configuration that the search found, "uniform" for the same precision in all layers.
+        images: Test images.
+        float_top1: Share of test images that the float model classifies correctly, in [0, 1].
+        quantized_top1: The same for the network in the arithmetic of training.
+        integer_top1: The same for integer inference from the packed files; NaN before `verify`.
+        lost: Images that only the float model classifies correctly, and
+        won: those that only the integers do (paired comparison).
+        differing_codes: Codes in which the packed files and the deployed model differ; -1 before `verify`.
+        stored_bits: Everything stored.
+        bits_per_weight: Stored bits per weight of the float model.
+        compression: 32 bits per weight over everything stored.
+        bound_compression: The same with indices at their entropy.
+        bram18: Block RAMs used, and
+        bram18_available: those of the board.
+        offchip_bits: Off-chip traffic per frame, and
+        baseline_offchip_bits: that of layer-by-layer execution.
+        fps: Frames per second at the board's clock.
+    """
+
+    name: str
+    kind: str
+    images: int
+    float_top1: float
+    quantized_top1: float
+    integer_top1: float
+    lost: int
+    won: int
+    differing_codes: int
+    stored_bits: int
+    bits_per_weight: float
+    compression: float
+    bound_compression: float
+    bram18: int
+    bram18_available: int
+    offchip_bits: int
+    baseline_offchip_bits: int
+    fps: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Result:
+        """Inverse of `to_dict`.
+
+        Raises:
+            RunFolderError: A field is unknown or missing.
+        """
+        names = {field.name for field in fields(cls)}
+        if set(data) != names:
+            raise RunFolderError(
+                f"a result of another version: missing {sorted(names - set(data))}, unknown {sorted(set(data) - names)}; "
+                "export and verify again"
+            )
+        return cls(**data)
+
+
+COLUMNS = (
+    ("network", "name"),
+    ("float top-1", "float_top1"),
+    ("quantized top-1", "quantized_top1"),
+    ("integer top-1", "integer_top1"),
+    ("lost / won images", "paired"),
+    ("differing codes", "differing_codes"),
+    ("bits / weight", "bits_per_weight"),
+    ("compression", "compression"),
+    ("RAMB18", "bram18"),
+    ("off-chip / frame", "offchip_bits"),
+    ("layer by layer", "baseline_offchip_bits"),
+    ("frames / s", "fps"),
+)
+"""Headings of the result table and what each shows."""
+
+
+def table(results: Iterable[Result]) -> list[list[str]]:
+    """Rows of text, in the order of `COLUMNS`; for terminal, HTML and Markdown alike."""
+    return [[_cell(result, key) for _, key in COLUMNS] for result in results]
+
+
+def markdown(results: Iterable[Result]) -> str:
+    """The result table in Markdown."""
+    heads = [head for head, _ in COLUMNS]
+    lines = [heads, ["---"] * len(heads), *table(results)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(result: Result, key: str) -> str:
+    if key == "paired":
+        return f"{result.lost} / {result.won} of {result.images}"
+    value = getattr(result, key)
+    if key.endswith("_top1"):
+        return "not verified" if value != value else f"{100 * value:.2f} %"
+    if key == "differing_codes":
+        return "not verified" if value < 0 else str(value)
+    if key.endswith("offchip_bits"):
+        return f"{value / 8192:.1f} KiB"
+    if key == "bram18":
+        return f"{value} of {result.bram18_available}"
+    if key == "compression":
+        return f"{value:.2f}x"
+    if key == "bits_per_weight":
+        return f"{value:.3f}"
+    if key == "fps":
+        return f"{value:,.0f}"
+    return str(value)

@@ -1,0 +1,171 @@
+"""From a float model and a configuration to a trained quantized network, and to a trial's score."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import pytorch_lightning as pl
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwmodel.precision import NetworkConfig
+from qat.convert import QuantNetwork, prepare
+from qat.errors import CheckpointError
+from qat.normalization import Normalization
+from qat.tasks.classification import ClassificationTask, Recipe, accuracy, logits_of
+from qat.tasks.fit import Machine, fit, read_checkpoint, write_checkpoint
+
+CALIBRATION_BATCHES = 8
+
+
+class Fidelity(Protocol):
+    """How much a trial may spend."""
+
+    @property
+    def train_steps(self) -> int:
+        """Optimizer steps, >= 0."""
+
+    @property
+    def eval_images(self) -> int:
+        """Validation images that score the trial; 0 for all."""
+
+
+def quantize(
+    float_model: nn.Module, config: NetworkConfig, data: pl.LightningDataModule, normalization: Normalization
+) -> QuantNetwork:
+    """A calibrated, untrained quantized copy of a float model: one-shot quantization.
+
+    Args:
+        float_model: Trained float model; stays as it is.
+        config: Precision of every layer.
+        data: Its augmented fit batches calibrate steps and batch-norm statistics.
+        normalization: Of the images.
+    """
+    model = prepare(float_model, config)
+    model.calibrate(normalization(images) for images, _ in islice(iter(data.train_dataloader()), CALIBRATION_BATCHES))
+    return model
+
+
+@dataclass(frozen=True)
+class TrialEvaluator:
+    """Scores a configuration: quantize, train for some steps, measure on validation images.
+
+    Args:
+        float_model: Trained float model, the start and the teacher of every trial.
+        data: Fit and validation images.
+        normalization: Of the images.
+        recipe: Of the short training; its schedule is stretched over the trial's steps.
+        machine: Devices and precision.
+    """
+
+    float_model: nn.Module
+    data: pl.LightningDataModule
+    normalization: Normalization
+    recipe: Recipe
+    machine: Machine
+
+    def __call__(self, config: NetworkConfig, fidelity: Fidelity, seed: int) -> Mapping[str, float]:
+        """Metrics of a trial: "accuracy" in [0, 1] and "loss" on validation images.
+
+        Args:
+            config: Precision of every layer.
+            fidelity: Steps and images to spend.
+            seed: Of everything random in the trial.
+        """
+        pl.seed_everything(seed, verbose=False)
+        model = quantize(self.float_model, config, self.data, self.normalization)
+        if fidelity.train_steps > 0:
+            task = ClassificationTask(model, self.normalization, self.recipe, copy.deepcopy(self.float_model))
+            fit(task, self.data, replace(self.machine, progress_bar=False), steps=fidelity.train_steps)
+        logits, labels = logits_of(model, self._images(fidelity.eval_images), self.normalization)
+        return {"accuracy": accuracy(logits, labels), "loss": float(F.cross_entropy(logits, labels))}
+
+    def loss(self, config: NetworkConfig, images: int, seed: int) -> float:
+        """Validation loss of one-shot quantization, for the sensitivity profile."""
+        pl.seed_everything(seed, verbose=False)
+        model = quantize(self.float_model, config, self.data, self.normalization)
+        logits, labels = logits_of(model, self._images(images), self.normalization)
+        return float(F.cross_entropy(logits, labels))
+
+    def _images(self, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
+        seen = 0
+        for images, labels in self.data.val_dataloader():
+            if limit:
+                images, labels = images[: limit - seen], labels[: limit - seen]
+            seen += len(labels)
+            yield images, labels
+            if limit and seen >= limit:
+                return
+
+
+def finetune(
+    float_model: nn.Module,
+    config: NetworkConfig,
+    data: pl.LightningDataModule,
+    normalization: Normalization,
+    recipe: Recipe,
+    machine: Machine,
+    folder: Path,
+    seed: int,
+) -> QuantNetwork:
+    """Trains a configuration in full; a fit that was finished before is loaded, one that was interrupted goes on.
+
+    Args:
+        float_model: Trained float model, start and teacher.
+        config: Precision of every layer.
+        data: Fit and validation images.
+        normalization: Of the images.
+        recipe: How to train.
+        machine: Devices and precision.
+        folder: Receives `model.ckpt` (the result), `last.ckpt`, `metrics.csv`.
+        seed: Of everything random.
+
+    Returns:
+        The trained network in inference mode.
+    """
+    result = folder / "model.ckpt"
+    if result.is_file():
+        return load_quantized(float_model, config, result)
+    pl.seed_everything(seed, verbose=False)
+    model = quantize(float_model, config, data, normalization)
+    task = ClassificationTask(model, normalization, recipe, copy.deepcopy(float_model))
+    fit(task, data, machine, folder)
+    write_checkpoint({"state_dict": model.state_dict()}, result)
+    (folder / "last.ckpt").unlink(missing_ok=True)  # three times the size, and no longer needed
+    return model.eval()
+
+
+def load_quantized(float_model: nn.Module, config: NetworkConfig, path: Path) -> QuantNetwork:
+    """The trained network of a `model.ckpt` that `finetune` wrote, in inference mode.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or of another configuration.
+    """
+    model = prepare(float_model, config)
+    load_state(model, read_checkpoint(path), path)
+    return model.eval()
+
+
+def load_state(model: nn.Module, checkpoint: Mapping[str, object], path: Path) -> None:
+    """Loads weights strictly.
+
+    Accepts a plain state dict or one under the key "state_dict", with names that all begin with "module." or not.
+
+    Raises:
+        CheckpointError: Names or shapes differ; the message lists them.
+    """
+    state = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointError(f"weights file {path} holds no state dict")
+    if all(str(name).startswith("module.") for name in state):
+        state = {str(name).removeprefix("module."): value for name, value in state.items()}
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:
+        reason = str(error).replace("\n\t", " ")
+        raise CheckpointError(f"weights file {path} does not fit the network: {reason}") from error

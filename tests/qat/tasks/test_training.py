@@ -1,0 +1,242 @@
+"""Training, resuming, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from hwmodel import LayerConfig, WeightFormat, uniform
+from hwmodel.precision import NetworkConfig
+from qat.errors import CheckpointError, ConfigError, TrainingError
+from qat.graph import trace
+from qat.tasks import ClassificationTask, Recipe, accuracy, fit, logits_of
+from qat.tasks.fit import Machine, read_checkpoint, write_checkpoint
+from qat.tasks.quantize import TrialEvaluator, finetune, load_quantized, load_state, quantize
+from tests.qat.nets import NORMALIZATION, Residual
+
+CPU = Machine(accelerator="cpu", progress_bar=False)
+
+
+class _Batches:
+    """An iterable of batches; Lightning would take a list for several loaders."""
+
+    def __init__(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Stripes(pl.LightningDataModule):
+    """Four classes that a small network learns in a few steps: the bright quarter of the image."""
+
+    def __init__(self, count: int = 256) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.labels = torch.randint(0, 4, (count,), generator=generator)
+        self.images = torch.randint(0, 80, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+        for index, label in enumerate(self.labels.tolist()):
+            row, column = divmod(label, 2)
+            self.images[index, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 100
+
+    def _batches(self) -> _Batches:
+        return _Batches(list(zip(self.images.split(32), self.labels.split(32), strict=True)))
+
+    def train_dataloader(self) -> _Batches:
+        return self._batches()
+
+    def val_dataloader(self) -> _Batches:
+        return self._batches()
+
+
+class Quarters(nn.Module):
+    """Tells the quarters apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, 2, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.linear = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        return self.linear(torch.flatten(x, 1))
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    """A float network that tells the quarters apart."""
+    torch.manual_seed(0)
+    model = Quarters()
+    fit(ClassificationTask(model, NORMALIZATION, Recipe(learning_rate=1e-2)), Stripes(), CPU, steps=60)
+    logits, labels = logits_of(model, Stripes().val_dataloader(), NORMALIZATION)
+    assert accuracy(logits, labels) > 0.95
+    return model.eval()
+
+
+def test_training_restores_what_one_bit_destroyed(trained: nn.Module) -> None:
+    config = uniform(trace(trained, (3, 8, 8)), 1, 2, end_bit_width=None)
+    data = Stripes()
+    torch.manual_seed(0)
+    model = quantize(trained, config, data, NORMALIZATION)
+    before = accuracy(*logits_of(model, data.val_dataloader(), NORMALIZATION))
+    task = ClassificationTask(model, NORMALIZATION, Recipe(learning_rate=1e-2), teacher=trained)
+    fit(task, data, CPU, steps=80)
+    after = accuracy(*logits_of(model, data.val_dataloader(), NORMALIZATION))
+    assert before < 0.9 < after
+    assert not any("teacher" in name for name in task.state_dict())
+
+
+def test_finetune_is_done_once_and_loads_again(trained: nn.Module, tmp_path: Path) -> None:
+    config = uniform(trace(trained, (3, 8, 8)), 2, 4)
+    recipe = Recipe(epochs=3, learning_rate=5e-3, freeze_batch_norm_epochs=1)
+    first = finetune(trained, config, Stripes(), NORMALIZATION, recipe, CPU, tmp_path, seed=1)
+    assert (tmp_path / "metrics.csv").is_file() and not (tmp_path / "last.ckpt").exists()
+    written = (tmp_path / "model.ckpt").stat().st_mtime_ns
+    again = finetune(trained, config, Stripes(), NORMALIZATION, recipe, CPU, tmp_path, seed=1)
+    assert (tmp_path / "model.ckpt").stat().st_mtime_ns == written
+    for (name, a), b in zip(first.state_dict().items(), again.state_dict().values(), strict=True):
+        assert not isinstance(a, Tensor) or torch.equal(a, b), name
+    other = uniform(trace(trained, (3, 8, 8)), 3, 4)
+    with pytest.raises(CheckpointError, match="another configuration"):
+        load_quantized(trained, other, tmp_path / "model.ckpt")
+
+
+class _StopAfter(pl.Callback):
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == self.epochs:
+            raise RuntimeError("power cut")
+
+
+def test_an_interrupted_fit_goes_on_and_ends_as_if_nothing_had_happened(trained: nn.Module, tmp_path: Path) -> None:
+    config = uniform(trace(trained, (3, 8, 8)), 1, 4)
+    recipe = Recipe(epochs=4, learning_rate=5e-3)
+
+    def task() -> ClassificationTask:
+        torch.manual_seed(0)
+        return ClassificationTask(quantize(trained, config, Stripes(), NORMALIZATION), NORMALIZATION, recipe, trained)
+
+    whole = task()
+    fit(whole, Stripes(), CPU, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(task(), Stripes(), CPU, tmp_path / "cut", callbacks=(_StopAfter(2),))
+    resumed = task()
+    fit(resumed, Stripes(), CPU, tmp_path / "cut")
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        if isinstance(a, Tensor):
+            torch.testing.assert_close(a, b, msg=name)
+
+
+def test_sparse_planes_settle_and_keep_their_density(trained: nn.Module) -> None:
+    network = trace(trained, (3, 8, 8))
+    layer = LayerConfig(1, 4, 0.9, WeightFormat.BINARY_PLUS_SPARSE)
+    config = NetworkConfig(tuple((spec.name, layer) for spec in network.weighted))
+    model = quantize(trained, config, Stripes(), NORMALIZATION)
+    counts = [int(w.weight_quantizer.mask.sum()) for w in model.weighted_layers.values()]  # type: ignore[union-attr]
+    recipe = Recipe(learning_rate=1e-2, mask_update_share=0.5, mask_update_steps=2)
+    fit(ClassificationTask(model, NORMALIZATION, recipe), Stripes(), CPU, steps=10)
+    assert counts == [int(w.weight_quantizer.mask.sum()) for w in model.weighted_layers.values()]  # type: ignore[union-attr]
+
+
+def test_a_loss_that_is_not_finite_stops_training_with_advice(trained: nn.Module, tmp_path: Path) -> None:
+    model = Quarters()
+    fit(ClassificationTask(model, NORMALIZATION, Recipe(epochs=1)), Stripes(), CPU, tmp_path)
+    kept = read_checkpoint(tmp_path / "last.ckpt")
+    with torch.no_grad():
+        model.linear.weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"the loss became nan at step 0; earlier checkpoints are intact. Try a smaller"):
+        fit(ClassificationTask(model, NORMALIZATION, Recipe(epochs=2)), Stripes(), CPU, steps=4)
+    assert kept.keys() == read_checkpoint(tmp_path / "last.ckpt").keys()
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.ckpt"
+    write_checkpoint({"value": torch.ones(3)}, path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"could not write checkpoint .*No space left on device.*intact"):
+        write_checkpoint({"value": torch.zeros(3)}, path)
+    assert torch.equal(read_checkpoint(path)["value"], torch.ones(3))
+    assert [file.name for file in tmp_path.iterdir()] == ["model.ckpt"]
+
+
+def test_a_full_disk_during_a_fit_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fit(ClassificationTask(Quarters(), NORMALIZATION, Recipe(epochs=1)), Stripes(), CPU, tmp_path)
+    before = (tmp_path / "last.ckpt").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        fit(ClassificationTask(Quarters(), NORMALIZATION, Recipe(epochs=3)), Stripes(), CPU, tmp_path)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_missing_damaged_and_foreign_weights_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.ckpt does not exist; check network\.weights"):
+        read_checkpoint(tmp_path / "none.ckpt")
+    (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04 something")
+    with pytest.raises(CheckpointError, match=r"cut\.ckpt is damaged or no checkpoint"):
+        read_checkpoint(tmp_path / "cut.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    with pytest.raises(CheckpointError, match="holds a list, expected a dictionary"):
+        read_checkpoint(tmp_path / "list.ckpt")
+    torch.save({"state_dict": Quarters().state_dict()}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match=r"other\.ckpt does not fit the network.*stem\.weight"):
+        load_state(Residual(), read_checkpoint(tmp_path / "other.ckpt"), tmp_path / "other.ckpt")
+    wide = Quarters()
+    wide.linear = nn.Linear(32, 5)
+    with pytest.raises(CheckpointError, match=r"size mismatch for linear\.weight"):
+        load_state(wide, read_checkpoint(tmp_path / "other.ckpt"), tmp_path / "other.ckpt")
+
+
+def test_published_state_dicts_load_with_their_prefix(tmp_path: Path) -> None:
+    source, target = Quarters(), Quarters()
+    state = {f"module.{name}": value for name, value in source.state_dict().items()}
+    torch.save({"state_dict": state, "best": 1.0}, tmp_path / "published.th")
+    load_state(target, read_checkpoint(tmp_path / "published.th"), tmp_path / "published.th")
+    assert torch.equal(source.linear.weight, target.linear.weight)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epochs", 0), ("learning_rate", 0.0), ("warmup_share", 1.0), ("distillation_weight", 1.1), ("mask_update_steps", 0)],
+)
+def test_a_recipe_out_of_range_names_the_field(field: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer\.{field}={value}, expected"):
+        Recipe(**{field: value})  # type: ignore[arg-type]
+
+
+class _Spend:
+    def __init__(self, train_steps: int, eval_images: int) -> None:
+        self.train_steps, self.eval_images = train_steps, eval_images
+
+
+def test_trials_are_reproducible_and_see_training(trained: nn.Module) -> None:
+    config = uniform(trace(trained, (3, 8, 8)), 1, 2, end_bit_width=None)
+    evaluate = TrialEvaluator(trained, Stripes(), NORMALIZATION, Recipe(learning_rate=1e-2), CPU)
+    untrained = evaluate(config, _Spend(0, 100), 3)
+    first, second = evaluate(config, _Spend(40, 0), 3), evaluate(config, _Spend(40, 0), 3)
+    assert first == second
+    assert first["loss"] < untrained["loss"]
+    assert evaluate.loss(config, 64, 3) == pytest.approx(evaluate(config, _Spend(0, 64), 3)["loss"])
