@@ -1,21 +1,51 @@
 """What a quantized, pruned CNN costs on an FPGA.  numpy only; knows neither torch nor `qat`."""
 
+from hwmodel.board import Board, board_names, load_board, load_boards
+from hwmodel.compute import Multiplier
+from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
 from hwmodel.errors import BoardError, BudgetError, HwModelError, SpecError
+from hwmodel.estimation import estimate
+from hwmodel.memory import MemoryUse, map_memory
 from hwmodel.network import INPUT, LayerSpec, NetworkSpec, Op
 from hwmodel.precision import Granularity, LayerConfig, NetworkConfig, WeightFormat, uniform
+from hwmodel.report import CostReport, LayerCost, MemoryCost
+from hwmodel.scheduler import schedule
+from hwmodel.storage import IndexCoding, WeightStorage, weight_storage
+from hwmodel.table import CostTable
 
 __all__ = [
     "INPUT",
+    "Board",
     "BoardError",
     "BudgetError",
+    "CostReport",
+    "CostTable",
+    "DataFlow",
     "Granularity",
+    "HostInterface",
     "HwModelError",
+    "IndexCoding",
     "LayerConfig",
+    "LayerCost",
+    "LayerSchedule",
     "LayerSpec",
+    "MemoryCost",
+    "MemoryUse",
+    "Multiplier",
     "NetworkConfig",
     "NetworkSpec",
     "Op",
+    "Schedule",
     "SpecError",
     "WeightFormat",
+    "WeightPlace",
+    "WeightStorage",
+    "board_names",
+    "estimate",
+    "load_board",
+    "load_boards",
+    "map_memory",
+    "schedule",
     "uniform",
+    "weight_storage",
 ]

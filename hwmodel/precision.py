@@ -270,5 +270,3 @@ def ofm_bit_widths(network: NetworkSpec, config: NetworkConfig) -> dict[str, int
         widths[name] = max(map(asked_by, readers)) if readers else config.output_bit_width
     widths[INPUT] = config.input_bit_width
     return widths
-
-

@@ -1,0 +1,146 @@
+"""A multiply-accumulate (MAC) array: folds, cycles, LUTs, DSP slices.
+
+Folding: `pe` output channels and `simd` products of each are computed in one cycle.  One output pixel takes
+`folds = ceil(M / pe) * ceil(K*K*C/groups / simd)` cycles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from math import ceil, log2
+
+import numpy as np
+
+from hwmodel.network import LayerSpec
+
+RESCALE_LUTS = 30
+"""LUTs per output lane beside the DSP that rescales it: rounding, clamping, bias selection."""
+CONTROL_LUTS = 300
+"""LUTs of the control of one engine.  Source: FINN's constant for a matrix-vector unit."""
+POOL_LUTS_PER_BIT = 1.5
+"""LUTs per bit and lane of an operation without weights: comparator or adder, and selection."""
+
+
+class Multiplier(StrEnum):
+    """What multiplies."""
+
+    LUT = "lut"
+    DSP = "dsp"  # one product per DSP slice
+    DSP_PACKED = "dsp_packed"  # several products that share an activation in one DSP slice
+
+
+@dataclass(frozen=True)
+class ArrayUse:
+    """LUTs and DSP slices of an array."""
+
+    lut: int
+    dsp: int
+
+
+def reduction_length(layer: LayerSpec) -> int:
+    """Products per output value: K*K*C/groups; 1 for layers without weights."""
+    if not layer.has_weights:
+        return 1
+    _, in_channels, rows, columns = layer.weight_shape
+    return in_channels * rows * columns
+
+
+def folds(layer: LayerSpec, pe: int, simd: int) -> int:
+    """Cycles per output pixel of a convolution or fully connected layer.
+
+    >>> from hwmodel.network import Op
+    >>> folds(LayerSpec("fc", Op.LINEAR, ("input",), 64, 1, 1, 10, 1, 1), pe=5, simd=8)
+    16
+    """
+    return -(-layer.out_channels // pe) * -(-reduction_length(layer) // simd)
+
+
+def accumulator_bits(layer: LayerSpec, weight_bit_width: int, act_bit_width: int) -> int:
+    """Bits of a sum that cannot overflow: product bits plus log2 of the number of products."""
+    return weight_bit_width + act_bit_width + ceil(log2(reduction_length(layer)))
+
+
+def products_per_dsp(weight_bit_width: int, act_bit_width: int, family: str) -> int:
+    """Products with a shared activation that one DSP slice computes.
+
+    Source:
+        AMD WP486 (two 8-bit products in a DSP48E2; its 27-bit port; on the 25-bit port of a DSP48E1 two 8-bit
+        products fit without headroom to add before they are split) and WP521 (four 4-bit products, DSP48E2).
+    """
+    widest = max(weight_bit_width, act_bit_width)
+    if widest > 8:
+        return 1
+    if widest > 4 or family == "7series":
+        return 2
+    return 4
+
+
+def lut_per_product(weight_bit_width: int, act_bit_width: int) -> float:
+    """LUTs of one product and its share of the pipelined adder tree.
+
+    1 bit: the gate of the shared-sum form, sum(a) - 2*sum(w and a).
+    """
+    if weight_bit_width == 1:
+        return 1.55 * act_bit_width + 0.6
+    return 2.2 * weight_bit_width * act_bit_width
+
+
+@lru_cache(maxsize=65536)
+def mac_array(
+    pe: int, simd: int, weight_bit_width: int, act_bit_width: int, sum_bits: int, multiplier: Multiplier, family: str
+) -> ArrayUse:
+    """LUTs and DSP slices of `pe * simd` products with their adder trees and accumulators, without rescaling.
+
+    Args:
+        pe: Output channels in parallel.
+        simd: Products per output channel in parallel.
+        weight_bit_width: 1..8.
+        act_bit_width: 1..16.
+        sum_bits: Bits of an accumulator.
+        multiplier: What multiplies; products with a 1-bit weight are additions, in LUTs always.
+        family: Device family.
+    """
+    accumulators = pe * sum_bits
+    if weight_bit_width == 1:
+        shared_sum = ceil(simd * (act_bit_width + 2))  # sum(a), once for all output channels
+        return ArrayUse(ceil(pe * simd * lut_per_product(1, act_bit_width)) + shared_sum + accumulators, 0)
+    if multiplier is Multiplier.LUT:
+        return ArrayUse(ceil(pe * simd * lut_per_product(weight_bit_width, act_bit_width)) + accumulators, 0)
+    packed = products_per_dsp(weight_bit_width, act_bit_width, family) if multiplier is Multiplier.DSP_PACKED else 1
+    dsp = -(-pe // packed) * simd
+    # Products leave the DSP slices and are added in LUTs: about one LUT per bit of a product.
+    return ArrayUse(pe * simd * (weight_bit_width + act_bit_width + 1) + accumulators, dsp)
+
+
+@lru_cache(maxsize=65536)
+def expected_max_load(lanes: int, items_per_lane: int, probability: float) -> float:
+    """Expected maximum over lanes of binomial(items_per_lane, probability): the load of the slowest lane.
+
+    Kept weights fall on lanes at random, and the array waits for the fullest one.
+
+    Args:
+        lanes: Number of lanes, >= 1.
+        items_per_lane: Groups of a lane, >= 0.
+        probability: Density, 0..1.
+
+    Returns:
+        Items; between the mean and `items_per_lane`.
+
+    >>> expected_max_load(1, 100, 0.25)
+    25.0
+    """
+    mean = items_per_lane * probability
+    if lanes == 1 or probability in (0.0, 1.0) or items_per_lane == 0:
+        return mean
+    deviation = (mean * (1 - probability)) ** 0.5
+    low = max(0, int(mean - 12 * deviation - 12))
+    high = min(items_per_lane, int(mean + 12 * deviation + 30))
+    count = np.arange(low, high + 1, dtype=np.float64)
+    # log of the binomial's ratio P(k+1)/P(k), summed from its start and normalised: no factorials of large numbers
+    ratio = np.log((items_per_lane - count[:-1]) / (count[:-1] + 1)) + np.log(probability / (1 - probability))
+    log_mass = np.concatenate([[0.0], np.cumsum(ratio)])
+    mass = np.exp(log_mass - log_mass.max())
+    cumulative = np.minimum(np.cumsum(mass / mass.sum()), 1.0)
+    return float(low + np.sum(1.0 - cumulative[:-1] ** lanes))

@@ -1,0 +1,87 @@
+"""Cycles of one layer in each data flow."""
+
+from __future__ import annotations
+
+from math import ceil, log2
+
+from hwmodel.compute import folds
+from hwmodel.dataflow import DataFlow, LayerSchedule
+from hwmodel.network import LayerSpec, Op
+
+
+def reach(layer: LayerSpec, axis: int) -> int:
+    """Rows (axis 0) or columns (axis 1) that a kernel spans, dilation included."""
+    return layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+
+
+def array_depth(simd: int) -> int:
+    """Pipeline stages of a MAC array: memory read, multiplication, adder tree, accumulation.
+
+    >>> array_depth(8)
+    6
+    """
+    return 3 + ceil(log2(simd))
+
+
+def layer_cycles(layer: LayerSpec, plan: LayerSchedule) -> int:
+    """Cycles between two frames that a layer needs of its engine, if nobody makes it wait.
+
+    Operations without weights run in the output path of the shared engine and cost it nothing; in a pipeline they
+    are a stage like any other.
+    """
+    if not layer.has_weights:
+        if not plan.data_flow.is_pipelined:
+            return 0
+        pixels = max(layer.in_height * layer.in_width, layer.out_height * layer.out_width)
+        return pixels * -(-max(layer.in_channels, layer.out_channels) // plan.simd)
+    if plan.data_flow is DataFlow.ROW_PIXEL:
+        return pixel_order_cycles(
+            layer, folds(layer, plan.pe, plan.simd), -(-layer.in_channels // plan.ingest_channels)
+        )
+    return pass_order_cycles(layer, plan)
+
+
+def pixel_order_cycles(layer: LayerSpec, pixel_folds: int, ingest_cycles: int = 1) -> int:
+    """Frame interval of a streaming engine that finishes one output pixel after the other.
+
+    A pixel (padding included) enters the line buffer in `ingest_cycles`, while the array works on the window
+    before it.  The window moves on when both are done.
+
+    Args:
+        layer: A convolution or fully connected layer.
+        pixel_folds: Cycles per output pixel.
+        ingest_cycles: Cycles per input pixel.
+
+    Source:
+        Derived from the loop structure; equals OH*OW*F + (OH-1)*max(0, K-F) + max(0, (K-1)*W + K - F) for stride 1
+        without padding, as seen in RTL simulation.
+    """
+    rows, columns = layer.out_height, layer.out_width
+    padded_height = layer.in_height + 2 * layer.padding[0]
+    padded_width = layer.in_width + 2 * layer.padding[1]
+    within_row = layer.stride[1]
+    to_next_row = layer.stride[0] * padded_width - (columns - 1) * layer.stride[1]
+    to_next_frame = padded_height * padded_width - (rows - 1) * layer.stride[0] * padded_width
+    to_next_frame -= (columns - 1) * layer.stride[1]
+    return (
+        rows * (columns - 1) * max(pixel_folds, within_row * ingest_cycles)
+        + (rows - 1) * max(pixel_folds, to_next_row * ingest_cycles)
+        + max(pixel_folds, to_next_frame * ingest_cycles)
+    )
+
+
+def pass_order_cycles(layer: LayerSpec, plan: LayerSchedule) -> int:
+    """Cycles per frame of an engine that makes passes: over a row, or over the frame.
+
+    A pass applies one fold of the weights to all pixels of the row (frame).  It streams the columns that the
+    windows span, and the array drains before the next pass adds to the same sums.  A 1x1 layer on the shared engine
+    needs no window, so its folds follow each other without draining.
+    """
+    pixel_folds = folds(layer, plan.pe, plan.simd)
+    depth = array_depth(plan.simd)
+    if plan.data_flow is not DataFlow.ROW_PASS and (layer.op is Op.LINEAR or layer.kernel_size == (1, 1)):
+        return pixel_folds * layer.out_height * layer.out_width + depth
+    columns = (layer.out_width - 1) * layer.stride[1] + reach(layer, 1)
+    if plan.data_flow is DataFlow.FRAME:
+        return pixel_folds * (layer.out_height * columns + depth)
+    return pixel_folds * layer.out_height * (columns + depth)

@@ -1,0 +1,205 @@
+"""How layers are executed on chip: data flow, folding, where weights lie.  The types of a schedule.
+
+| data flow   | runs on            | order of the loops                  | ifm on chip | between layers |
+|-------------|--------------------|-------------------------------------|-------------|----------------|
+| `row_pixel` | an engine per layer| row, pixel, output block, reduction | line buffer | chained on chip|
+| `row_pass`  | an engine per layer| row, output block, reduction, pixel | line buffer | chained on chip|
+| `frame`     | the shared engine  | output block, reduction, row, pixel | whole frame | frame buffers  |
+| `spilled`   | the shared engine  | row, output block, reduction, pixel | line buffer | off chip       |
+
+Layers with an engine of their own form a pipeline over the first part of the network; the shared engine executes
+the rest, layer by layer, while the pipeline works on the next frame.
+
+Source:
+    `row_pass` and `frame`: Nguyen et al., IEEE TVLSI 27(8), 2019, line-based weight reuse and full weight reuse;
+    `spilled` and `frame`: ShortcutFusion, arXiv 2106.08167, table I.  `row_pixel` is the usual streaming engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from hwmodel.compute import Multiplier
+from hwmodel.errors import SpecError
+from hwmodel.network import NetworkSpec
+
+VERSION = 1
+"""Schema version of `Schedule.to_dict`."""
+
+
+class DataFlow(StrEnum):
+    """How one layer is executed (table in the module's docstring)."""
+
+    ROW_PIXEL = "row_pixel"
+    ROW_PASS = "row_pass"
+    FRAME = "frame"
+    SPILLED = "spilled"
+
+    @property
+    def is_pipelined(self) -> bool:
+        """Whether the layer has an engine of its own."""
+        return self in (DataFlow.ROW_PIXEL, DataFlow.ROW_PASS)
+
+
+class WeightPlace(StrEnum):
+    """Where the weights of a layer lie between frames."""
+
+    NONE = "none"  # a layer without weights
+    BRAM = "bram"
+    URAM = "uram"
+    STREAMED = "streamed"  # off chip; a block at a time passes through a double buffer
+
+
+@dataclass(frozen=True)
+class LayerSchedule:
+    """Execution of one layer.
+
+    Args:
+        name: Name of the layer in the `NetworkSpec`.
+        data_flow: How it is executed.
+        pe: Output channels in parallel, >= 1; the shared engine's for `frame` and `spilled`.
+        simd: Products per output channel in parallel, >= 1; channels in parallel for layers without weights.
+        ingest_channels: Channels of a pixel that enter the line buffer per cycle, >= 1.
+        multiplier: What multiplies.
+        weight_place: Where the weights lie.
+
+    Raises:
+        SpecError: A field is out of range.
+    """
+
+    name: str
+    data_flow: DataFlow
+    pe: int
+    simd: int
+    ingest_channels: int = 1
+    multiplier: Multiplier = Multiplier.LUT
+    weight_place: WeightPlace = WeightPlace.NONE
+
+    def __post_init__(self) -> None:
+        for name, kind in (("data_flow", DataFlow), ("multiplier", Multiplier), ("weight_place", WeightPlace)):
+            try:
+                object.__setattr__(self, name, kind(getattr(self, name)))
+            except ValueError:
+                raise SpecError(
+                    f"schedule of layer {self.name!r}: {name}={getattr(self, name)!r}, "
+                    f"expected one of {[str(k) for k in kind]}"
+                ) from None
+        for name in ("pe", "simd", "ingest_channels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise SpecError(f"schedule of layer {self.name!r}: {name}={value!r}, expected an integer >= 1")
+
+
+@dataclass(frozen=True)
+class HostInterface:
+    """How frames come in and results go out.
+
+    Args:
+        pixel_word_bits: A pixel of the input is padded to a multiple of this.
+        result_word_bits: Results leave as raw accumulators in words of this size, and their layers need no rescale
+            unit; `None`: as codes of `NetworkConfig.output_bit_width`.
+    """
+
+    pixel_word_bits: int = 1
+    result_word_bits: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("pixel_word_bits", "result_word_bits"):
+            value = getattr(self, name)
+            if not (value is None and name == "result_word_bits") and (not isinstance(value, int) or value < 1):
+                raise SpecError(f"host interface: {name}={value!r}, expected an integer >= 1")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Execution of a whole network.
+
+    Args:
+        network: Name of the network.
+        layers: One entry for every layer of the network, in execution order: first all pipelined ones.
+        host: How frames come in and results go out.
+
+    Raises:
+        SpecError: A layer occurs twice, a pipelined layer follows a shared one, or shared layers differ in folding
+            or multiplier.
+    """
+
+    network: str
+    layers: tuple[LayerSchedule, ...] = field(repr=False)
+    host: HostInterface = HostInterface()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if len(self.by_name) != len(self.layers):
+            raise SpecError(f"schedule of network {self.network!r}: a layer occurs twice")
+        flows = [layer.data_flow.is_pipelined for layer in self.layers]
+        if flows != sorted(flows, reverse=True):
+            first = self.layers[flows.index(False)].name
+            raise SpecError(
+                f"schedule of network {self.network!r}: layer {first!r} runs on the shared engine, so no later layer "
+                "can be pipelined"
+            )
+        engines = {(layer.pe, layer.simd, layer.multiplier) for layer in self.shared}
+        if len(engines) > 1:
+            raise SpecError(
+                f"schedule of network {self.network!r}: layers on the shared engine have different (pe, simd, "
+                f"multiplier): {sorted(engines)}"
+            )
+
+    @cached_property
+    def by_name(self) -> Mapping[str, LayerSchedule]:
+        """Layers by name."""
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def shared(self) -> tuple[LayerSchedule, ...]:
+        """Layers on the shared engine, in execution order."""
+        return tuple(layer for layer in self.layers if not layer.data_flow.is_pipelined)
+
+    def __getitem__(self, name: str) -> LayerSchedule:
+        try:
+            return self.by_name[name]
+        except KeyError:
+            raise SpecError(f"layer {name!r} is not in the schedule of network {self.network!r}") from None
+
+    def check_matches(self, network: NetworkSpec) -> None:
+        """Raises `SpecError` unless the schedule has exactly the layers of `network`, in its order."""
+        want = [layer.name for layer in network.layers]
+        have = [layer.name for layer in self.layers]
+        if want != have:
+            missing = [name for name in want if name not in have]
+            unknown = [name for name in have if name not in want]
+            raise SpecError(
+                f"schedule does not match network {network.name!r}: missing {missing}, unknown {unknown}, "
+                "or another order of layers"
+            )
+        for layer in network.layers:
+            place = self[layer.name].weight_place
+            if layer.has_weights == (place is WeightPlace.NONE):
+                raise SpecError(f"schedule of layer {layer.name!r}: weight_place={str(place)!r} does not suit its op")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` is the inverse."""
+        return {"version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Schedule:
+        """Inverse of `to_dict`.
+
+        Raises:
+            SpecError: The version is another one, or a field is unknown, missing or invalid.
+        """
+        values = dict(data)
+        version = values.pop("version", None)
+        if version != VERSION:
+            raise SpecError(f"version={version!r} of a schedule, expected {VERSION}")
+        try:
+            values["layers"] = tuple(LayerSchedule(**layer) for layer in values["layers"])
+            values["host"] = HostInterface(**values["host"])
+            return cls(**values)
+        except (TypeError, KeyError) as error:
+            raise SpecError(f"schedule: {error}") from error

@@ -1,0 +1,327 @@
+"""Memories and arrays of one layer's engine and of the shared engine.
+
+Every memory has an owner and a purpose, and is mapped by `hwmodel.memory`.  Sizes in bits and words:
+
+| purpose      | of                                | depth                             | width                       |
+|--------------|-----------------------------------|-----------------------------------|-----------------------------|
+| weights      | dense or sign plane               | folds                             | pe * simd * bits            |
+| values       | kept weights                      | kept values / values per cycle    | values per cycle * bits     |
+| index        | positions of kept groups          | as values, or folds               | coded bits / depth          |
+| stream       | weights that are not resident     | two output blocks                 | pe * simd * stored bits     |
+| parameters   | multiplier and bias               | ceil(M / pe)                      | pe * 32                     |
+| line_buffer  | ifm rows                          | W * C / ingest channels           | rows * ingest channels * a  |
+| sums         | partial sums of a row or a frame  | pixels                            | pe * accumulator bits       |
+| frame_buffer | whole feature maps                | bits / width                      | simd * 8                    |
+| shortcut     | rows that wait for an addition    | rows * W * C / lanes              | lanes * bits                |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil
+
+from hwmodel.compute import (
+    CONTROL_LUTS,
+    POOL_LUTS_PER_BIT,
+    RESCALE_LUTS,
+    ArrayUse,
+    Multiplier,
+    accumulator_bits,
+    expected_max_load,
+    folds,
+    mac_array,
+    reduction_length,
+)
+from hwmodel.cycles import reach
+from hwmodel.dataflow import DataFlow, LayerSchedule, WeightPlace
+from hwmodel.memory import MemoryUse, lutram_luts, map_memory, map_uram
+from hwmodel.network import LayerSpec, Op
+from hwmodel.precision import SIGNIFICANT_BIT_WIDTH, LayerConfig, WeightFormat
+from hwmodel.storage import BIAS_BITS, MULTIPLIER_BITS, WeightStorage
+
+FRAME_ENGINE = "frame engine"
+"""Owner of the memories that layers on the shared engine have in common."""
+
+CODE_BITS = 8
+"""Bits per lane of a word of the shared engine's memories; narrower codes are packed into it."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One memory.
+
+    Args:
+        owner: A layer's name, or `FRAME_ENGINE`.
+        purpose: See the module's table.
+        depth: Words.
+        width: Bits per word.
+        place: `BRAM` (or LUTs, if small) or `URAM`.
+    """
+
+    owner: str
+    purpose: str
+    depth: int
+    width: int
+    place: WeightPlace = WeightPlace.BRAM
+
+    def use(self, family: str) -> MemoryUse:
+        """Resources of the memory."""
+        if self.place is WeightPlace.URAM:
+            return map_uram(self.depth, self.width)
+        return map_memory(self.depth, self.width, family)
+
+
+@dataclass(frozen=True)
+class SparseLanes:
+    """The lanes that multiply kept weights beside a 1-bit array: one per output channel in parallel.
+
+    Args:
+        groups: Groups that the fullest lane is expected to hold.
+        multipliers: Multipliers per lane, so that no lane is slower than the array.
+    """
+
+    groups: int
+    multipliers: int
+
+
+@lru_cache(maxsize=65536)
+def sparse_lanes(layer: LayerSpec, storage: WeightStorage, pe: int, pixel_folds: int) -> SparseLanes:
+    """Lanes for the significant weights of `binary_plus_sparse`, with the load imbalance between them."""
+    if storage.kept_groups == 0:
+        return SparseLanes(0, 0)
+    weights_per_group = storage.kept_weights // storage.kept_groups
+    groups = layer.weights // weights_per_group
+    load = ceil(expected_max_load(pe, -(-groups // pe), storage.kept_groups / groups) - 1e-9)
+    return SparseLanes(load, -(-load * weights_per_group // pixel_folds))
+
+
+def weight_memories(
+    layer: LayerSpec, config: LayerConfig, storage: WeightStorage, plan: LayerSchedule
+) -> tuple[Memory, ...]:
+    """Memories for the weights of a pipelined layer."""
+    pixel_folds = folds(layer, plan.pe, plan.simd)
+    products = plan.pe * plan.simd
+    parameters = Memory(
+        layer.name, "parameters", -(-layer.out_channels // plan.pe), plan.pe * (MULTIPLIER_BITS + BIAS_BITS)
+    )
+    if plan.weight_place is WeightPlace.STREAMED:
+        width = -(-products * storage.weight_bits // layer.weights)
+        depth = 2 * -(-reduction_length(layer) // plan.simd)
+        return (Memory(layer.name, "stream", depth, width), parameters)
+    place = plan.weight_place
+    memories: list[Memory] = []
+    if config.weight_format is WeightFormat.DENSE:
+        memories.append(Memory(layer.name, "weights", pixel_folds, products * config.weight_bit_width, place))
+    elif config.weight_format is WeightFormat.SPARSE:
+        per_cycle = max(1, -(-products * storage.kept_weights // layer.weights))
+        depth = -(-storage.kept_weights // per_cycle)
+        memories.append(Memory(layer.name, "values", depth, per_cycle * config.weight_bit_width, place))
+        memories.append(Memory(layer.name, "index", pixel_folds, -(-storage.index_bits // pixel_folds), place))
+    else:
+        memories.append(Memory(layer.name, "weights", pixel_folds, products, place))
+        lanes = sparse_lanes(layer, storage, plan.pe, pixel_folds)
+        if lanes.groups:
+            per_lane = lanes.groups * (storage.kept_weights // storage.kept_groups)
+            width = plan.pe * lanes.multipliers * SIGNIFICANT_BIT_WIDTH
+            memories.append(Memory(layer.name, "values", -(-per_lane // lanes.multipliers), width, place))
+            index_width = plan.pe * -(-storage.index_bits // storage.kept_groups)
+            memories.append(Memory(layer.name, "index", lanes.groups, index_width, place))
+    return (*memories, parameters)
+
+
+def pipelined_memories(layer: LayerSpec, config: LayerConfig, plan: LayerSchedule) -> tuple[Memory, ...]:
+    """Line buffer and partial sums of a pipelined layer with weights."""
+    depth, width = line_buffer_shape(layer, config.act_bit_width, plan.ingest_channels)
+    memories = [Memory(layer.name, "line_buffer", depth, width)]
+    if plan.data_flow is DataFlow.ROW_PASS:
+        bits = accumulator_bits(layer, config.stored_bit_width, config.act_bit_width)
+        memories.append(Memory(layer.name, "sums", layer.out_width, plan.pe * bits))
+    return tuple(memories)
+
+
+def line_buffer_shape(layer: LayerSpec, act_bit_width: int, ingest_channels: int) -> tuple[int, int]:
+    """Depth and width of a line buffer: the kernel's rows and those that arrive meanwhile (K + 1 at stride 1)."""
+    rows = min(reach(layer, 0) + layer.stride[0], 2 * layer.in_height)
+    depth = layer.in_width * -(-layer.in_channels // ingest_channels)
+    return depth, rows * ingest_channels * act_bit_width
+
+
+def operation_memories(layer: LayerSpec, bit_width: int, plan: LayerSchedule) -> tuple[Memory, ...]:
+    """Row memories of a pipelined pooling or upsampling layer (waiting rows of additions are apart)."""
+    lanes = plan.simd
+    per_row = -(-layer.in_channels // lanes)
+    if layer.op in (Op.MAX_POOL, Op.AVG_POOL) and layer.kernel_size != (1, 1):
+        rows = -(-layer.kernel_size[0] // layer.stride[0])
+        bits = bit_width
+        if layer.op is Op.AVG_POOL:
+            bits += (layer.kernel_size[0] * layer.kernel_size[1] - 1).bit_length()
+        return (Memory(layer.name, "line_buffer", rows * layer.out_width * per_row, lanes * bits),)
+    if layer.op is Op.UPSAMPLE:
+        return (Memory(layer.name, "line_buffer", layer.in_width * per_row, lanes * bit_width),)
+    return ()
+
+
+def pipelined_array(
+    layer: LayerSpec, config: LayerConfig, storage: WeightStorage, plan: LayerSchedule, rescales: bool, family: str
+) -> ArrayUse:
+    """LUTs and DSP slices of a pipelined layer with weights, without its memories.
+
+    Args:
+        layer: The layer.
+        config: Its precision.
+        storage: Its stored weights.
+        plan: Its folding.
+        rescales: Whether it brings its sums to codes itself (one multiplier per output channel in parallel).
+        family: Device family.
+    """
+    sum_bits = accumulator_bits(layer, config.stored_bit_width, config.act_bit_width)
+    array = mac_array(
+        plan.pe, plan.simd, config.weight_bit_width, config.act_bit_width, sum_bits, plan.multiplier, family
+    )
+    lut, dsp = array.lut + CONTROL_LUTS, array.dsp
+    pixel_folds = folds(layer, plan.pe, plan.simd)
+    if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE:
+        lanes = sparse_lanes(layer, storage, plan.pe, pixel_folds)
+        # Each multiplier reads any activation of the window, from its own copy.
+        lut += plan.pe * lanes.multipliers * lutram_luts(reduction_length(layer), config.act_bit_width, family)
+        dsp += plan.pe * lanes.multipliers
+    if plan.data_flow is DataFlow.ROW_PIXEL:
+        lut += lutram_luts(-(-reduction_length(layer) // plan.simd), plan.simd * config.act_bit_width, family)
+    if rescales:
+        lut += plan.pe * RESCALE_LUTS
+        dsp += plan.pe
+    return ArrayUse(lut, dsp)
+
+
+def operation_array(layer: LayerSpec, bit_width: int, plan: LayerSchedule) -> ArrayUse:
+    """LUTs and DSP slices of a pipelined layer without weights."""
+    if layer.op in (Op.FLATTEN, Op.SUBSAMPLE, Op.UPSAMPLE):
+        return ArrayUse(0, 0)
+    dsp = plan.simd * {Op.ADD: len(layer.inputs), Op.AVG_POOL: 1}.get(layer.op, 0)
+    return ArrayUse(ceil(plan.simd * bit_width * POOL_LUTS_PER_BIT * max(2, len(layer.inputs))), dsp)
+
+
+@dataclass(frozen=True)
+class SharedLayer:
+    """What one layer asks of the shared engine; the engine takes the maximum (or the sum) over its layers.
+
+    Args:
+        weight_words: Words of the resident weight memory (sum).
+        stream_words: Words of the stream buffer (maximum).
+        parameter_words: Words of the parameter memory (sum).
+        line_bits: Bits of the line buffer (maximum).
+        sum_words: Words of the partial sums (maximum).
+        sum_bits: Bits of an accumulator (maximum).
+        weight_bit_width: Bits of the array's weights (maximum).
+        act_bit_width: Bits of the array's activations (maximum).
+        lane_multipliers: Multipliers per sparse lane (maximum).
+        lane_window: Activations that a sparse lane chooses from (maximum).
+        sparse_words: Words of the sparse lanes' memory (sum).
+    """
+
+    weight_words: int = 0
+    stream_words: int = 0
+    parameter_words: int = 0
+    line_bits: int = 0
+    sum_words: int = 0
+    sum_bits: int = 0
+    weight_bit_width: int = 0
+    act_bit_width: int = 0
+    lane_multipliers: int = 0
+    lane_window: int = 0
+    sparse_words: int = 0
+
+
+SUMMED = ("weight_words", "parameter_words", "sparse_words")
+"""Fields of `SharedLayer` that add up; of the others the maximum counts."""
+
+
+def shared_layer(layer: LayerSpec, config: LayerConfig, storage: WeightStorage, plan: LayerSchedule) -> SharedLayer:
+    """What a layer with weights asks of the shared engine."""
+    pixel_folds = folds(layer, plan.pe, plan.simd)
+    products = plan.pe * plan.simd
+    word = products * CODE_BITS
+    block_folds = -(-reduction_length(layer) // plan.simd)
+    need = SharedLayer(
+        parameter_words=-(-layer.out_channels // plan.pe),
+        sum_bits=accumulator_bits(layer, config.stored_bit_width, config.act_bit_width),
+        weight_bit_width=config.weight_bit_width,
+        act_bit_width=config.act_bit_width,
+    )
+    if plan.weight_place is WeightPlace.STREAMED:
+        block_bits = -(-block_folds * products * storage.weight_bits // layer.weights)
+        need = replace(need, stream_words=2 * -(-block_bits // word))
+    else:
+        need = replace(need, weight_words=_resident_words(config, storage, pixel_folds, products))
+    if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE and storage.kept_groups:
+        lanes = sparse_lanes(layer, storage, plan.pe, pixel_folds)
+        need = replace(need, lane_multipliers=lanes.multipliers, lane_window=reduction_length(layer))
+        if plan.weight_place is not WeightPlace.STREAMED:
+            per_group = SIGNIFICANT_BIT_WIDTH * (storage.kept_weights // storage.kept_groups)
+            per_group += -(-storage.index_bits // storage.kept_groups)
+            need = replace(need, sparse_words=-(-lanes.groups * per_group // SPARSE_WORD_BITS))
+    if plan.data_flow is DataFlow.SPILLED:
+        depth, width = line_buffer_shape(layer, config.act_bit_width, 1)
+        return replace(need, line_bits=depth * width, sum_words=layer.out_width)
+    if layer.op is Op.CONV and layer.kernel_size != (1, 1):
+        return replace(need, sum_words=layer.out_width * layer.out_height)
+    return need
+
+
+SPARSE_WORD_BITS = 18
+"""Bits per lane of a word of the shared engine's sparse memory: one column of a block RAM."""
+
+
+def _resident_words(config: LayerConfig, storage: WeightStorage, pixel_folds: int, products: int) -> int:
+    word = products * CODE_BITS
+    if config.weight_format is WeightFormat.SPARSE:
+        return -(-storage.value_bits // word) + -(-storage.index_bits // word)
+    return -(-pixel_folds * config.weight_bit_width // CODE_BITS)
+
+
+def combine(needs: Iterable[SharedLayer]) -> SharedLayer:
+    """What all layers together ask of the shared engine."""
+    rows = list(needs)
+    if not rows:
+        return SharedLayer()
+    names = SharedLayer.__dataclass_fields__
+    return SharedLayer(**{n: (sum if n in SUMMED else max)(getattr(row, n) for row in rows) for n in names})
+
+
+def shared_memories(need: SharedLayer, pe: int, simd: int, place: WeightPlace) -> tuple[Memory, ...]:
+    """Memories of the shared engine but its frame buffers.
+
+    Args:
+        need: What its layers ask for together.
+        pe: Output channels in parallel.
+        simd: Products per output channel in parallel.
+        place: `BRAM` or `URAM`, for the resident weights.
+    """
+    word = pe * simd * CODE_BITS
+    line_word = simd * CODE_BITS
+    shapes = (
+        ("weights", need.weight_words, word, place),
+        ("stream", need.stream_words, word, WeightPlace.BRAM),
+        ("values", need.sparse_words, pe * SPARSE_WORD_BITS, place),
+        ("parameters", need.parameter_words, pe * (MULTIPLIER_BITS + BIAS_BITS), WeightPlace.BRAM),
+        ("line_buffer", -(-need.line_bits // line_word), line_word, WeightPlace.BRAM),
+        ("sums", need.sum_words, pe * need.sum_bits, WeightPlace.BRAM),
+    )
+    return tuple(Memory(FRAME_ENGINE, purpose, d, w, where) for purpose, d, w, where in shapes if d and w)
+
+
+def frame_buffer_shape(bits: int, simd: int) -> tuple[int, int]:
+    """Depth and width of a frame buffer of the shared engine."""
+    return -(-bits // (simd * CODE_BITS)), simd * CODE_BITS
+
+
+def shared_array(need: SharedLayer, pe: int, simd: int, multiplier: Multiplier, family: str) -> ArrayUse:
+    """LUTs and DSP slices of the shared engine, without its memories."""
+    if not need.weight_bit_width:
+        return ArrayUse(0, 0)
+    array = mac_array(pe, simd, need.weight_bit_width, need.act_bit_width, need.sum_bits, multiplier, family)
+    lut = array.lut + CONTROL_LUTS + pe * RESCALE_LUTS
+    lut += pe * need.lane_multipliers * lutram_luts(max(1, need.lane_window), need.act_bit_width, family)
+    return ArrayUse(lut, array.dsp + pe + pe * need.lane_multipliers)

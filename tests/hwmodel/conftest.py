@@ -1,0 +1,58 @@
+"""Small networks for the tests of `hwmodel`."""
+
+from __future__ import annotations
+
+import pytest
+
+from hwmodel import INPUT, LayerSpec, NetworkSpec, Op
+
+
+def conv(
+    name: str, source: str, channels: int, out_channels: int, size: int, kernel: int = 3, stride: int = 1
+) -> LayerSpec:
+    """A square convolution with half padding."""
+    out = (size + 2 * (kernel // 2) - kernel) // stride + 1
+    return LayerSpec(
+        name,
+        Op.CONV,
+        (source,),
+        channels,
+        size,
+        size,
+        out_channels,
+        out,
+        out,
+        (kernel, kernel),
+        (stride, stride),
+        (kernel // 2, kernel // 2),
+        activation="relu",
+    )
+
+
+@pytest.fixture(scope="session")
+def residual_network() -> NetworkSpec:
+    """Two residual blocks (one with subsampled shortcut), pooling, concat, classifier."""
+    layers = (
+        conv("stem", INPUT, 3, 8, 16),
+        conv("a1", "stem", 8, 8, 16),
+        conv("a2", "a1", 8, 8, 16),
+        LayerSpec("a_add", Op.ADD, ("a2", "stem"), 8, 16, 16, 8, 16, 16, activation="relu"),
+        conv("b1", "a_add", 8, 16, 16, stride=2),
+        conv("b2", "b1", 16, 16, 8),
+        LayerSpec("b_short", Op.SUBSAMPLE, ("a_add",), 8, 16, 16, 16, 8, 8, stride=(2, 2)),
+        LayerSpec("b_add", Op.ADD, ("b2", "b_short"), 16, 8, 8, 16, 8, 8, activation="relu"),
+        conv("c1", "b_add", 16, 8, 8, kernel=1),
+        LayerSpec("cat", Op.CONCAT, ("c1", "b_add"), 24, 8, 8, 24, 8, 8),
+        LayerSpec("max", Op.MAX_POOL, ("cat",), 24, 8, 8, 24, 4, 4, (2, 2), (2, 2)),
+        LayerSpec("avg", Op.AVG_POOL, ("max",), 24, 4, 4, 24, 1, 1, (4, 4), (4, 4)),
+        LayerSpec("flat", Op.FLATTEN, ("avg",), 24, 1, 1, 24, 1, 1),
+        LayerSpec("fc", Op.LINEAR, ("flat",), 24, 1, 1, 10, 1, 1),
+    )
+    return NetworkSpec("residual", 3, 16, 16, layers)
+
+
+@pytest.fixture(scope="session")
+def plain_network() -> NetworkSpec:
+    """Three convolutions in a row."""
+    layers = (conv("one", INPUT, 3, 16, 8), conv("two", "one", 16, 32, 8, stride=2), conv("three", "two", 32, 10, 4, 1))
+    return NetworkSpec("plain", 3, 8, 8, layers)

@@ -1,0 +1,106 @@
+"""The table equals the scalar reference, column by column."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hwmodel import (
+    CostTable,
+    DataFlow,
+    HostInterface,
+    LayerConfig,
+    LayerSchedule,
+    Multiplier,
+    NetworkSpec,
+    Schedule,
+    SpecError,
+    WeightPlace,
+    estimate,
+    load_board,
+)
+
+BOARD = load_board("zcu104")
+
+PLANES = [
+    LayerConfig(1, a, s, "binary_plus_sparse", g) for a in (4, 8) for s in (0.98, 0.8) for g in ("element", "kernel")
+]
+CHOICES = [
+    *(LayerConfig(w, a) for w in (1, 2, 4, 8) for a in (2, 4, 8, 16)),
+    *PLANES,
+    *(LayerConfig(w, 4, s, "sparse") for w in (1, 4) for s in (0.5, 0.9)),
+]
+
+
+def some_schedule(network: NetworkSpec, cut: int, spilled: int, pick: np.random.Generator) -> Schedule:
+    """Any valid schedule: `cut` pipelined layers, then `spilled` ones, then frame-based ones."""
+    engine = (
+        int(pick.choice([1, 2, 8])),
+        int(pick.choice([1, 4])),
+        Multiplier(pick.choice(["dsp", "dsp_packed", "lut"])),
+    )
+    weights = [WeightPlace.BRAM, WeightPlace.STREAMED, WeightPlace.URAM]
+    plans = []
+    for i, layer in enumerate(network.layers):
+        place = pick.choice(weights if i < cut else weights[:2]) if layer.has_weights else WeightPlace.NONE
+        if i < cut:
+            flow = pick.choice([DataFlow.ROW_PIXEL, DataFlow.ROW_PASS])
+            pe, simd, multiplier = int(pick.choice([1, 2, 4])), int(pick.choice([1, 2, 3])), Multiplier.DSP
+            plans.append(LayerSchedule(layer.name, flow, pe, simd, 1, multiplier, place))
+        else:
+            flow = DataFlow.SPILLED if i < cut + spilled else DataFlow.FRAME
+            plans.append(LayerSchedule(layer.name, flow, engine[0], engine[1], 1, engine[2], place))
+    host = HostInterface(32, 32) if pick.random() < 0.3 else HostInterface()
+    return Schedule(network.name, tuple(plans), host)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_equals_estimate(residual_network: NetworkSpec, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cut = int(rng.integers(0, len(residual_network.layers) + 1))
+    spilled = int(rng.integers(0, len(residual_network.layers) + 1 - cut))
+    schedule = some_schedule(residual_network, cut, spilled, rng)
+    choices = {
+        layer.name: [CHOICES[i] for i in rng.permutation(len(CHOICES))[: rng.integers(1, 6)]]
+        for layer in residual_network.weighted
+    }
+    table = CostTable(residual_network, BOARD, choices, schedule, sum_bit_width=int(rng.choice([4, 8, 16])))
+    indices = np.stack([rng.integers(0, len(choices[name]), 5) for name in table.layers], axis=1)
+    columns = table.evaluate(indices)
+    for row in range(len(indices)):
+        report = estimate(residual_network, table.config(indices[row]), BOARD, schedule)
+        for name, values in columns.items():
+            assert values[row] == pytest.approx(getattr(report, name), rel=1e-12), name
+
+
+def test_columns_cover_the_totals(plain_network: NetworkSpec) -> None:
+    table = CostTable(plain_network, BOARD, {layer.name: CHOICES[:3] for layer in plain_network.weighted})
+    wanted = {
+        "stored_bits", "entropy_bound_bits", "bits_per_weight", "compression", "bram18", "uram", "lut", "dsp",
+        "offchip_bits", "offchip_weight_bits", "offchip_ifm_bits", "offchip_ofm_bits", "offchip_shortcut_bits",
+        "baseline_offchip_bits", "interval_cycles", "latency_cycles", "fps", "gops", "energy_rel", "fits",
+    }  # fmt: skip
+    assert set(table.evaluate(np.zeros((1, 3), int))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        (np.zeros((2, 2), int), r"shape \(2, 2\).*expected integers of shape \(n, 3\)"),
+        (np.zeros((2, 3)), "dtype float64"),
+        (np.array([[0, 3, 0]]), r"indices\[0, 1\]=3: layer 'two' has choices 0..2"),
+        (np.array([[0, 0, -1]]), r"indices\[0, 2\]=-1: layer 'three'"),
+    ],
+)
+def test_bad_indices(plain_network: NetworkSpec, indices: np.ndarray, message: str) -> None:
+    table = CostTable(plain_network, BOARD, {layer.name: CHOICES[:3] for layer in plain_network.weighted})
+    with pytest.raises(SpecError, match=message):
+        table.evaluate(indices)
+
+
+def test_bad_choices(plain_network: NetworkSpec) -> None:
+    with pytest.raises(SpecError, match=r"missing or empty \['two', 'three'\], unknown \['four'\]"):
+        CostTable(plain_network, BOARD, {"one": CHOICES[:1], "two": [], "four": CHOICES[:1]})
