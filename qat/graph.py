@@ -26,7 +26,7 @@ Pair = tuple[int, int]
 
 @dataclass
 class Node:
-    """One layer of the graph while it is being read; `GraphLayer` is the finished form."""
+    """One layer of the graph while it is being read; `LayerSpec` is the finished form."""
 
     name: str
     op: Op

@@ -27,12 +27,8 @@ class Fidelity(Protocol):
     """How much a trial may spend."""
 
     @property
-    def train_steps(self) -> int:
-        """Optimizer steps, >= 0."""
-
-    @property
-    def eval_images(self) -> int:
-        """Validation images that score the trial; 0 for all."""
+    def effort(self) -> float:
+        """Passes over the fit images, >= 0; 0 is one-shot quantization."""
 
 
 def quantize(
@@ -61,6 +57,7 @@ class TrialEvaluator:
         normalization: Of the images.
         recipe: Of the short training; its schedule is stretched over the trial's steps.
         machine: Devices and precision.
+        eval_images: Validation images that score a trial; 0 for all.
     """
 
     float_model: nn.Module
@@ -68,21 +65,23 @@ class TrialEvaluator:
     normalization: Normalization
     recipe: Recipe
     machine: Machine
+    eval_images: int = 0
 
     def __call__(self, config: NetworkConfig, fidelity: Fidelity, seed: int) -> Mapping[str, float]:
         """Metrics of a trial: "accuracy" in [0, 1] and "loss" on validation images.
 
         Args:
             config: Precision of every layer.
-            fidelity: Steps and images to spend.
+            fidelity: Training to spend.
             seed: Of everything random in the trial.
         """
         pl.seed_everything(seed, verbose=False)
         model = quantize(self.float_model, config, self.data, self.normalization)
-        if fidelity.train_steps > 0:
+        steps = round(fidelity.effort * len(self.data.train_dataloader()))
+        if steps > 0:
             task = ClassificationTask(model, self.normalization, self.recipe, copy.deepcopy(self.float_model))
-            fit(task, self.data, replace(self.machine, progress_bar=False), steps=fidelity.train_steps)
-        logits, labels = logits_of(model, self._images(fidelity.eval_images), self.normalization)
+            fit(task, self.data, replace(self.machine, progress_bar=False), steps=steps)
+        logits, labels = logits_of(model, self._images(self.eval_images), self.normalization)
         return {"accuracy": accuracy(logits, labels), "loss": float(F.cross_entropy(logits, labels))}
 
     def loss(self, config: NetworkConfig, images: int, seed: int) -> float:
