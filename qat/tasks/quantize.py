@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytorch_lightning as pl
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from hwmodel.precision import NetworkConfig
 from qat.convert import QuantNetwork, prepare
 from qat.errors import CheckpointError
 from qat.normalization import Normalization
+from qat.quantizers import WeightQuantizer
 from qat.tasks.classification import ClassificationTask, Recipe, accuracy, logits_of
 from qat.tasks.fit import Machine, fit, read_checkpoint, write_checkpoint
 
@@ -84,13 +86,6 @@ class TrialEvaluator:
         logits, labels = logits_of(model, self._images(self.eval_images), self.normalization)
         return {"accuracy": accuracy(logits, labels), "loss": float(F.cross_entropy(logits, labels))}
 
-    def loss(self, config: NetworkConfig, images: int, seed: int) -> float:
-        """Validation loss of one-shot quantization, for the sensitivity profile."""
-        pl.seed_everything(seed, verbose=False)
-        model = quantize(self.float_model, config, self.data, self.normalization)
-        logits, labels = logits_of(model, self._images(images), self.normalization)
-        return float(F.cross_entropy(logits, labels))
-
     def _images(self, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
         seen = 0
         for images, labels in self.data.val_dataloader():
@@ -100,6 +95,60 @@ class TrialEvaluator:
             yield images, labels
             if limit and seen >= limit:
                 return
+
+
+class SensitivityProbe:
+    """Loss of configurations that differ from a base in the weights of some layers, one forward pass each.
+
+    The base is quantized and calibrated once.  Batch norm uses the statistics of the probe's batch: a layer whose
+    weights change is judged with the statistics that training would give it, at no cost.
+
+    Args:
+        float_model: Trained float model.
+        base: Configuration of the layers that are not probed, for example 8 weight bits everywhere.
+        data: Its augmented fit batches calibrate and probe.
+        normalization: Of the images.
+        images: Images of the probe; more than 1, rounded up to whole batches.
+    """
+
+    def __init__(
+        self,
+        float_model: nn.Module,
+        base: NetworkConfig,
+        data: pl.LightningDataModule,
+        normalization: Normalization,
+        images: int,
+    ) -> None:
+        self.base = base
+        self.model = quantize(float_model, base, data, normalization).train()
+        batches, count = [], 0
+        for batch in data.train_dataloader():
+            batches.append(batch)
+            count += len(batch[1])
+            if count >= images:
+                break
+        self.x_NCHW = normalization(torch.cat([batch[0] for batch in batches]))
+        self.labels = torch.cat([batch[1] for batch in batches])
+
+    @torch.no_grad()
+    def __call__(self, config: NetworkConfig) -> float:
+        """Cross-entropy on the probe's images.
+
+        Raises:
+            ValueError: More than weights differs from the base.
+        """
+        changed = {name: layer for name, layer in config.layers if layer != self.base[name]}
+        layers = self.model.weighted_layers
+        if any(layer.act_bit_width != self.base[name].act_bit_width for name, layer in changed.items()):
+            raise ValueError("the probe compares weights only: activation bits must be those of the base")
+        kept = {name: layers[name].weight_quantizer for name in changed}
+        try:
+            for name, layer in changed.items():
+                layers[name].weight_quantizer = WeightQuantizer(layers[name].weight_OIHW, layer)
+            return float(F.cross_entropy(self.model(self.x_NCHW), self.labels))
+        finally:
+            for name, quantizer in kept.items():
+                layers[name].weight_quantizer = quantizer
 
 
 def finetune(

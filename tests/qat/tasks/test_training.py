@@ -20,7 +20,7 @@ from qat.graph import trace
 from qat.search.trial import Fidelity
 from qat.tasks import ClassificationTask, Recipe, accuracy, fit, logits_of
 from qat.tasks.fit import Machine, read_checkpoint, write_checkpoint
-from qat.tasks.quantize import TrialEvaluator, finetune, load_quantized, load_state, quantize
+from qat.tasks.quantize import SensitivityProbe, TrialEvaluator, finetune, load_quantized, load_state, quantize
 from tests.qat.nets import NORMALIZATION, Residual
 
 CPU = Machine(accelerator="cpu", progress_bar=False)
@@ -240,4 +240,18 @@ def test_trials_are_reproducible_and_see_training(trained: nn.Module, images: in
     first, second = (evaluate(config, Fidelity("short", 5), 3) for _ in range(2))
     assert first == second
     assert first["loss"] < untrained["loss"]
-    assert evaluate.loss(config, images, 3) == pytest.approx(untrained["loss"])
+
+
+def test_the_probe_ranks_precisions_and_leaves_the_base_alone(trained: nn.Module) -> None:
+    network = trace(trained, (3, 8, 8))
+    base = uniform(network, 8, 4)
+    probe = SensitivityProbe(trained, base, Stripes(), NORMALIZATION, 100)
+    assert len(probe.labels) == 128
+
+    def changed(bits: int, act: int = 4) -> NetworkConfig:
+        return NetworkConfig(tuple((n, LayerConfig(bits, act) if n == "conv2" else c) for n, c in base.layers))
+
+    losses = [probe(changed(bits)) for bits in (1, 2, 8)]
+    assert losses[0] > losses[1] > losses[2] == probe(base)
+    with pytest.raises(ValueError, match="weights only"):
+        probe(changed(4, act=3))
