@@ -7,6 +7,7 @@ from hwmodel.errors import BoardError, BudgetError, HwModelError, SpecError
 from hwmodel.estimation import estimate
 from hwmodel.memory import MemoryUse, map_memory
 from hwmodel.network import INPUT, LayerSpec, NetworkSpec, Op
+from hwmodel.networks import load_network, network_names
 from hwmodel.precision import Granularity, LayerConfig, NetworkConfig, WeightFormat, uniform
 from hwmodel.report import CostReport, LayerCost, MemoryCost
 from hwmodel.scheduler import schedule
@@ -44,7 +45,9 @@ __all__ = [
     "estimate",
     "load_board",
     "load_boards",
+    "load_network",
     "map_memory",
+    "network_names",
     "schedule",
     "uniform",
     "weight_storage",

@@ -336,6 +336,7 @@ def _shared_need(
 
 
 def shared_place(schedule: Schedule) -> WeightPlace:
+    """Where the resident weights of the shared engine lie: in one memory for all its layers."""
     in_uram = any(plan.weight_place is WeightPlace.URAM for plan in schedule.shared)
     return WeightPlace.URAM if in_uram else WeightPlace.BRAM
 

@@ -2,24 +2,41 @@
 
 A RAMB36 counts as two RAMB18: in every shape it holds exactly what two of them hold.
 
+Two tools, two rules:
+
+- `vivado`: one aspect ratio for the whole memory, the best one.  Tools of the kind cut the memory into a grid of
+  equal block RAMs; no rule for remainders is published, so this one never counts too few.
+- `yosys`: banks of depth are laid side by side, so that a block RAM can hold the end of one bank and the start of
+  the next; block RAM or LUTs by estimated cost, multiplexers between banks included.
+
 Source:
-    Aspect ratios: AMD UG473 (7 series), UG573 (UltraScale).  UltraRAM: UG573.  LUT memory: UG474, UG574
-    (RAM64M: 64 x 3 in 4 LUTs, RAM64M8: 64 x 7 in 8 LUTs).
+    Aspect ratios: AMD UG473 (7 series), UG573 (UltraScale), simple dual port.  UltraRAM: UG573.  LUT memories:
+    UG474 (RAM32M, RAM64M: 32 x 6 and 64 x 3 in 4 LUTs), UG574 (RAM32M16, RAM64M8: 32 x 14 and 64 x 7 in 8 LUTs).
+    `vivado`'s threshold of about 1,024 bits: discussion of Yosys pull request 1533.  `yosys`: costs stated in its
+    xilinx memory library (version 0.23); checked against it in `tests/hwmodel/test_memory.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 from hwmodel.board import FAMILIES
 from hwmodel.errors import SpecError
 
-RAMB18_SHAPES = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
-"""(width, depth) of a RAMB18 as simple dual-port memory; the same in all families."""
+RAMB18_WIDTHS = (1, 2, 4, 9, 18, 36)
+"""Widths of a RAMB18 as simple dual-port memory; it is 16384 words deep at width 1, 512 at width 36."""
 
-URAM_SHAPE = (72, 4096)
-"""(width, depth) of an UltraRAM; fixed."""
+RAMB36_WIDTHS = (*RAMB18_WIDTHS, 72)
+"""Widths of a RAMB36; 32768 words deep at width 1, 512 at width 72."""
+
+URAM_SHAPE = (4096, 72)
+"""Depth and width of an UltraRAM; fixed."""
+
+VIVADO_LUTRAM_BITS = 1024
+"""Largest memory that Vivado builds from LUTs."""
 
 
 @dataclass(frozen=True)
@@ -31,27 +48,6 @@ class MemoryUse:
     lutram_luts: int = 0
 
 
-@dataclass(frozen=True)
-class ToolProfile:
-    """When a tool takes LUTs instead of a block RAM.
-
-    Args:
-        lutram_max_bits: Largest memory that goes to LUTs.
-        lutram_max_depth: Any memory shallower than this goes to LUTs too.
-
-    Source:
-        `vivado`: about 1,024 bits, as noted in the discussion of Yosys pull request 1533.  `yosys`: Yosys 0.23,
-        measured: memories under 128 words or of at most 4,096 bits.
-    """
-
-    lutram_max_bits: int
-    lutram_max_depth: int
-
-
-PROFILES = {"vivado": ToolProfile(1024, 1), "yosys": ToolProfile(4096, 128)}
-"""Tool profiles by name."""
-
-
 @lru_cache(maxsize=262144)
 def map_memory(depth: int, width: int, family: str, profile: str = "vivado") -> MemoryUse:
     """What a simple dual-port memory takes.
@@ -60,7 +56,7 @@ def map_memory(depth: int, width: int, family: str, profile: str = "vivado") -> 
         depth: Words, >= 0; 0 is no memory.
         width: Bits per word, >= 0; 0 is no memory.
         family: One of `hwmodel.board.FAMILIES`.
-        profile: One of `PROFILES`: whose threshold between LUTs and block RAM.
+        profile: One of `PROFILES`: whose rule counts.
 
     Raises:
         SpecError: An argument is out of range.
@@ -76,35 +72,90 @@ def map_memory(depth: int, width: int, family: str, profile: str = "vivado") -> 
         raise SpecError(f"profile={profile!r}, expected one of {list(PROFILES)}")
     if depth == 0 or width == 0:
         return MemoryUse()
-    tool = PROFILES[profile]
-    if depth * width <= tool.lutram_max_bits or depth < tool.lutram_max_depth:
-        return MemoryUse(lutram_luts=lutram_luts(depth, width, family))
-    return MemoryUse(bram18=bram18_count(depth, width))
-
-
-def lutram_luts(depth: int, width: int, family: str) -> int:
-    """LUTs of a memory built from LUTs, read multiplexer included."""
-    banks = -(-depth // 64)
-    bits_per_group, luts_per_group = (3, 4) if family == "7series" else (7, 8)
-    cells = banks * luts_per_group * -(-width // bits_per_group)
-    return cells + width * -(-(banks - 1) // 3)  # a 6-input LUT is a 4:1 multiplexer
-
-
-@lru_cache(maxsize=262144)
-def bram18_count(depth: int, width: int) -> int:
-    """RAMB18 of a memory: the best single aspect ratio.
-
-    >>> bram18_count(512, 72), bram18_count(4096, 9), bram18_count(300, 100)
-    (2, 2, 3)
-    """
-    return min(-(-width // w) * -(-depth // d) for w, d in RAMB18_SHAPES)
+    return PROFILES[profile](depth, width, family)
 
 
 def map_uram(depth: int, width: int) -> MemoryUse:
     """What a memory takes that is told to lie in UltraRAM."""
-    return MemoryUse(uram=uram_count(depth, width))
+    return MemoryUse(uram=-(-width // URAM_SHAPE[1]) * -(-depth // URAM_SHAPE[0]))
 
 
-def uram_count(depth: int, width: int) -> int:
-    """UltraRAMs of a memory."""
-    return -(-width // URAM_SHAPE[0]) * -(-depth // URAM_SHAPE[1])
+def lutram_luts(depth: int, width: int, family: str) -> int:
+    """LUTs of a memory built from LUTs, read multiplexer included."""
+    words, bits, luts = (32, 6, 4) if family == "7series" else (32, 14, 8)
+    if depth > 32:
+        words, bits = 64, bits // 2
+    banks = -(-depth // words)
+    multiplexer = width * -(-(banks - 1) // 3)  # a 6-input LUT is a 4:1 multiplexer
+    return banks * luts * -(-width // bits) + multiplexer
+
+
+def _map_vivado(depth: int, width: int, family: str) -> MemoryUse:
+    if depth * width <= VIVADO_LUTRAM_BITS:
+        return MemoryUse(lutram_luts=lutram_luts(depth, width, family))
+    return MemoryUse(bram18=bram18_count(depth, width))
+
+
+@lru_cache(maxsize=262144)
+def bram18_count(depth: int, width: int) -> int:
+    """RAMB18 of a memory in one aspect ratio, the best one.
+
+    >>> bram18_count(512, 72), bram18_count(4096, 9), bram18_count(300, 100)
+    (2, 2, 3)
+    """
+    return min(-(-width // bits) * -(-depth // (16384 >> i)) for i, bits in enumerate(RAMB18_WIDTHS))
+
+
+@dataclass(frozen=True)
+class _YosysRam:
+    """A memory primitive as Yosys prices it: `cost` each, of which `per_width` only for the bits in use."""
+
+    address_bits: int  # at the narrowest width
+    widths: tuple[int, ...]
+    byte_width: int  # write enables are this wide: words are padded to it
+    cost: float
+    per_width: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Layout:
+    cost: float
+    count: int
+
+
+YOSYS_RAMB18 = _YosysRam(14, RAMB18_WIDTHS, 9, 129)
+YOSYS_RAMB36 = _YosysRam(15, RAMB36_WIDTHS, 9, 257)
+YOSYS_LUTRAM = {
+    "7series": (_YosysRam(5, (6,), 6, 8, 7), _YosysRam(6, (3,), 3, 8, 7)),
+    "ultrascale": (_YosysRam(5, (14,), 14, 16, 15), _YosysRam(6, (7,), 7, 16, 15)),
+}
+"""LUT memories by family; UltraScale+ has those of UltraScale."""
+
+
+def _lay_out(ram: _YosysRam, depth: int, width: int) -> _Layout:
+    """The cheapest width of a primitive for a memory; half a unit per multiplexed bit and per decoded bank."""
+    layouts = []
+    for doubling, unit in enumerate(ram.widths):
+        byte_width = min(ram.byte_width, unit)
+        padded = -(-width // byte_width) * byte_width
+        banks = -(-depth // (1 << (ram.address_bits - doubling)))
+        count = -(-banks * padded // unit)
+        logic = 0.5 * (banks - 1) * width + (0.5 * banks if banks > 1 else 0.0)
+        cost = (ram.cost - ram.per_width) * count + ram.per_width * banks * width / unit + logic
+        layouts.append(_Layout(cost, count))
+    return min(layouts, key=lambda layout: layout.cost)
+
+
+def _map_yosys(depth: int, width: int, family: str) -> MemoryUse:
+    half, full = _lay_out(YOSYS_RAMB18, depth, width), _lay_out(YOSYS_RAMB36, depth, width)
+    block = half if half.cost <= full.cost else full
+    lutrams = YOSYS_LUTRAM["7series" if family == "7series" else "ultrascale"]
+    if min(_lay_out(ram, depth, width).cost for ram in lutrams) < block.cost:
+        return MemoryUse(lutram_luts=lutram_luts(depth, width, family))
+    return MemoryUse(bram18=half.count if block is half else 2 * full.count)
+
+
+PROFILES: Mapping[str, Callable[[int, int, str], MemoryUse]] = MappingProxyType(
+    {"vivado": _map_vivado, "yosys": _map_yosys}
+)
+"""Rules by tool."""

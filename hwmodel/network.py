@@ -29,14 +29,15 @@ class Op(StrEnum):
     UPSAMPLE = "upsample"  # nearest neighbour; `stride` is the factor
     ADD = "add"
     CONCAT = "concat"
+    REORG = "reorg"  # space to depth: `stride` rows and columns become channels (YOLOv2's passthrough)
     FLATTEN = "flatten"
 
 
 WEIGHTED = (Op.CONV, Op.LINEAR)
-RELAYING = (Op.MAX_POOL, Op.SUBSAMPLE, Op.UPSAMPLE, Op.FLATTEN)
+RELAYING = (Op.MAX_POOL, Op.SUBSAMPLE, Op.UPSAMPLE, Op.REORG, Op.FLATTEN)
 """Operations that pass codes on unchanged: same scale, same bit width, no arithmetic."""
 
-ACTIVATIONS = ("none", "relu")
+ACTIVATIONS = ("none", "relu", "relu6", "leaky_relu")
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,11 @@ class LayerSpec:
         if self.op is Op.FLATTEN:
             size = self.in_channels * self.in_height * self.in_width
             self._require(self.out_channels == size, "out_channels", str(size))
+        if self.op is Op.REORG:
+            ok = self.in_height % self.stride[0] == 0 and self.in_width % self.stride[1] == 0
+            self._require(ok, "stride", f"divisors of the ifm's {self.in_height} rows and {self.in_width} columns")
+            size = self.in_channels * self.stride[0] * self.stride[1]
+            self._require(self.out_channels == size, "out_channels", str(size))
 
     def _expected_size(self, axis: int) -> int:
         size = (self.in_height, self.in_width)[axis]
@@ -126,6 +132,8 @@ class LayerSpec:
             return 1
         if self.op is Op.UPSAMPLE:
             return size * self.stride[axis]
+        if self.op is Op.REORG:
+            return size // self.stride[axis]
         if self.op in (Op.ADD, Op.CONCAT):
             return size
         reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1

@@ -149,7 +149,7 @@ def line_buffer_shape(layer: LayerSpec, act_bit_width: int, ingest_channels: int
 
 
 def operation_memories(layer: LayerSpec, bit_width: int, plan: LayerSchedule) -> tuple[Memory, ...]:
-    """Row memories of a pipelined pooling or upsampling layer (waiting rows of additions are apart)."""
+    """Row memories of a pipelined pooling, upsampling or reorganising layer (waiting rows of additions are apart)."""
     lanes = plan.simd
     per_row = -(-layer.in_channels // lanes)
     if layer.op in (Op.MAX_POOL, Op.AVG_POOL) and layer.kernel_size != (1, 1):
@@ -158,8 +158,9 @@ def operation_memories(layer: LayerSpec, bit_width: int, plan: LayerSchedule) ->
         if layer.op is Op.AVG_POOL:
             bits += (layer.kernel_size[0] * layer.kernel_size[1] - 1).bit_length()
         return (Memory(layer.name, "line_buffer", rows * layer.out_width * per_row, lanes * bits),)
-    if layer.op is Op.UPSAMPLE:
-        return (Memory(layer.name, "line_buffer", layer.in_width * per_row, lanes * bit_width),)
+    if layer.op in (Op.UPSAMPLE, Op.REORG):  # rows that go out again, or that become channels
+        rows = 1 if layer.op is Op.UPSAMPLE else layer.stride[0]
+        return (Memory(layer.name, "line_buffer", rows * layer.in_width * per_row, lanes * bit_width),)
     return ()
 
 
@@ -197,7 +198,7 @@ def pipelined_array(
 
 def operation_array(layer: LayerSpec, bit_width: int, plan: LayerSchedule) -> ArrayUse:
     """LUTs and DSP slices of a pipelined layer without weights."""
-    if layer.op in (Op.FLATTEN, Op.SUBSAMPLE, Op.UPSAMPLE):
+    if layer.op in (Op.FLATTEN, Op.SUBSAMPLE, Op.UPSAMPLE, Op.REORG):
         return ArrayUse(0, 0)
     dsp = plan.simd * {Op.ADD: len(layer.inputs), Op.AVG_POOL: 1}.get(layer.op, 0)
     return ArrayUse(ceil(plan.simd * bit_width * POOL_LUTS_PER_BIT * max(2, len(layer.inputs))), dsp)

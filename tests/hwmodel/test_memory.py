@@ -35,8 +35,8 @@ def test_never_less_than_the_bits(depth: int, width: int, family: str) -> None:
 def test_threshold_belongs_to_the_profile() -> None:
     assert map_memory(64, 16, "7series", "vivado").bram18 == 0
     assert map_memory(64, 17, "7series", "vivado").bram18 == 1
-    assert map_memory(127, 200, "7series", "yosys").bram18 == 0
-    assert map_memory(128, 33, "7series", "yosys").bram18 == 1
+    assert map_memory(64, 16, "7series", "yosys").bram18 == 0
+    assert map_memory(512, 16, "7series", "yosys").bram18 == 1
     # RAM64M: three bits by 64 words in four LUTs
     assert map_memory(64, 16, "7series").lutram_luts == 24
 

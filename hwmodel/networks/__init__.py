@@ -1,0 +1,66 @@
+"""Layer tables of published networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from hwmodel.errors import SpecError
+from hwmodel.network import NetworkSpec
+from hwmodel.networks.classic import mobilenet_v2, vgg16
+from hwmodel.networks.darknet import (
+    darknet19,
+    sim_yolo_v2_fpga,
+    yolo_voc_2_0,
+    yolov2_tiny_voc,
+    yolov2_voc,
+    yolov3,
+    yolov3_tiny,
+)
+from hwmodel.networks.resnet import resnet18, resnet20, resnet50, resnet56, resnet152
+
+NETWORKS: Mapping[str, Callable[[], NetworkSpec]] = MappingProxyType(
+    {
+        table.__name__: table
+        for table in (
+            resnet18,
+            resnet50,
+            resnet152,
+            resnet20,
+            resnet56,
+            vgg16,
+            mobilenet_v2,
+            darknet19,
+            yolov2_voc,
+            yolov2_tiny_voc,
+            yolo_voc_2_0,
+            yolov3,
+            yolov3_tiny,
+            sim_yolo_v2_fpga,
+        )
+    }
+)
+"""Tables by network name."""
+
+
+def network_names() -> tuple[str, ...]:
+    """Names of the networks that `load_network` knows, sorted."""
+    return tuple(sorted(NETWORKS))
+
+
+def load_network(name: str) -> NetworkSpec:
+    """Layer table of a published network.
+
+    Args:
+        name: One of `network_names()`.
+
+    Raises:
+        SpecError: There is no table of that name.
+
+    >>> load_network("resnet20").total_weights
+    268336
+    """
+    try:
+        return NETWORKS[name]()
+    except KeyError:
+        raise SpecError(f"network {name!r} has no layer table; there are {list(network_names())}") from None

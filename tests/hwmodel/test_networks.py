@@ -1,0 +1,81 @@
+"""Layer tables equal the published counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from hwmodel import LayerSpec, Op, SpecError, load_network, network_names
+from hwmodel.networks.builder import NetworkBuilder
+
+# Weights without bias and batch norm, and MACs, of convolutions and fully connected layers.
+# torchvision: `num_params` and `_ops` of its weight enums (torchvision.models, IMAGENET1K_V1), less batch norm and
+#   biases (counted from the papers' tables: two per batch-norm channel, one per class or VGG layer).
+# darknet: computed from pjreddie/darknet cfg/*.cfg at f6afaab, convolutions only.
+# CIFAR ResNets: akamaster/pytorch_resnet_cifar10, 269,722 and 853,018 parameters, less batch norm and bias; MACs
+#   computed from section 4.2 of the ResNet paper.
+# Sim-YOLO-v2: Nguyen et al. 2019, table IV; 17.18 GOP printed.
+PUBLISHED = {
+    "resnet18": (11_689_512 - 9_600 - 1_000, 1.814e9),
+    "resnet50": (25_557_032 - 53_120 - 1_000, 4.089e9),
+    "resnet152": (60_192_808 - 151_424 - 1_000, 11.514e9),
+    "resnet20": (269_722 - 1_376 - 10, 40.55e6),
+    "resnet56": (853_018 - 4_064 - 10, 125.49e6),
+    "vgg16": (138_357_544 - 4_224 - 9_192, 15.47e9),
+    "mobilenet_v2": (3_504_872 - 34_112 - 1_000, 0.3008e9),
+    "darknet19": (20_826_976, 2.7910e9),
+    "yolov2_voc": (50_634_592, 14.6802e9),
+    "yolov2_tiny_voc": (15_855_536, 3.4855e9),
+    "yolo_voc_2_0": (67_116_896, 17.4491e9),
+    "yolov3": (61_895_776, 32.9320e9),
+    "yolov3_tiny": (8_845_488, 2.7825e9),
+    "sim_yolo_v2_fpga": (14_688_096, 17.177e9 / 2),
+}
+
+
+def test_every_table_has_a_golden_count() -> None:
+    assert set(network_names()) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_counts_are_the_published_ones(name: str) -> None:
+    network = load_network(name)
+    weights, macs = PUBLISHED[name]
+    assert network.name == name
+    assert network.total_weights == weights
+    assert network.total_macs == pytest.approx(macs, rel=1e-3)
+
+
+def test_largest_maps_of_the_detectors() -> None:
+    for name, channels in (("yolov2_voc", 32), ("yolov2_tiny_voc", 16), ("yolov3", 32)):
+        first = load_network(name).layers[0]
+        assert (first.out_channels, first.out_height, first.out_width) == (channels, 416, 416)
+
+
+def test_output_shapes() -> None:
+    shapes = {
+        "yolov2_voc": [(125, 13)],
+        "yolov3": [(255, 13), (255, 26), (255, 52)],
+        "yolov3_tiny": [(255, 13), (255, 26)],
+        "resnet152": [(1000, 1)],
+        "mobilenet_v2": [(1000, 1)],
+    }
+    for name, want in shapes.items():
+        network = load_network(name)
+        have = [network.by_name[output] for output in network.outputs]
+        assert [(layer.out_channels, layer.out_height) for layer in have] == want
+
+
+def test_unknown_network_names_the_known_ones() -> None:
+    with pytest.raises(SpecError, match=r"network 'resnet19' has no layer table; there are .*resnet18"):
+        load_network("resnet19")
+
+
+def test_reorg_turns_space_into_channels() -> None:
+    net = NetworkBuilder("n", 3, 8)
+    net.reorg("r", "input", 2)
+    layer = net.build().layers[0]
+    assert (layer.out_channels, layer.out_height, layer.out_width) == (12, 4, 4)
+    with pytest.raises(SpecError, match=r"layer 'r': stride=\(3, 3\), expected divisors of the ifm's 8 rows"):
+        LayerSpec("r", Op.REORG, ("input",), 3, 8, 8, 27, 2, 2, stride=(3, 3))
+    with pytest.raises(SpecError, match="layer 'r': out_channels=3, expected 12"):
+        LayerSpec("r", Op.REORG, ("input",), 3, 8, 8, 3, 4, 4, stride=(2, 2))
