@@ -1,0 +1,68 @@
+"""Ranges that no input can leave: codes of every tensor, accumulators of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from hwmodel.network import INPUT, LayerSpec, Op
+from qat.errors import ExportError
+from qat.integer import IntegerLayer, IntegerNetwork
+
+ACCUMULATOR_LIMIT = 2**31 - 1
+"""Largest magnitude of an accumulator: int32."""
+
+
+def code_ranges(network: IntegerNetwork) -> Mapping[str, tuple[int, int]]:
+    """Smallest and largest code that each tensor can hold, by producer name (`"input"` included)."""
+    ranges = {INPUT: (int(network.input_codes.min()), int(network.input_codes.max()))}
+    for spec in network.network.layers:
+        rescale = network.layers[spec.name].rescale
+        if rescale is not None:
+            ranges[spec.name] = (rescale.quant_min, rescale.quant_max)
+        else:
+            low, high = ranges[spec.inputs[0]]
+            padded = spec.op is Op.SUBSAMPLE and spec.out_channels > spec.in_channels
+            ranges[spec.name] = (min(low, 0), max(high, 0)) if padded else (low, high)
+    return ranges
+
+
+def accumulator_bound(spec: LayerSpec, layer: IntegerLayer, operand_ranges: list[tuple[int, int]]) -> int:
+    """Largest magnitude that any partial sum of a layer can reach; 0 for layers that only move codes.
+
+    Convolution and linear layers: largest sum of |weight| of an output channel, times the largest |code|.  Average
+    pools: the window times the largest |code|.  Additions and concatenations: |multiplier| times |code|, summed over
+    operands (they multiply first).
+    """
+    largest = [max(-low, high) for low, high in operand_ranges]
+    if layer.weight is not None:
+        if layer.input_rescale is not None:
+            largest = [max(-layer.input_rescale.quant_min, layer.input_rescale.quant_max)]
+        rows = layer.weight.reshape(layer.weight.shape[0], -1).astype(np.int32)
+        return int(np.abs(rows).sum(1, dtype=np.int64).max()) * largest[0]
+    if layer.rescale is None:
+        return 0
+    if spec.op is Op.AVG_POOL:
+        return spec.kernel_size[0] * spec.kernel_size[1] * largest[0]
+    products = [abs(int(m)) * code for m, code in zip(layer.rescale.multiplier, largest, strict=True)]
+    return sum(products) if spec.op is Op.ADD else max(products)
+
+
+def accumulator_bounds(network: IntegerNetwork) -> Mapping[str, int]:
+    """Largest magnitude of the accumulator of each layer, for any image.
+
+    Raises:
+        ExportError: A layer with weights or an average pool can leave int32; the message names it and the cure.
+    """
+    ranges = code_ranges(network)
+    bounds = {}
+    for spec in network.network.layers:
+        bound = accumulator_bound(spec, network.layers[spec.name], [ranges[name] for name in spec.inputs])
+        if bound > ACCUMULATOR_LIMIT and spec.op not in (Op.ADD, Op.CONCAT):  # those sum in 48 bits
+            raise ExportError(
+                f"layer {spec.name!r}: the accumulator can reach {bound}, int32 ends at {ACCUMULATOR_LIMIT}; "
+                "use fewer weight or activation bits in this layer, or fewer products per output (groups, pruning)"
+            )
+        bounds[spec.name] = bound
+    return bounds

@@ -1,0 +1,167 @@
+"""Is a network in integers consistent?  Asked before it is written, and again when it has been read."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel.network import RELAYING, LayerSpec, Op
+from hwmodel.precision import LayerConfig, WeightFormat, group_shape, kept_groups
+from qat.errors import ExportError
+from qat.export.bounds import accumulator_bounds
+from qat.integer import BINARY_SHIFT, IntegerLayer, IntegerNetwork, Rescale
+
+MAX_SHIFT = 46
+"""Largest shift: a 16-bit multiplier or bias, shifted or times an int32 accumulator, stays within 62 bits."""
+
+CODE_LIMITS = (-(2**15), 2**16 - 1)
+"""Codes of activations: 16 bits, signed or unsigned."""
+
+MAX_TENSOR_ELEMENTS = 1 << 28
+"""Largest feature map, padding included, per image; keeps a crafted description from exhausting the memory."""
+
+
+def check_network(network: IntegerNetwork) -> None:
+    """Raises unless packing loses nothing and inference is exact.
+
+    Raises:
+        ExportError: A layer's numbers do not fit its description, or an accumulator can overflow.
+        hwmodel.SpecError: The configuration is not of this network.
+    """
+    network.config.check_matches(network.network)
+    names = [spec.name for spec in network.network.layers]
+    if not names:
+        raise ExportError(f"network {network.network.name!r} has no layers")
+    if sorted(network.layers) != sorted(names):
+        raise ExportError(f"integers are given for layers {sorted(network.layers)}, the network has {names}")
+    _check_input(network)
+    for spec in network.network.layers:
+        config = network.config[spec.name] if spec.has_weights else None
+        try:
+            _check_geometry(spec)
+            _check_layer(spec, config, network.layers[spec.name])
+        except ValueError as error:
+            raise ExportError(f"layer {spec.name!r}: {error}") from error
+    accumulator_bounds(network)
+
+
+def _check_input(network: IntegerNetwork) -> None:
+    codes, spec = network.input_codes, network.network
+    if codes.shape != (spec.input_channels, 256) or codes.dtype.kind not in "iu":
+        raise ExportError(
+            f"input_codes are {codes.dtype} of shape {codes.shape}, expected integers ({spec.input_channels}, 256)"
+        )
+    half = 1 << (network.config.input_bit_width - 1)
+    if codes.min() < -half or codes.max() >= half:
+        raise ExportError(f"input_codes reach {codes.min()}..{codes.max()}, expected {-half}..{half - 1}")
+
+
+def _check_geometry(spec: LayerSpec) -> None:
+    """What `LayerSpec` leaves open but integer inference needs."""
+    if spec.op is Op.LINEAR and (spec.in_height, spec.in_width, *spec.kernel_size, spec.groups) != (1, 1, 1, 1, 1):
+        raise ValueError("a linear layer reads 1 x 1 maps with a 1 x 1 kernel in one group; flatten first")
+    if spec.op is Op.SUBSAMPLE:
+        if spec.out_channels < spec.in_channels or (*spec.kernel_size, *spec.padding) != (1, 1, 0, 0):
+            raise ValueError("subsampling has a 1 x 1 kernel, no padding, and cannot remove channels")
+    elif spec.op is not Op.FLATTEN and not spec.has_weights and spec.out_channels != spec.in_channels:
+        raise ValueError(f"{spec.op} of {spec.in_channels} channels cannot give {spec.out_channels}")
+    padded_height = spec.in_height + 2 * spec.padding[0]
+    padded_width = spec.in_width + 2 * spec.padding[1]
+    largest = max(spec.in_channels * padded_height * padded_width, spec.out_channels * spec.out_height * spec.out_width)
+    if largest > MAX_TENSOR_ELEMENTS:
+        raise ValueError(f"a feature map has {largest} elements, at most {MAX_TENSOR_ELEMENTS} are supported")
+    if spec.op is Op.MAX_POOL and not all(_windows_hold_pixels(spec, axis) for axis in (0, 1)):
+        raise ValueError("a max pool window lies in the padding altogether; use less padding or dilation")
+
+
+def _windows_hold_pixels(spec: LayerSpec, axis: int) -> bool:
+    """Whether every window of a pool has a tap on a real row (axis 0) or column (axis 1)."""
+    count, size = ((spec.out_height, spec.in_height), (spec.out_width, spec.in_width))[axis]
+    first_tap = np.arange(count) * spec.stride[axis] - spec.padding[axis]
+    skipped = -(np.minimum(first_tap, 0) // spec.dilation[axis])  # taps before the map: ceil(-first / dilation)
+    inside = first_tap + skipped * spec.dilation[axis]
+    return bool(np.all((skipped < spec.kernel_size[axis]) & (inside < size)))
+
+
+def _check_layer(spec: LayerSpec, config: LayerConfig | None, layer: IntegerLayer) -> None:
+    if not (isfinite(layer.ofm_scale) and layer.ofm_scale > 0):
+        raise ValueError(f"ofm_scale={layer.ofm_scale}, expected a finite number > 0")
+    if spec.op in RELAYING:
+        if layer.rescale is not None:
+            raise ValueError(f"{spec.op} only moves codes; it cannot have a rescale")
+    elif layer.rescale is None:
+        raise ValueError(f"{spec.op} needs a rescale")
+    else:
+        operands = spec.out_channels if spec.has_weights else len(spec.inputs)
+        _check_rescale("rescale", layer.rescale, operands)
+    if config is not None:
+        if layer.weight is None or layer.bias is None:
+            raise ValueError("weight and bias are missing")
+        _check_bias(layer, spec.out_channels)
+        _check_weight(spec, config, layer.weight, layer.mask)
+        if layer.input_rescale is not None:
+            _check_rescale("input_rescale", layer.input_rescale, 1)
+    elif any(value is not None for value in (layer.weight, layer.mask, layer.bias, layer.input_rescale)):
+        raise ValueError(f"{spec.op} has no weights, mask, bias or input_rescale")
+
+
+def _check_rescale(name: str, rescale: Rescale, count: int) -> None:
+    _check_int16(f"{name}.multiplier", rescale.multiplier, count)
+    if not 1 <= rescale.shift <= MAX_SHIFT:
+        raise ValueError(f"{name}.shift={rescale.shift}, expected 1..{MAX_SHIFT}")
+    low, high = CODE_LIMITS
+    if not low <= rescale.quant_min <= rescale.quant_max <= high:
+        raise ValueError(f"{name} clamps to {rescale.quant_min}..{rescale.quant_max}, expected within {low}..{high}")
+
+
+def _check_bias(layer: IntegerLayer, count: int) -> None:
+    assert layer.bias is not None
+    _check_int16("bias", layer.bias, count)
+    if not 0 <= layer.bias_shift <= MAX_SHIFT:
+        raise ValueError(f"bias_shift={layer.bias_shift}, expected 0..{MAX_SHIFT}")
+
+
+def _check_int16(name: str, values: NDArray[np.int16], count: int) -> None:
+    if values.shape != (count,) or values.dtype != np.int16:
+        raise ValueError(f"{name} is {values.dtype} of shape {values.shape}, expected int16 of shape ({count},)")
+
+
+def _check_weight(
+    spec: LayerSpec, config: LayerConfig, weight: NDArray[np.int8], mask: NDArray[np.bool_] | None
+) -> None:
+    if weight.shape != spec.weight_shape or weight.dtype != np.int8:
+        raise ValueError(f"weight is {weight.dtype} of shape {weight.shape}, expected int8 {spec.weight_shape}")
+    if config.weight_format is WeightFormat.DENSE:
+        if mask is not None:
+            raise ValueError("weight_format='dense' has no mask")
+        _check_codes(weight, config.weight_bit_width)
+        return
+    grid = group_shape(spec.weight_shape, config.granularity)
+    if mask is None or mask.shape != grid or mask.dtype != np.bool_:
+        what = "missing" if mask is None else f"{mask.dtype} of shape {mask.shape}"
+        raise ValueError(f"mask is {what}, expected bool of shape {grid}")
+    kept = kept_groups(mask.size, config.sparsity)
+    if np.count_nonzero(mask) != kept:
+        raise ValueError(f"mask keeps {np.count_nonzero(mask)} groups, sparsity={config.sparsity} means {kept}")
+    dropped = np.where(mask, np.int8(0), weight)
+    if config.weight_format is WeightFormat.SPARSE:
+        if np.any(dropped):
+            raise ValueError("a weight outside the mask is not 0")
+        _check_codes(np.where(mask, weight, np.int8(1)), config.weight_bit_width)
+        return
+    sign = 1 << BINARY_SHIFT
+    if np.any((np.abs(dropped.astype(np.int16)) != sign) & ~np.broadcast_to(mask, weight.shape)):
+        raise ValueError(f"a weight outside the sparse plane is not -{sign} or +{sign}")
+
+
+def _check_codes(weight: NDArray[np.int8], bit_width: int) -> None:
+    low, high = int(weight.min()), int(weight.max())
+    if bit_width == 1:
+        if np.any((weight != 1) & (weight != -1)):
+            raise ValueError(f"weight codes reach {low}..{high}, a 1-bit weight is -1 or +1")
+        return
+    half = 1 << (bit_width - 1)
+    if low < -half or high >= half:
+        raise ValueError(f"weight codes reach {low}..{high}, {bit_width} bits hold {-half}..{half - 1}")

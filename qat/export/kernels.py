@@ -1,0 +1,221 @@
+"""Exact integer arithmetic on floats: sums of products, pooling, requantization.
+
+Feature maps are float32 arrays (N, H, W, C) that hold integer codes.  Floats are used because they are fast, and
+they are exact: every partial sum is below 2**24 in float32, else float64 is used (below 2**53).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel.network import LayerSpec
+from qat.integer import Rescale
+
+Codes = NDArray[np.float32]
+Sums = NDArray[np.floating[Any]]
+
+FLOAT32_EXACT = 2**24
+FLOAT64_EXACT = 2**53
+CHUNK = 1 << 14
+"""Values that are requantized at a time, so that temporaries stay in the cache."""
+
+
+def exact_dtype(bound: int) -> type[np.float32] | type[np.float64]:
+    """Float type that holds every integer of magnitude up to `bound`.
+
+    Raises:
+        ValueError: `bound` is 2**53 or more.
+    """
+    if bound >= FLOAT64_EXACT:
+        raise ValueError(f"sums up to {bound} are not exact in float64")
+    return np.float32 if bound < FLOAT32_EXACT else np.float64
+
+
+class Requantizer:
+    """clamp((sum * multiplier + offset) >> shift, quant_min, quant_max), one multiplier and offset per channel.
+
+    Args:
+        rescale: Shift and range.
+        multiplier: One per channel, or a single one for all.
+        offset: What is added behind the multiplier, without the rounding half; shape of `multiplier`.
+        bound: Largest magnitude of a sum.
+    """
+
+    def __init__(
+        self, rescale: Rescale, multiplier: NDArray[np.integer], offset: NDArray[np.int64] | int, bound: int
+    ) -> None:
+        self._multiplier = multiplier.astype(np.int64)
+        self._offset = np.broadcast_to(np.int64(offset) + (1 << (rescale.shift - 1)), self._multiplier.shape)
+        self._shift = rescale.shift
+        self._range = (rescale.quant_min, rescale.quant_max)
+        reach = bound * int(np.abs(self._multiplier).max()) + int(np.abs(self._offset).max())
+        # Powers of two scale floats without loss, so the shift may come first and floor() last.
+        self._in_float = reach < FLOAT64_EXACT
+        repeats = max(1, CHUNK // self._multiplier.size)
+        self._gains = np.tile(self._multiplier * 2.0**-rescale.shift, repeats)
+        self._offsets = np.tile(self._offset * 2.0**-rescale.shift, repeats)
+
+    def __call__(self, sums: Sums) -> Codes:
+        """Codes of sums (..., channels)."""
+        flat = np.ascontiguousarray(sums).reshape(-1)
+        out = np.empty(flat.size, np.float32)
+        step = self._gains.size
+        buffer = np.empty(min(step, flat.size), np.float64)
+        for start in range(0, flat.size, step):
+            part = flat[start : start + step]
+            target = out[start : start + step]
+            if self._in_float:
+                values = buffer[: part.size]
+                values[:] = part
+                values *= self._gains[: part.size]
+                values += self._offsets[: part.size]
+                np.floor(values, out=values)
+                np.clip(values, *self._range, out=values)
+                target[:] = values
+            else:
+                products = part.astype(np.int64).reshape(-1, self._multiplier.size) * self._multiplier
+                codes = (products + self._offset) >> self._shift
+                target[:] = np.clip(codes, *self._range).reshape(-1)
+        return out.reshape(sums.shape)
+
+
+def pad(x_NHWC: Codes, padding: tuple[int, int], value: float) -> Codes:
+    """The maps with `padding` rows and columns of `value` on each side."""
+    if padding == (0, 0):
+        return x_NHWC
+    rows, columns = padding
+    return np.pad(x_NHWC, ((0, 0), (rows, rows), (columns, columns), (0, 0)), constant_values=value)
+
+
+def taps(x_NHWC: Sums, spec: LayerSpec) -> list[Sums]:
+    """Views of padded maps (N, H', W', C), one per kernel position, rows first."""
+    views = []
+    for row in range(spec.kernel_size[0]):
+        for column in range(spec.kernel_size[1]):
+            top, left = row * spec.dilation[0], column * spec.dilation[1]
+            bottom = top + (spec.out_height - 1) * spec.stride[0] + 1
+            right = left + (spec.out_width - 1) * spec.stride[1] + 1
+            views.append(x_NHWC[:, top : bottom : spec.stride[0], left : right : spec.stride[1]])
+    return views
+
+
+def windows(x_NHWC: Codes, spec: LayerSpec) -> NDArray[np.float32]:
+    """View of padded maps as (N, H', W', Kh, Kw, C)."""
+    images, rows, columns, channels = x_NHWC.strides
+    return np.lib.stride_tricks.as_strided(
+        x_NHWC,
+        (x_NHWC.shape[0], spec.out_height, spec.out_width, *spec.kernel_size, x_NHWC.shape[3]),
+        (
+            images,
+            rows * spec.stride[0],
+            columns * spec.stride[1],
+            rows * spec.dilation[0],
+            columns * spec.dilation[1],
+            channels,
+        ),
+        writeable=False,
+    )
+
+
+def convolution(spec: LayerSpec, weight_OIHW: NDArray[np.int8], bound: int) -> Callable[[Codes], Sums]:
+    """A function from codes to sums of products.
+
+    Args:
+        spec: A convolution or linear layer.
+        weight_OIHW: Its weight codes.
+        bound: Largest magnitude of a sum.
+    """
+    dtype: type[Any] = exact_dtype(bound)
+    weight_OHWI: Sums = weight_OIHW.transpose(0, 2, 3, 1).astype(dtype)
+    if spec.groups > 1 and weight_OIHW.shape[1] == 1:
+        return _depthwise(spec, weight_OHWI)
+    matrices = weight_OHWI.reshape(spec.groups, spec.out_channels // spec.groups, -1).transpose(0, 2, 1).copy()
+
+    def grouped(x_NHWC: Codes) -> Sums:
+        padded = pad(x_NHWC, spec.padding, 0)
+        width = spec.in_channels // spec.groups
+        parts = [
+            _matmul(padded[..., group * width : (group + 1) * width], spec, matrices[group])
+            for group in range(spec.groups)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=3)
+
+    return grouped
+
+
+def _matmul(padded_NHWC: Codes, spec: LayerSpec, matrix: Sums) -> Sums:
+    pixels = padded_NHWC.shape[0] * spec.out_height * spec.out_width
+    columns: Sums = windows(padded_NHWC, spec).reshape(pixels, matrix.shape[0]).astype(matrix.dtype, copy=False)
+    sums: Sums = columns @ matrix
+    return sums.reshape(-1, spec.out_height, spec.out_width, matrix.shape[1])
+
+
+def _depthwise(spec: LayerSpec, weight_OHWI: Sums) -> Callable[[Codes], Sums]:
+    """One input channel per group: products per channel, no matrices."""
+    kernels = weight_OHWI.reshape(spec.out_channels, -1).T.copy()
+    repeats = spec.out_channels // spec.groups
+
+    def depthwise(x_NHWC: Codes) -> Sums:
+        padded: Sums = pad(x_NHWC, spec.padding, 0).astype(kernels.dtype, copy=False)
+        if repeats > 1:
+            padded = np.repeat(padded, repeats, axis=3)
+        views = taps(padded, spec)
+        sums: Sums = views[0] * kernels[0]
+        product = np.empty_like(sums)
+        for view, kernel in zip(views[1:], kernels[1:], strict=True):
+            np.multiply(view, kernel, out=product)
+            sums += product
+        return sums
+
+    return depthwise
+
+
+def max_pool(spec: LayerSpec, lowest_code: int) -> Callable[[Codes], Codes]:
+    """Largest code of each window; padding has the lowest code that the tensor can hold, so it never wins."""
+
+    def largest(x_NHWC: Codes) -> Codes:
+        views = taps(pad(x_NHWC, spec.padding, lowest_code), spec)
+        return reduce(np.maximum, views[1:], views[0].copy())
+
+    return largest
+
+
+def window_sum(spec: LayerSpec, bound: int) -> Callable[[Codes], Sums]:
+    """Sum of each window."""
+    dtype: type[Any] = exact_dtype(bound)
+
+    def sums(x_NHWC: Codes) -> Sums:
+        views = taps(pad(x_NHWC, spec.padding, 0).astype(dtype, copy=False), spec)
+        total = views[0].copy()
+        for view in views[1:]:
+            total += view
+        return total
+
+    return sums
+
+
+def subsample(spec: LayerSpec) -> Callable[[Codes], Codes]:
+    """Every stride-th pixel; missing channels are zeros, half of them (rounded down) before."""
+    before = (spec.out_channels - spec.in_channels) // 2
+
+    def kept(x_NHWC: Codes) -> Codes:
+        out = np.zeros((x_NHWC.shape[0], spec.out_height, spec.out_width, spec.out_channels), np.float32)
+        out[..., before : before + spec.in_channels] = x_NHWC[:, :: spec.stride[0], :: spec.stride[1]]
+        return out
+
+    return kept
+
+
+def upsample(spec: LayerSpec) -> Callable[[Codes], Codes]:
+    """Each pixel stride[0] x stride[1] times."""
+    return lambda x_NHWC: x_NHWC.repeat(spec.stride[0], axis=1).repeat(spec.stride[1], axis=2)
+
+
+def flatten(x_NHWC: Codes) -> Codes:
+    """(N, 1, 1, C * H * W), channels slowest."""
+    return np.ascontiguousarray(x_NHWC.transpose(0, 3, 1, 2)).reshape(x_NHWC.shape[0], 1, 1, -1)

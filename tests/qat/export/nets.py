@@ -1,0 +1,207 @@
+"""Random small networks in integers, and a slow reference that computes their codes by the book."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel.network import INPUT, RELAYING, LayerSpec, NetworkSpec, Op
+from hwmodel.precision import Granularity, LayerConfig, NetworkConfig, WeightFormat, group_shape, kept_groups
+from qat.integer import BINARY_SHIFT, IntegerLayer, IntegerNetwork, Rescale
+
+OPS = ("conv", "grouped", "depthwise", "max_pool", "avg_pool", "subsample", "upsample", "add", "concat")
+Generator = np.random.Generator
+
+
+def random_network(seed: int, ops: Sequence[str] = OPS, *, with_head: bool = True) -> IntegerNetwork:
+    """A network with the given operations in order, random geometry, precision and numbers."""
+    rng = np.random.default_rng(seed)
+    channels, height, width = int(rng.integers(1, 4)), int(rng.integers(4, 10)), int(rng.integers(4, 10))
+    shapes = {INPUT: (channels, height, width)}
+    specs: list[LayerSpec] = []
+    for op in (*ops, *(("flatten", "linear") if with_head else ())):
+        spec = _random_spec(rng, op, f"{op}{len(specs)}", shapes, specs)
+        specs.append(spec)
+        shapes[spec.name] = (spec.out_channels, spec.out_height, spec.out_width)
+    network = NetworkSpec("random", channels, height, width, tuple(specs))
+    config = NetworkConfig(tuple((spec.name, random_config(rng)) for spec in network.weighted))
+    layers = {spec.name: random_layer(rng, spec, config[spec.name] if spec.has_weights else None) for spec in specs}
+    input_codes = rng.integers(-128, 128, (channels, 256)).astype(np.int16)
+    return IntegerNetwork(network, config, layers, input_codes, ("a", "b"))
+
+
+def random_images(network: NetworkSpec, count: int, seed: int = 0) -> NDArray[np.uint8]:
+    """uint8 images (count, C, H, W)."""
+    shape = (count, network.input_channels, network.input_height, network.input_width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def random_config(rng: Generator) -> LayerConfig:
+    """Any precision."""
+    weight_format = WeightFormat(str(rng.choice([str(f) for f in WeightFormat])))
+    bits = 1 if weight_format is WeightFormat.BINARY_PLUS_SPARSE else int(rng.integers(1, 9))
+    sparsity = 0.0 if weight_format is WeightFormat.DENSE else float(rng.choice([0.0, 0.3, 0.8, 0.97, 1.0]))
+    granularity = Granularity(str(rng.choice([str(g) for g in Granularity])))
+    return LayerConfig(bits, int(rng.integers(1, 9)), sparsity, weight_format, granularity)
+
+
+def random_weight(
+    rng: Generator, shape: tuple[int, int, int, int], config: LayerConfig
+) -> tuple[NDArray[np.int8], NDArray[np.bool_] | None]:
+    """Weight codes of a configuration, and its mask."""
+    bits = config.stored_bit_width
+    values = rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), shape) if bits > 1 else rng.choice([-1, 1], shape)
+    if config.weight_format is WeightFormat.DENSE:
+        return values.astype(np.int8), None
+    grid = group_shape(shape, config.granularity)
+    flat = np.zeros(int(np.prod(grid)), np.bool_)
+    flat[rng.permutation(flat.size)[: kept_groups(flat.size, config.sparsity)]] = True
+    mask = flat.reshape(grid)
+    binary = config.weight_format is WeightFormat.BINARY_PLUS_SPARSE
+    others = rng.choice([-1, 1], shape) << BINARY_SHIFT if binary else np.zeros(shape, int)
+    return np.where(mask, values, others).astype(np.int8), mask
+
+
+def random_rescale(rng: Generator, count: int) -> Rescale:
+    """Multipliers of 16 bits and a shift that keeps most codes off the clamp, now and then an extreme one."""
+    multiplier = rng.integers(-(2**15), 2**15, count).astype(np.int16)
+    shift = int(rng.choice([1, 12, 18, 22, 24, 46]))
+    low, high = [(0, 15), (-8, 7), (0, 255), (-128, 127), (-32768, 32767), (0, 1)][rng.integers(6)]
+    return Rescale(multiplier, shift, low, high)
+
+
+def random_layer(rng: Generator, spec: LayerSpec, config: LayerConfig | None) -> IntegerLayer:
+    """Numbers of one layer."""
+    if config is None:
+        rescale = None if spec.op in RELAYING else random_rescale(rng, len(spec.inputs))
+        return IntegerLayer(spec.name, rescale, ofm_scale=float(rng.random() + 0.1))
+    weight, mask = random_weight(rng, spec.weight_shape, config)
+    bias = rng.integers(-(2**15), 2**15, spec.out_channels).astype(np.int16)
+    narrow = random_rescale(rng, 1) if rng.random() < 0.5 else None
+    bias_shift = int(rng.choice([0, 5, 12, 46]))
+    rescale = random_rescale(rng, spec.out_channels)
+    return IntegerLayer(spec.name, rescale, weight, mask, bias, bias_shift, narrow, float(rng.random() + 0.1))
+
+
+def _random_spec(
+    rng: Generator, op: str, name: str, shapes: dict[str, tuple[int, int, int]], specs: list[LayerSpec]
+) -> LayerSpec:
+    producer = specs[-1].name if specs else INPUT
+    channels, height, width = shapes[producer]
+    pair = lambda low, high: tuple(int(v) for v in rng.integers(low, high, 2))  # noqa: E731
+    geometry: dict[str, Any] = {}
+    inputs: tuple[str, ...] = (producer,)
+    out_channels = channels
+    if op in ("conv", "grouped", "depthwise", "max_pool", "avg_pool"):
+        geometry = {"kernel_size": pair(1, 4), "stride": pair(1, 3), "padding": pair(0, 2)}
+        if op == "max_pool":  # every window holds at least one pixel
+            geometry["padding"] = tuple(min(geometry["padding"][i], geometry["kernel_size"][i] - 1) for i in (0, 1))
+        elif op != "avg_pool":
+            geometry["dilation"] = pair(1, 3)
+        # Make the kernel fit whatever is left of the map.
+        reach = [geometry.get("dilation", (1, 1))[i] * (geometry["kernel_size"][i] - 1) + 1 for i in (0, 1)]
+        if reach[0] > height or reach[1] > width:
+            geometry = {"stride": geometry["stride"]}
+    if op == "conv":
+        out_channels = int(rng.integers(1, 7))
+    elif op in ("grouped", "depthwise"):
+        divisors = [d for d in range(1, channels + 1) if channels % d == 0]
+        groups = channels if op == "depthwise" else int(rng.choice(divisors))
+        geometry["groups"] = groups
+        out_channels = groups * int(rng.integers(1, 3))
+    elif op == "subsample":
+        geometry, out_channels = {"stride": pair(1, 3)}, channels + int(rng.integers(0, 4))
+    elif op == "upsample":
+        geometry = {"stride": pair(1, 3)}
+    elif op in ("add", "concat"):
+        skip = 0 if op == "add" else 1  # operands of a concatenation may differ in channels
+        fits = [n for n, shape in shapes.items() if shape[skip:] == shapes[producer][skip:]]
+        inputs = (producer, *(str(n) for n in rng.choice(fits, int(rng.integers(1, 3)))))
+        if op == "concat":
+            channels = out_channels = sum(shapes[n][0] for n in inputs)
+    elif op == "flatten":
+        out_channels = channels * height * width
+    elif op == "linear":
+        out_channels = int(rng.integers(1, 6))
+    kind = Op.CONV if op in ("conv", "grouped", "depthwise") else Op(op)
+    size = _out_size(kind, (height, width), geometry)
+    return LayerSpec(name, kind, inputs, channels, height, width, out_channels, *size, **geometry)
+
+
+def _out_size(op: Op, size: tuple[int, int], geometry: dict[str, Any]) -> tuple[int, int]:
+    if op in (Op.LINEAR, Op.FLATTEN):
+        return 1, 1
+    kernel, stride = geometry.get("kernel_size", (1, 1)), geometry.get("stride", (1, 1))
+    padding, dilation = geometry.get("padding", (0, 0)), geometry.get("dilation", (1, 1))
+    if op is Op.UPSAMPLE:
+        return size[0] * stride[0], size[1] * stride[1]
+    if op in (Op.ADD, Op.CONCAT):
+        return size
+    reach = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    return tuple((size[i] + 2 * padding[i] - reach[i]) // stride[i] + 1 for i in (0, 1))  # type: ignore[return-value]
+
+
+def reference_codes(integers: IntegerNetwork, images: NDArray[np.uint8]) -> dict[str, NDArray[np.int64]]:
+    """Codes of every layer in int64, by the formulas of `qat.integer` and loops over kernel positions."""
+    channels = np.arange(images.shape[1])[None, :, None, None]
+    codes = {INPUT: integers.input_codes.astype(np.int64)[channels, images]}
+    for spec in integers.network.layers:
+        layer = integers.layers[spec.name]
+        codes[spec.name] = _reference_layer(spec, layer, [codes[name] for name in spec.inputs])
+    return codes
+
+
+def _shift_clamp(product: NDArray[np.int64], rescale: Rescale) -> NDArray[np.int64]:
+    shifted = (product + 2 ** (rescale.shift - 1)) >> rescale.shift
+    return np.clip(shifted, rescale.quant_min, rescale.quant_max)
+
+
+def _reference_layer(spec: LayerSpec, layer: IntegerLayer, x: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    first = x[0]
+    multiplier = None if layer.rescale is None else layer.rescale.multiplier.astype(np.int64)
+    if layer.weight is not None:
+        if layer.input_rescale is not None:
+            first = _shift_clamp(first * int(layer.input_rescale.multiplier[0]), layer.input_rescale)
+        acc = _reference_convolution(spec, first, layer.weight.astype(np.int64))
+        bias = layer.bias.astype(np.int64) << layer.bias_shift
+        return _shift_clamp(acc * multiplier[:, None, None] + bias[:, None, None], layer.rescale)
+    if spec.op is Op.ADD:
+        return _shift_clamp(sum(m * operand for m, operand in zip(multiplier, x, strict=True)), layer.rescale)
+    if spec.op is Op.CONCAT:
+        return np.concatenate([_shift_clamp(m * o, layer.rescale) for m, o in zip(multiplier, x, strict=True)], 1)
+    if spec.op is Op.AVG_POOL:
+        return _shift_clamp(_windows(spec, first, 0).sum((4, 5)) * multiplier[0], layer.rescale)
+    if spec.op is Op.MAX_POOL:
+        return _windows(spec, first, -(10**9)).max((4, 5))
+    if spec.op is Op.FLATTEN:
+        return first.reshape(first.shape[0], -1, 1, 1)
+    if spec.op is Op.UPSAMPLE:
+        return np.kron(first, np.ones((1, 1, *spec.stride), np.int64))
+    before = (spec.out_channels - spec.in_channels) // 2
+    after = spec.out_channels - spec.in_channels - before
+    kept = first[:, :, :: spec.stride[0], :: spec.stride[1]]
+    return np.pad(kept, ((0, 0), (before, after), (0, 0), (0, 0)))
+
+
+def _windows(spec: LayerSpec, x: NDArray[np.int64], fill: int) -> NDArray[np.int64]:
+    """(N, C, H', W', Kh, Kw), gathered pixel by pixel."""
+    rows, columns = spec.padding
+    padded = np.pad(x, ((0, 0), (0, 0), (rows, rows), (columns, columns)), constant_values=fill)
+    out = np.empty((*x.shape[:2], spec.out_height, spec.out_width, *spec.kernel_size), np.int64)
+    for h, w, i, j in np.ndindex(*out.shape[2:]):
+        row, column = h * spec.stride[0] + i * spec.dilation[0], w * spec.stride[1] + j * spec.dilation[1]
+        out[:, :, h, w, i, j] = padded[:, :, row, column]
+    return out
+
+
+def _reference_convolution(spec: LayerSpec, x: NDArray[np.int64], weight: NDArray[np.int64]) -> NDArray[np.int64]:
+    windows = _windows(spec, x, 0)
+    out = np.zeros((x.shape[0], spec.out_channels, spec.out_height, spec.out_width), np.int64)
+    for o in range(spec.out_channels):
+        group = o // (spec.out_channels // spec.groups)
+        first = group * weight.shape[1]
+        out[:, o] = np.einsum("nchwij,cij->nhw", windows[:, first : first + weight.shape[1]], weight[o])
+    return out
