@@ -26,9 +26,7 @@ NOMINAL_SIZES = (32, 224, *range(4, 65, 4), *range(96, 673, 32), 28, 227, 299, 3
 """Image sizes tried to order the layers of a model whose input shape was not given; no result depends on them."""
 
 
-def prepare(
-    model: nn.Module, config: NetworkConfig, input_shape: tuple[int, int, int] | None = None
-) -> QuantNetwork:
+def prepare(model: nn.Module, config: NetworkConfig, input_shape: tuple[int, int, int] | None = None) -> QuantNetwork:
     """A quantized copy of a float model; the float model stays as it is.
 
     Args:
@@ -48,7 +46,7 @@ def prepare(
 
 def _nominal_spec(graph: Graph) -> NetworkSpec:
     first = next((node.module for node in graph.nodes if node.module is not None), None)
-    channels = getattr(first, "in_channels", None) or getattr(first, "in_features", 1)
+    channels = int(getattr(first, "in_channels", 0) or getattr(first, "in_features", 1))
     for size in NOMINAL_SIZES:
         try:
             return graph.spec((channels, size, size))
@@ -129,7 +127,7 @@ class QuantNetwork(nn.Module):
             values[node.name] = self.layer(node.name)(*operands)
             for name in self._last_use[node.name]:
                 del values[name]
-        result = values[self.graph.output]
+        result: Tensor = values[self.graph.output]
         return result.flatten(1) if result.shape[2:] == (1, 1) else result
 
     @torch.no_grad()
@@ -203,7 +201,7 @@ def _signedness(graph: Graph) -> dict[str, bool]:
     for node in graph.nodes:
         carried = any(signed[name] for name in node.inputs)
         computes = node.op in (Op.CONV, Op.LINEAR, Op.ADD)
-        signed[node.name] = node.activation != "relu" and (computes and node.op is not Op.ADD or carried)
+        signed[node.name] = node.activation != "relu" and ((computes and node.op is not Op.ADD) or carried)
     return signed
 
 

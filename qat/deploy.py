@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from hwmodel.network import INPUT, LayerSpec, Op
 from hwmodel.precision import WeightFormat
 from qat.convert import QuantNetwork
-from qat.normalization import Normalization
 from qat.errors import ExportError
 from qat.graph import Node
 from qat.integer import IntegerLayer, IntegerNetwork, Rescale
 from qat.layers import QuantAdd, QuantAvgPool, QuantConcat, QuantWeighted, relay_function
+from qat.normalization import Normalization
 from qat.quantizers import ActQuantizer
 
 MAX_SHIFT = 46
@@ -87,7 +87,7 @@ def _input_codes(model: QuantNetwork, normalization: Normalization) -> NDArray[n
     quantizer = model.input_quantizer
     values = quantizer(normalization(levels))
     codes = (values / quantizer.scale).round().to(torch.int16)
-    return codes[:, :, 0, 0].T.contiguous().numpy()
+    return np.ascontiguousarray(codes[:, :, 0, 0].numpy().T)
 
 
 def _lower_layer(layer: nn.Module, spec: LayerSpec, input_scales: list[float]) -> IntegerLayer:

@@ -124,7 +124,9 @@ def _layer_spec(node: Node, operands: list[tuple[int, int, int]]) -> LayerSpec:
     if node.op is Op.AVG_POOL and node.output_size is not None:
         out_rows, out_columns = node.output_size
         if rows % out_rows or columns % out_columns:
-            raise SpecError(f"layer {node.name!r}: a {rows}x{columns} map does not divide into {node.output_size} parts")
+            raise SpecError(
+                f"layer {node.name!r}: a {rows}x{columns} map does not divide into {node.output_size} parts"
+            )
         kernel_size = stride = (rows // out_rows, columns // out_columns)
     out_channels = node.out_channels or channels + node.extra_channels
     if node.op is Op.FLATTEN:
@@ -227,7 +229,9 @@ class _Reader:
         elif isinstance(module, nn.ZeroPad2d):
             self._read_padding(node, tuple(module.padding))
         elif isinstance(module, nn.MaxPool2d):
-            self._read_max_pool(node, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
+            self._read_max_pool(
+                node, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
+            )
         elif isinstance(module, nn.AvgPool2d):
             self._read_avg_pool(node, module.kernel_size, module.stride, module.padding, module.ceil_mode)
         elif isinstance(module, nn.AdaptiveAvgPool2d):
@@ -242,7 +246,9 @@ class _Reader:
             raise self._unsupported(node, f"padding_mode={module.padding_mode!r}")
         kernel_size, dilation, stride = _pair(module.kernel_size), _pair(module.dilation), _pair(module.stride)
         if isinstance(module.padding, str):
-            total = [dilation[axis] * (kernel_size[axis] - 1) for axis in range(2)] if module.padding == "same" else [0, 0]
+            total = (
+                [dilation[axis] * (kernel_size[axis] - 1) for axis in range(2)] if module.padding == "same" else [0, 0]
+            )
             if any(value % 2 for value in total):
                 raise self._unsupported(node, "padding='same' with an even kernel, which pads unevenly")
             padding = (total[0] // 2, total[1] // 2)
@@ -269,7 +275,9 @@ class _Reader:
     def _read_batch_norm(self, node: fx.Node, module: nn.BatchNorm2d | nn.BatchNorm1d) -> None:
         before = self._only_reader_of(node)
         if before is None or before.module is None or before.batch_norm is not None or before.activation != "none":
-            raise self._unsupported(node, "a batch norm that does not directly follow its own convolution or linear layer")
+            raise self._unsupported(
+                node, "a batch norm that does not directly follow its own convolution or linear layer"
+            )
         if module.running_mean is None:
             raise self._unsupported(node, "a batch norm without running statistics")
         before.batch_norm = module
@@ -281,7 +289,9 @@ class _Reader:
             self._forward(node)
             return
         if before is None or before.op not in (Op.CONV, Op.LINEAR, Op.ADD):
-            raise self._unsupported(node, "a ReLU that does not directly follow a convolution, linear layer or addition")
+            raise self._unsupported(
+                node, "a ReLU that does not directly follow a convolution, linear layer or addition"
+            )
         before.activation = "relu"
         self._forward(node)
 
@@ -301,9 +311,9 @@ class _Reader:
             self._read_flatten(node, *self._call_args(node, ("start_dim", 0), ("end_dim", -1)))
         elif target in ("view", "reshape", torch.reshape):
             self._read_view(node)
-        elif target in ("size", getattr) and (target == "size" or node.args[1] == "shape"):
-            self.shape_values.add(node)
-        elif target is operator.getitem and node.args[0] in self.shape_values:
+        elif (target in ("size", getattr) and (target == "size" or node.args[1] == "shape")) or (
+            target is operator.getitem and node.args[0] in self.shape_values
+        ):
             self.shape_values.add(node)
         elif target is operator.getitem:
             self._read_slice(node)
@@ -313,8 +323,8 @@ class _Reader:
             defaults = (("kernel_size", None), ("stride", None), ("padding", 0), ("dilation", 1), ("ceil_mode", False))
             self._read_max_pool(node, *self._call_args(node, *defaults))
         elif target is F.avg_pool2d:
-            defaults = (("kernel_size", None), ("stride", None), ("padding", 0), ("ceil_mode", False))
-            self._read_avg_pool(node, *self._call_args(node, *defaults))
+            averages = (("kernel_size", None), ("stride", None), ("padding", 0), ("ceil_mode", False))
+            self._read_avg_pool(node, *self._call_args(node, *averages))
         elif target is F.adaptive_avg_pool2d:
             self._read_adaptive_pool(node, *self._call_args(node, ("output_size", None)))
         elif target in ("mean", torch.mean):
@@ -425,9 +435,7 @@ class _Reader:
 
     def _read_adaptive_pool(self, node: fx.Node, output_size: Any) -> None:
         size = _pair(output_size)
-        self._add(
-            node, Node(self._call_name(node, "avg_pool"), Op.AVG_POOL, self._inputs(node), output_size=size)
-        )
+        self._add(node, Node(self._call_name(node, "avg_pool"), Op.AVG_POOL, self._inputs(node), output_size=size))
 
     def _read_mean(self, node: fx.Node) -> None:
         dims, keepdim = self._call_args(node, ("dim", None), ("keepdim", False))
@@ -515,5 +523,3 @@ class _Reader:
             "ReLU behind them, max and average pooling, nearest upsampling, add, channel concat, flatten, and "
             "x[:, :, ::s, ::s] with padded channels"
         )
-
-

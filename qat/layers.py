@@ -138,6 +138,7 @@ class Relay(nn.Module):
         return self.move(x_NCHW)
 
     def extra_repr(self) -> str:
+        """Text for print(model)."""
         return self.kind
 
 

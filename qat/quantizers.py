@@ -47,7 +47,7 @@ class _FakeQuantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, scale, quant_min, quant_max):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def forward(ctx, x, scale, quant_min, quant_max):  # type: ignore[no-untyped-def]
         codes = torch.mul(x, 1.0 / scale) if x.dtype == torch.float32 else x.float().mul_(1.0 / scale)
         out = codes.round_().clamp_(quant_min, quant_max).mul_(scale).to(x.dtype)
         ctx.save_for_backward(x, scale, out)
@@ -55,7 +55,7 @@ class _FakeQuantize(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN205
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, scale, out = ctx.saved_tensors
         quant_min, quant_max = ctx.quant_range
         step = float(scale)
@@ -110,6 +110,7 @@ class ActQuantizer(nn.Module):
         self.log2_scale.copy_(torch.log2(scale).reshape(()))
 
     def extra_repr(self) -> str:
+        """Text for print(model)."""
         return f"bit_width={self.bit_width}, signed={self.signed}"
 
 
@@ -212,7 +213,9 @@ class WeightQuantizer(nn.Module):
         if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE:
             quant_min, quant_max = quant_range(SIGNIFICANT_BIT_WIDTH, signed=True)
             significant = _round_ste((weight_OIHW / scale).clamp(quant_min, quant_max))
-            return torch.where(self._element_mask(weight_OIHW), significant, _sign_ste(weight_OIHW, scale, BINARY_SHIFT))
+            return torch.where(
+                self._element_mask(weight_OIHW), significant, _sign_ste(weight_OIHW, scale, BINARY_SHIFT)
+            )
         if config.weight_bit_width == 1:
             codes = _sign_ste(weight_OIHW, scale, 0)
         else:
@@ -224,6 +227,7 @@ class WeightQuantizer(nn.Module):
         return codes
 
     def extra_repr(self) -> str:
+        """Text for print(model)."""
         return f"{self.config}"
 
 

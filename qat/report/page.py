@@ -12,7 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from hwmodel.cost import CostReport
+from hwmodel import CostReport
 from qat.report import plots
 from qat.report.results import COLUMNS, Result, table
 
@@ -138,7 +138,19 @@ def _result_table(results: Sequence[Result]) -> str:
 
 
 def _layer_table(cost: CostReport) -> str:
-    heads = ("layer", "data flow", "pe x simd", "weights", "bits", "density", "stored KiB", "RAMB18", "LUT", "DSP", "cycles")
+    heads = (
+        "layer",
+        "data flow",
+        "pe x simd",
+        "weights",
+        "bits",
+        "density",
+        "stored KiB",
+        "RAMB18",
+        "LUT",
+        "DSP",
+        "cycles",
+    )
     rows = [
         (
             layer.name,

@@ -7,11 +7,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from hwmodel.cost import CostReport
+from hwmodel import CostReport
 from qat.report.results import Result
 
 BLUE, ORANGE, GREY, GREEN = "#2b6cb0", "#dd6b20", "#a0aec0", "#2f855a"
-BIT_COLOURS = {1: "#1a365d", 2: "#2b6cb0", 3: "#4299e1", 4: "#90cdf4", 5: "#bee3f8", 6: "#fbd38d", 7: "#f6ad55", 8: "#dd6b20"}
+BIT_COLOURS = {
+    1: "#1a365d",
+    2: "#2b6cb0",
+    3: "#4299e1",
+    4: "#90cdf4",
+    5: "#bee3f8",
+    6: "#fbd38d",
+    7: "#f6ad55",
+    8: "#dd6b20",
+}
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -35,7 +44,8 @@ def front(trials: Sequence[tuple[float, float]], results: Sequence[Result]) -> F
         if chosen:
             label = "uniform bits, trained in full (test)" if kind == "uniform" else "found mix, trained in full (test)"
             points = [(r.compression, 100 * r.quantized_top1) for r in chosen]
-            axes.scatter(*zip(*points, strict=True), s=60, color=colour, marker=marker, label=label, zorder=3)
+            sizes, scores = zip(*points, strict=True)
+            axes.scatter(sizes, scores, s=60, color=colour, marker=marker, label=label, zorder=3)
             for result, point in zip(chosen, points, strict=True):
                 axes.annotate(result.name, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
     if results:

@@ -19,10 +19,10 @@ class Result:
         images: Test images.
         float_top1: Share of test images that the float model classifies correctly, in [0, 1].
         quantized_top1: The same for the network in the arithmetic of training.
-        integer_top1: The same for integer inference from the packed files; NaN before `verify`.
+        integer_top1: The same for integer inference from the packed files; None before `verify`.
         lost: Images that only the float model classifies correctly, and
         won: those that only the integers do (paired comparison).
-        differing_codes: Codes in which the packed files and the deployed model differ; -1 before `verify`.
+        differing_codes: Codes in which the packed files and the deployed model differ; None before `verify`.
         stored_bits: Everything stored.
         bits_per_weight: Stored bits per weight of the float model.
         compression: 32 bits per weight over everything stored.
@@ -39,10 +39,10 @@ class Result:
     images: int
     float_top1: float
     quantized_top1: float
-    integer_top1: float
+    integer_top1: float | None
     lost: int
     won: int
-    differing_codes: int
+    differing_codes: int | None
     stored_bits: int
     bits_per_weight: float
     compression: float
@@ -67,8 +67,8 @@ class Result:
         names = {field.name for field in fields(cls)}
         if set(data) != names:
             raise RunFolderError(
-                f"a result of another version: missing {sorted(names - set(data))}, unknown {sorted(set(data) - names)}; "
-                "export and verify again"
+                f"a result of another version: missing {sorted(names - set(data))}, "
+                f"unknown {sorted(set(data) - names)}; search again"
             )
         return cls(**data)
 
@@ -103,13 +103,15 @@ def markdown(results: Iterable[Result]) -> str:
 
 
 def _cell(result: Result, key: str) -> str:
+    if key == "paired" and result.integer_top1 is None:
+        return "not verified"
     if key == "paired":
         return f"{result.lost} / {result.won} of {result.images}"
     value = getattr(result, key)
+    if value is None:
+        return "not verified"
     if key.endswith("_top1"):
-        return "not verified" if value != value else f"{100 * value:.2f} %"
-    if key == "differing_codes":
-        return "not verified" if value < 0 else str(value)
+        return f"{100 * value:.2f} %"
     if key.endswith("offchip_bits"):
         return f"{value / 8192:.1f} KiB"
     if key == "bram18":

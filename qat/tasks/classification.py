@@ -121,7 +121,9 @@ class ClassificationTask(pl.LightningModule):
         for teacher in self._teacher:
             with torch.no_grad():
                 target = teacher(x_NCHW).float()
-            loss = torch.lerp(loss, _distillation(logits, target, self.recipe.temperature), self.recipe.distillation_weight)
+            loss = torch.lerp(
+                loss, _distillation(logits, target, self.recipe.temperature), self.recipe.distillation_weight
+            )
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
                 f"the loss became {float(loss)} at step {self.global_step}; earlier checkpoints are intact. "
@@ -147,7 +149,8 @@ class ClassificationTask(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW; weight decay on weights only; warm-up, then a cosine to zero."""
-        decayed, free = [], []
+        decayed: list[nn.Parameter] = []
+        free: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             (decayed if parameter.dim() > 1 and name.endswith("weight") else free).append(parameter)
         groups = [{"params": decayed, "weight_decay": self.recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]

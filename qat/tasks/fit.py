@@ -115,8 +115,7 @@ def fit(
     """
     if steps is None:
         epochs = task.recipe.epochs if epochs is None else epochs
-    keep = folder is not None
-    checkpoint = ModelCheckpoint(folder, filename="epoch{epoch}", save_last=True, save_top_k=0) if keep else None
+    checkpoint = None if folder is None else ModelCheckpoint(folder, save_last=True, save_top_k=0)
     trainer = pl.Trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,
@@ -125,14 +124,14 @@ def fit(
         max_epochs=epochs if steps is None else -1,
         max_steps=-1 if steps is None else steps,
         gradient_clip_val=task.recipe.gradient_clip or None,
-        logger=CSVLogger(folder, name="", version="") if keep else False,
+        logger=False if folder is None else CSVLogger(folder, name="", version=""),
         callbacks=[*([checkpoint] if checkpoint else []), *callbacks],
         plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=keep,
+        enable_checkpointing=folder is not None,
         enable_progress_bar=machine.progress_bar,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        limit_val_batches=1.0 if keep else 0,
+        limit_val_batches=0 if folder is None else None,
         log_every_n_steps=20,
         use_distributed_sampler=False,
     )

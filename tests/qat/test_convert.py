@@ -49,7 +49,7 @@ def test_the_float_model_is_not_touched() -> None:
 
 
 def test_every_tensor_has_the_bits_that_its_readers_ask_for() -> None:
-    model, quantized, config = _prepared(Residual, 2, 3)
+    _model, quantized, config = _prepared(Residual, 2, 3)
     widths = ofm_bit_widths(quantized.network, config)
     for name, layer in ((node.name, quantized.layer(node.name)) for node in quantized.graph.nodes):
         quantizer = getattr(layer, "ofm_quantizer", None)

@@ -48,7 +48,9 @@ def test_integers_follow_training_layer_by_layer(model_type, layer: LayerConfig)
             operands = [values[name] for name in spec.inputs]
             expected = quantized.layer(spec.name)(*operands) / scales[spec.name]
             off = (codes[spec.name] - expected.round()).abs()
-            steps = 2 if spec.name == quantized.network.layers[-1].name else 1  # 16-bit results: finer than the multiplier
+            steps = (
+                2 if spec.name == quantized.network.layers[-1].name else 1
+            )  # 16-bit results: finer than the multiplier
             assert off.max() <= steps, spec.name
             if steps == 1:
                 assert (off > 0).double().mean() < 0.02, spec.name

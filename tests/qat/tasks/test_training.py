@@ -94,6 +94,7 @@ def test_training_restores_what_one_bit_destroyed(trained: nn.Module) -> None:
     data = Stripes()
     torch.manual_seed(0)
     model = quantize(trained, config, data, NORMALIZATION)
+
     def loss() -> float:
         return float(F.cross_entropy(*logits_of(model, data.val_dataloader(), NORMALIZATION)))
 
@@ -165,7 +166,9 @@ def test_a_loss_that_is_not_finite_stops_training_with_advice(trained: nn.Module
     kept = read_checkpoint(tmp_path / "last.ckpt")
     with torch.no_grad():
         model.linear.weight.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"the loss became nan at step 0; earlier checkpoints are intact. Try a smaller"):
+    with pytest.raises(
+        TrainingError, match=r"the loss became nan at step 0; earlier checkpoints are intact. Try a smaller"
+    ):
         fit(ClassificationTask(model, NORMALIZATION, Recipe(epochs=2)), Stripes(), CPU, steps=4)
     assert kept.keys() == read_checkpoint(tmp_path / "last.ckpt").keys()
 
@@ -225,7 +228,13 @@ def test_published_state_dicts_load_with_their_prefix(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 0), ("learning_rate", 0.0), ("warmup_share", 1.0), ("distillation_weight", 1.1), ("mask_update_steps", 0)],
+    [
+        ("epochs", 0),
+        ("learning_rate", 0.0),
+        ("warmup_share", 1.0),
+        ("distillation_weight", 1.1),
+        ("mask_update_steps", 0),
+    ],
 )
 def test_a_recipe_out_of_range_names_the_field(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"trainer\.{field}={value}, expected"):

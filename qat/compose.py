@@ -1,0 +1,199 @@
+"""From files, command line and stored runs to one checked `Config`.
+
+Hydra merges YAML and overrides into the schema of `qat.config`; what it lets through (`+key`, `~key`) is refused here.
+Nothing is ever instantiated from a configuration (`_target_`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from qat.config import Config
+from qat.errors import ConfigError
+
+CONF_FOLDER = Path(__file__).resolve().parents[1] / "conf"
+"""Where the listed choices of each group lie."""
+
+GROUPS = {
+    "experiment": "a whole job: sets the groups below so that they fit together",
+    "network": "what is quantized: a network by import path (module:callable) and its trained weights",
+    "data": "the images: data set, folder, batch size, augmentation, normalisation",
+    "board": "the FPGA whose block RAM, DSP slices, LUTs, bandwidth and clock are the budget",
+    "quant": "bit widths that are given: activations, additions, first and last layer",
+    "search": "what each layer may become, how many trials, what a trial may spend, which compression to reach",
+    "trainer": "epochs, learning rate, distillation, precision, devices",
+}
+"""The groups of `conf/`, in words."""
+
+_PATHS = (("data", "root"), ("network", "weights"), ("network", "path"))
+
+
+def register(header: str = "Mixed-precision networks for FPGAs.") -> None:
+    """Makes the schema, and the text of `--help`, known to Hydra.
+
+    Args:
+        header: What `--help` says first.
+    """
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=Config)
+    store.store(name="described", group="hydra/help", node={"app_name": "qat-fpga", "template": _help_text(header)})
+
+
+def _help_text(header: str) -> str:
+    lines = []
+    for group, words in GROUPS.items():
+        choices = sorted(path.stem for path in (CONF_FOLDER / group).glob("*.yaml"))
+        lines.append(f"  {group}: {words}\n      {', '.join(choices)}")
+    return "\n".join(
+        (
+            header.strip().replace("$", "$$"),
+            "\nChoices, as group=name:",
+            *lines,
+            "\nSingle values, as group.key=value; several runs with --multirun and group=name1,name2.",
+            "run=<folder> uses the configuration of an earlier run; run_dir=<folder> names the folder of a new one.",
+            "The configuration that the given arguments make:\n",
+            "$CONFIG",
+            "\nFlags of Hydra: --hydra-help",
+        )
+    )
+
+
+def compose_config(overrides: Sequence[str] = (), root: str = "run") -> Config:
+    """The configuration that a command line makes; for notebooks and tests.
+
+    Args:
+        overrides: As on the command line: `["experiment=digits_demo", "search.trials=8"]`.
+        root: Which YAML of `conf/` to start from, without suffix.
+
+    Raises:
+        ConfigError: A choice or key is unknown, mistyped, missing or out of range.
+    """
+    register()
+    try:
+        with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
+            composed = compose(root, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        detail = f": {error.__cause__}" if error.__cause__ else ""
+        raise ConfigError(f"{error}{detail}") from error
+    return to_config(composed)
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Checks a composed configuration and makes its paths absolute.
+
+    Args:
+        composed: What Hydra composed, with `Config` as schema.
+
+    Raises:
+        ConfigError: A key is unknown, mistyped, missing or out of range; the message names it.
+    """
+    _refuse_unknown(composed, "")
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"expected a configuration with the schema Config, found {type(config).__name__}")
+    for group, name in _PATHS:
+        settings = getattr(config, group)
+        value = getattr(settings, name)
+        setattr(settings, name, None if value is None else _absolute(value))
+    config.run_dir = _absolute(config.run_dir)
+    return config
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def _refuse_unknown(node: object, path: str) -> None:
+    """Refuses keys that a dataclass does not have: Hydra lets `+key=value` add them, and they would do nothing."""
+    if isinstance(node, ListConfig) and not node._is_none():
+        for index in range(len(node)):
+            _refuse_unknown(node._get_node(index), f"{path}[{index}]")
+    if not isinstance(node, DictConfig) or node._is_none():
+        return
+    schema = OmegaConf.get_type(node)
+    if schema is None or not is_dataclass(schema):
+        return
+    known = [field.name for field in fields(schema)]
+    prefix = f"{path}." if path else ""
+    for key in map(str, node):
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; {path or 'there'} has {', '.join(known)}"
+            raise ConfigError(f"{prefix}{key} is not a setting{hint}")
+    for key in known:
+        if key not in node or OmegaConf.is_missing(node, key):
+            raise ConfigError(f"{prefix}{key} has no value; give it with {prefix}{key}=...")
+        _refuse_unknown(node._get_node(key), f"{prefix}{key}")
+
+
+def config_from_dict(values: Mapping[str, Any], where: str) -> DictConfig:
+    """A stored configuration under the schema.
+
+    Args:
+        values: What `config_to_dict` returned.
+        where: What an error message calls the origin of `values`.
+
+    Raises:
+        ConfigError: It does not fit the schema: written by another version, or edited.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), dict(values))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where} does not fit this version: {error}") from error
+    if not isinstance(merged, DictConfig):
+        raise ConfigError(f"{where} holds no configuration")
+    return merged
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Plain values for YAML."""
+    return asdict(config)
+
+
+def apply_overrides(stored: DictConfig, composed: DictConfig, overrides: Sequence[str]) -> None:
+    """Brings what was given on a command line into a stored configuration.
+
+    Args:
+        stored: Configuration of an earlier run; changed in place.
+        composed: What Hydra made of the command line: the overrides are already parsed and typed there.
+        overrides: The command line's overrides; `run` is passed over.
+
+    Raises:
+        ConfigError: An override cannot be applied to an earlier run.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if key == "run":
+            continue
+        if key in ("experiment", "run_dir", "name") or override.is_delete():
+            raise ConfigError(f"{override.input_line} does not go with run=<folder>, which has its own; leave it out")
+        OmegaConf.update(stored, key, OmegaConf.select(composed, key), merge=False, force_add=True)
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between two configurations as plain values: (before, after) by dotted key."""
+    old, new = dict(_flat(before, "")), dict(_flat(after, ""))
+    keys = [*old, *(key for key in new if key not in old)]
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def _flat(values: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value

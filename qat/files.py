@@ -1,0 +1,36 @@
+"""Files that are either whole or not there: written to a temporary name, synced, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from qat.errors import RunFolderError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8; the old file stays until the new one is whole.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+        text: The content.
+
+    Raises:
+        RunFolderError: The file could not be written (disk full, no permission); what was there is intact.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # where the folder itself is out of reach, the first error says so
+            temporary.unlink(missing_ok=True)
+        raise RunFolderError(
+            f"could not write {path}: {error.strerror or error}; what was there is intact. Free some space or choose "
+            "another folder with run_dir=..., then run the same command again"
+        ) from error

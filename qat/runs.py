@@ -1,0 +1,272 @@
+"""The folder of a run: its configuration, where it was made, and what came out.
+
+| file                         | holds                                                                             |
+|------------------------------|-----------------------------------------------------------------------------------|
+| `config.yaml`                | every setting, resolved                                                           |
+| `overrides.yaml`             | what was given on the command line                                                |
+| `environment.json`           | of each command in the folder: date, seed, versions, revision, device, threads    |
+| `metrics.csv`, `metrics.json`| one row for each thing measured                                                   |
+| `<script>.log`               | what the script said                                                              |
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qat.compose import config_to_dict, differences
+from qat.config import Config
+from qat.errors import RunFolderError
+from qat.files import write_text
+
+PACKAGES = (
+    "qat-fpga",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "botorch",
+    "gpytorch",
+    "numpy",
+    "scikit-learn",
+    "hydra-core",
+)
+"""Packages whose versions decide about results."""
+
+FREE_KEYS = (
+    "run",
+    "run_dir",
+    "data.root",
+    "data.download",
+    "network.path",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_threads",
+    "trainer.progress_bar",
+    "trainer.strategy",
+)
+"""Settings that say where and with what a run works, not what it computes: they may differ when it goes on."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder that exists and can be written.
+
+    Args:
+        path: Absolute path.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, config: Config, overrides: Sequence[str] = ()) -> RunFolder:
+        """Makes the folder `config.run_dir`, or goes on in it if it holds the same configuration.
+
+        Args:
+            config: What is going to run.
+            overrides: What was given on the command line.
+
+        Raises:
+            RunFolderError: The folder cannot be written, or holds results of another configuration.
+        """
+        run = cls(Path(config.run_dir).resolve())
+        run._check_writable()
+        if (run.path / "config.yaml").exists():
+            run._check_same(config)
+        else:
+            run._check_unused()
+            write_text(run.path / "overrides.yaml", _to_yaml(list(overrides)))
+            write_text(run.path / "config.yaml", _to_yaml(config_to_dict(config)))
+        run._record_environment(config)
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Opens the folder of an earlier run, from any working directory.
+
+        Raises:
+            RunFolderError: There is no such folder, or it is not a run folder.
+        """
+        run = cls(Path(path).expanduser().resolve())
+        if not run.path.is_dir():
+            raise RunFolderError(f"run folder {run.path} does not exist; make one with scripts/train.py or search.py")
+        if not (run.path / "config.yaml").is_file():
+            raise RunFolderError(f"{run.path} is not a run folder: it has no config.yaml")
+        return run
+
+    def config_values(self) -> dict[str, Any]:
+        """The stored configuration as plain values, with this folder as `run_dir`.
+
+        Raises:
+            RunFolderError: `config.yaml` cannot be read.
+        """
+        path = self.path / "config.yaml"
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise RunFolderError(f"{path} cannot be read: {error}") from error
+        if not isinstance(values, dict):
+            raise RunFolderError(f"{path} holds {type(values).__name__}, expected groups of settings")
+        return {**values, "run": None, "run_dir": str(self.path)}
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Writes plain values to a file of this folder; the old file stays until the new one is whole.
+
+        Args:
+            name: File below the folder, for example `summary.json` or `networks/mix/result.json`.
+            value: Plain values.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            RunFolderError: The file could not be written.
+        """
+        path = self.path / name
+        write_text(path, json.dumps(value, indent=2) + "\n")
+        return path
+
+    def read_json(self, name: str) -> Any:
+        """Reads a file that `write_json` wrote.
+
+        Raises:
+            RunFolderError: The file is missing or damaged.
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunFolderError(f"{path} does not exist; the step that makes it has not run in this folder") from error
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{path} is damaged: {error}; remove it and run the same command again") from error
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Adds a row to `metrics.json` and `metrics.csv`; columns may differ from row to row.
+
+        Raises:
+            RunFolderError: A file could not be written, or `metrics.json` is damaged.
+        """
+        rows = self.read_json("metrics.json") if (self.path / "metrics.json").exists() else []
+        rows.append(dict(row))
+        columns = list(dict.fromkeys(name for each in rows for name in each))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write_json("metrics.json", rows)
+        write_text(self.path / "metrics.csv", text.getvalue())
+
+    def _check_writable(self) -> None:
+        probe = self.path / f".write_check.{os.getpid()}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            raise RunFolderError(
+                f"run folder {self.path} cannot be written: {error.strerror or error}; "
+                "choose another one with run_dir=<folder>"
+            ) from error
+
+    def _check_unused(self) -> None:
+        """A folder with files that no run made is not filled: it is most likely a slip of the user."""
+        names = sorted(path.name for path in self.path.iterdir())
+        strangers = [name for name in names if not name.startswith(".") and name != "overrides.yaml"]
+        if strangers:
+            raise RunFolderError(
+                f"run folder {self.path} is not empty ({', '.join(strangers[:3])}) and has no config.yaml; "
+                "choose another one with run_dir=<folder>"
+            )
+
+    def _check_same(self, config: Config) -> None:
+        changed = differences(_comparable(self.config_values()), _comparable(config_to_dict(config)))
+        if changed:
+            listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
+            raise RunFolderError(
+                f"run folder {self.path} holds results of another configuration ({listed}). "
+                "Choose another folder with run_dir=<folder>, go back to the old settings, or remove the folder"
+            )
+
+    def _record_environment(self, config: Config) -> None:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return  # one of several processes of the same command
+        known = self.read_json("environment.json") if (self.path / "environment.json").exists() else []
+        self.write_json("environment.json", [*known, describe_environment(config)])
+
+
+def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what may differ when a run goes on; of the weights file only the name counts, as folders move."""
+    plain: dict[str, Any] = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()
+    }
+    for key in FREE_KEYS:
+        group, _, name = key.rpartition(".")
+        (plain.get(group, {}) if group else plain).pop(name, None)
+    network = plain.get("network", {})
+    if network.get("weights"):
+        network["weights"] = Path(network["weights"]).name
+    return plain
+
+
+def _to_yaml(values: Any) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def describe_environment(config: Config) -> dict[str, Any]:
+    """Where and with what a command runs, as plain values for JSON."""
+    import torch  # here, because it takes seconds and commands that only read a folder do without
+
+    cuda = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
+    revision = _git("rev-parse", "HEAD")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "working_directory": str(Path.cwd()),
+        "seed": config.seed,
+        "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
+        "threads": config.trainer.num_threads or torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "git_revision": revision,
+        "git_dirty": None if revision is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of git on the project's own files; None where there is no git or no repository."""
+    folder = Path(__file__).resolve().parents[1]
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

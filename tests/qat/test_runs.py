@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qat import files
+from qat.compose import compose_config, config_from_dict, to_config
+from qat.config import Config
+from qat.errors import RunFolderError
+from qat.files import write_text
+from qat.runs import RunFolder
+
+
+def _config(folder: Path, *overrides: str) -> Config:
+    return compose_config([f"run_dir={folder}", *overrides])
+
+
+def test_new_folder_holds_everything_about_the_run(tmp_path: Path) -> None:
+    config = _config(tmp_path / "run", "seed=3")
+    run = RunFolder.create(config, ["seed=3"])
+    assert to_config(config_from_dict(run.config_values(), "stored")) == config
+    assert yaml.safe_load((run.path / "overrides.yaml").read_text(encoding="utf-8")) == ["seed=3"]
+    (environment,) = run.read_json("environment.json")
+    assert environment["seed"] == 3
+    assert environment["versions"]["torch"]
+    assert environment["threads"] == 1
+    assert environment["device"]
+    assert set(environment) >= {"date", "command", "git_revision", "git_dirty", "python", "platform"}
+
+
+def test_same_configuration_goes_on(tmp_path: Path) -> None:
+    first = RunFolder.create(_config(tmp_path / "run"))
+    first.write_json("result.json", 1)
+    again = RunFolder.create(_config(tmp_path / "run", "trainer.progress_bar=false", "trainer.num_threads=1"))
+    assert again == first
+    assert again.read_json("result.json") == 1
+    assert len(again.read_json("environment.json")) == 2
+
+
+def test_other_configuration_is_refused_with_its_keys(tmp_path: Path) -> None:
+    RunFolder.create(_config(tmp_path / "run"))
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    message = r"another configuration \(seed: 0 there, 5 now; .*trainer.epochs: 10 there, 11 now\).*run_dir=<folder>"
+    with pytest.raises(RunFolderError, match=message):
+        RunFolder.create(_config(tmp_path / "run", "seed=5", "trainer.epochs=11"))
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_moved_data_and_weights_are_the_same_configuration(tmp_path: Path) -> None:
+    experiment = "experiment=cifar10_resnet20"
+    run = RunFolder.create(_config(tmp_path / "run", experiment, "data.root=/a"))
+    assert RunFolder.create(_config(tmp_path / "run", experiment, "data.root=/b")) == run
+    with pytest.raises(RunFolderError, match="network.weights: 'resnet20-12fca82f.th' there, 'other.th' now"):
+        RunFolder.create(_config(tmp_path / "run", experiment, "network.weights=/b/other.th"))
+
+
+def test_opened_from_another_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = RunFolder.create(_config(Path("run")))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert RunFolder.open("../run") == made
+    assert made.config_values()["run_dir"] == str(tmp_path / "run")
+
+
+def test_folder_moved_with_its_results_opens(tmp_path: Path) -> None:
+    RunFolder.create(_config(tmp_path / "run"))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    run = RunFolder.open(tmp_path / "moved")
+    config = to_config(config_from_dict(run.config_values(), "stored"))
+    assert RunFolder.create(config) == run
+
+
+def test_what_is_no_run_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="does not exist"):
+        RunFolder.open(tmp_path / "none")
+    with pytest.raises(RunFolderError, match="is not a run folder: it has no config.yaml"):
+        RunFolder.open(tmp_path)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(RunFolderError, match=r"is not empty \(thesis.tex\)"):
+        RunFolder.create(_config(tmp_path))
+    (tmp_path / "config.yaml").write_text("- a\n", encoding="utf-8")
+    with pytest.raises(RunFolderError, match="holds list, expected groups of settings"):
+        RunFolder.open(tmp_path).config_values()
+    (tmp_path / "config.yaml").write_text("a: [", encoding="utf-8")
+    with pytest.raises(RunFolderError, match="config.yaml cannot be read"):
+        RunFolder.open(tmp_path).config_values()
+
+
+def test_unwritable_folder_is_refused_before_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match=r"run folder .*file/run cannot be written: .*run_dir=<folder>"):
+        RunFolder.create(_config(tmp_path / "file" / "run"))
+
+
+def test_metrics_are_kept_as_csv_and_json(tmp_path: Path) -> None:
+    run = RunFolder.create(_config(tmp_path / "run"))
+    run.append_metrics({"name": "float", "top1": 0.91})
+    run.append_metrics({"name": "mix", "top1": 0.9, "bits": 1.25})
+    rows = list(csv.DictReader((run.path / "metrics.csv").read_text(encoding="utf-8").splitlines()))
+    assert rows == [
+        {"name": "float", "top1": "0.91", "bits": ""},
+        {"name": "mix", "top1": "0.9", "bits": "1.25"},
+    ]
+    assert run.read_json("metrics.json")[1] == {"name": "mix", "top1": 0.9, "bits": 1.25}
+
+
+def test_missing_and_damaged_json(tmp_path: Path) -> None:
+    run = RunFolder.create(_config(tmp_path / "run"))
+    with pytest.raises(RunFolderError, match="summary.json does not exist; the step that makes it has not run"):
+        run.read_json("summary.json")
+    (run.path / "summary.json").write_text('{"a": ', encoding="utf-8")
+    with pytest.raises(RunFolderError, match="summary.json is damaged"):
+        run.read_json("summary.json")
+
+
+def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "a.json", json.dumps("old"))
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(files.os, "fsync", no_space)
+    with pytest.raises(RunFolderError, match=r"could not write .*a.json: No space left on device; what was there is"):
+        write_text(tmp_path / "a.json", json.dumps("new"))
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
