@@ -208,9 +208,7 @@ class RunFolder:
 
 def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without what may differ when a run goes on; of the weights file only the name counts, as folders move."""
-    plain: dict[str, Any] = {
-        key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()
-    }
+    plain: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for key in FREE_KEYS:
         group, _, name = key.rpartition(".")
         (plain.get(group, {}) if group else plain).pop(name, None)

@@ -1,0 +1,359 @@
+"""What a user can set: one typed dataclass per group of `conf/`, checked once when a configuration is composed.
+
+The dataclasses hold names, types and ranges; the values are in `conf/`, and `qat.compose` brings both together.
+A key that is misspelt, mistyped, missing or out of range is refused with its name before any work starts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from hwmodel.board import Board
+from hwmodel.errors import BoardError
+from qat.errors import ConfigError
+
+
+def _require(ok: bool, name: str, value: object, expected: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name}={value!r}, expected {expected}")
+
+
+def _require_number(name: str, value: float, low: float, high: float = math.inf, *, low_open: bool = False) -> None:
+    above = value > low if low_open else value >= low
+    expected = f"a number {'>' if low_open else '>='} {low:g}" + (f" and <= {high:g}" if math.isfinite(high) else "")
+    _require(math.isfinite(value) and above and value <= high, name, value, expected)
+
+
+def _require_all(name: str, values: Sequence[float], low: float, high: float, *, low_open: bool = False) -> None:
+    for value in values:
+        _require_number(name, value, low, high, low_open=low_open)
+    _require(len(set(values)) == len(values), name, list(values), "each value once")
+
+
+@dataclass(kw_only=True)
+class NetworkSettings:
+    """A network.
+
+    Args:
+        name: What reports call it.
+        factory: `module:callable` that returns the float network, called with `num_classes` (see `qat.models.build`).
+        path: Folder below which the module of a network of your own lies; null for the current folder.
+        num_classes: Number of logits.
+        input_shape: Channels, rows, columns of an image.
+        weights: Checkpoint of trained weights; null to train from scratch.
+    """
+
+    name: str
+    factory: str
+    path: str | None
+    num_classes: int
+    input_shape: list[int]
+    weights: str | None
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name), "network.name", self.name, "a word for reports")
+        _require(self.num_classes >= 2, "network.num_classes", self.num_classes, "an integer >= 2")
+        ok = len(self.input_shape) == 3 and all(size >= 1 for size in self.input_shape)
+        _require(ok, "network.input_shape", self.input_shape, "[channels, rows, columns], each >= 1")
+
+
+@dataclass(kw_only=True)
+class DataSettings:
+    """Images and how they are delivered.
+
+    Args:
+        name: digits or cifar10.
+        source: bundled (ships with scikit-learn); for cifar10 archive (the two .npz files), torchvision (its own
+            download), or auto: archive if `root` holds one of its files, else torchvision.
+        root: Folder of the files; null where none are needed.
+        download: Whether torchvision may download what is missing.
+        batch_size: Images per step, of all devices together.
+        val_images: Images held out of the training images for selection.
+        test_images: Images held out for the final number, where the data set has no test set of its own; else null.
+        split_seed: Decides which images are held out; separate from `seed`, so that runs share their test images.
+        crop_padding: Augmentation: shift by up to this many pixels in each direction; 0 for none.
+        horizontal_flip: Augmentation: mirror half of the images.
+        mean: Mean of each channel, in units of the 8-bit range.
+        std: Standard deviation of each channel, same units.
+    """
+
+    name: str
+    source: str
+    root: str | None
+    download: bool
+    batch_size: int
+    val_images: int
+    test_images: int | None
+    split_seed: int
+    crop_padding: int
+    horizontal_flip: bool
+    mean: list[float]
+    std: list[float]
+
+    def __post_init__(self) -> None:
+        sources = {"digits": ("bundled",), "cifar10": ("auto", "archive", "torchvision")}
+        _require(self.name in sources, "data.name", self.name, f"one of {list(sources)}")
+        _require(self.source in sources[self.name], "data.source", self.source, f"one of {list(sources[self.name])}")
+        _require(self.source == "bundled" or bool(self.root), "data.root", self.root, f"a folder for {self.name}")
+        for name in ("batch_size", "val_images"):
+            _require_number(f"data.{name}", getattr(self, name), 1)
+        if self.source == "bundled":
+            held_out = self.test_images
+            _require(held_out is not None and held_out >= 1, "data.test_images", held_out, "an integer >= 1")
+        else:
+            _require(self.test_images is None, "data.test_images", self.test_images, "null: it has its own test set")
+        _require_number("data.split_seed", self.split_seed, 0)
+        _require_number("data.crop_padding", self.crop_padding, 0)
+        ok = len(self.mean) == len(self.std) >= 1 and all(value > 0 for value in self.std)
+        _require(ok, "data.std", self.std, f"a value > 0 for each channel of data.mean={self.mean}")
+
+
+@dataclass(kw_only=True)
+class BoardSettings:
+    """A board; the fields are those of `hwmodel.Board`."""
+
+    name: str
+    family: str
+    bram18: int
+    uram: int
+    dsp: int
+    lut: int
+    ff: int
+    dram_bytes_per_s: int
+    clock_hz: int
+    source: str
+
+    def __post_init__(self) -> None:
+        try:
+            self.to_board()
+        except BoardError as error:
+            raise ConfigError(str(error)) from error
+
+    def to_board(self) -> Board:
+        """The board as the hardware model takes it.
+
+        Raises:
+            BoardError: A field is out of range.
+        """
+        return Board(**asdict(self))
+
+
+@dataclass(kw_only=True)
+class LayerActivations:
+    """Activation bits of some layers.
+
+    Args:
+        pattern: Name of a layer, or a pattern of names (`layer3.*`).
+        act_bit_width: 1..8 or 16.
+    """
+
+    pattern: str
+    act_bit_width: int
+
+
+@dataclass(kw_only=True)
+class QuantSettings:
+    """Bit widths that are given, not searched.
+
+    Args:
+        act_bit_width: Of the codes that a layer reads: 1..8 or 16.
+        sum_bit_width: Of the operands of additions: 1..8 or 16.
+        end_bit_width: Activations of the first and last layer, and their weights in uniform configurations; null
+            treats them like the others.
+        layers: Activation bits of single layers; the last pattern that matches counts.
+    """
+
+    act_bit_width: int
+    sum_bit_width: int
+    end_bit_width: int | None
+    layers: list[LayerActivations]
+
+    def __post_init__(self) -> None:
+        widths: dict[str, int | None] = {name: getattr(self, name) for name in ("act_bit_width", "sum_bit_width")}
+        if self.end_bit_width is not None:
+            widths["end_bit_width"] = self.end_bit_width
+        widths.update({f"layers[{layer.pattern}].act_bit_width": layer.act_bit_width for layer in self.layers})
+        for name, bits in widths.items():
+            _require(bits in (*range(1, 9), 16), f"quant.{name}", bits, "1..8 or 16")
+
+
+@dataclass(kw_only=True)
+class LayerChoices:
+    """Restricts what some layers may become; null leaves the choices of `search` as they are.
+
+    Args:
+        pattern: Name of a layer, or a pattern of names (`layer3.*`).
+        weight_bit_widths: Dense precisions, each 1..8.
+        significant_densities: Shares of 8-bit weights beside binary ones, each in (0, 1].
+        sparse_densities: Shares of weights kept where the others are zero, each in (0, 1].
+    """
+
+    pattern: str
+    weight_bit_widths: list[int] | None = None
+    significant_densities: list[float] | None = None
+    sparse_densities: list[float] | None = None
+
+
+@dataclass(kw_only=True)
+class SearchSettings:
+    """The search.
+
+    Args:
+        trials: Configurations to evaluate, the first designs included.
+        initial_trials: First designs, from the sensitivity profile.
+        weight_bit_widths: Dense precisions that a layer may take, each 1..8.
+        significant_densities: Shares of 8-bit weights beside binary ones (`binary_plus_sparse`), each in (0, 1].
+        sparse_densities: Shares of weights kept where the others are zero (`sparse`), each in (0, 1].
+        layers: Narrower choices of single layers; the last pattern that matches counts.
+        min_compression: Compression to reach, one winner each: 32 bits per weight over everything stored.
+        bram18: Block RAMs that the network may use; null for all of the board.
+        max_failed_share: The search gives up when more than this share of at least 4 trials failed.
+        train_steps: Optimizer steps that a trial trains.
+        eval_images: Validation images that score a trial; null for all.
+        sensitivity_images: Validation images of the sensitivity profile.
+        seed: Of everything random in the search.
+    """
+
+    trials: int
+    initial_trials: int
+    weight_bit_widths: list[int]
+    significant_densities: list[float]
+    sparse_densities: list[float]
+    layers: list[LayerChoices]
+    min_compression: list[float]
+    bram18: int | None
+    max_failed_share: float
+    train_steps: int
+    eval_images: int | None
+    sensitivity_images: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, low in (("trials", 1), ("initial_trials", 1), ("train_steps", 0), ("sensitivity_images", 1)):
+            _require_number(f"search.{name}", getattr(self, name), low)
+        bound = f"at most search.trials={self.trials}"
+        _require(self.initial_trials <= self.trials, "search.initial_trials", self.initial_trials, bound)
+        for name in ("bram18", "eval_images"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"search.{name}", value, "null or an integer >= 1")
+        _require_number("search.max_failed_share", self.max_failed_share, 0, 1)
+        _require(len(self.min_compression) >= 1, "search.min_compression", self.min_compression, "at least one value")
+        _require_all("search.min_compression", self.min_compression, 1, math.inf)
+        self._require_choices("search", self)
+        for choices in self.layers:
+            self._require_choices(f"search.layers[{choices.pattern}]", choices)
+
+    @staticmethod
+    def _require_choices(where: str, choices: SearchSettings | LayerChoices) -> None:
+        given = [choices.weight_bit_widths, choices.significant_densities, choices.sparse_densities]
+        _require(given != [[], [], []], f"{where}.weight_bit_widths", [], "at least one choice")
+        _require_all(f"{where}.weight_bit_widths", choices.weight_bit_widths or (), 1, 8)
+        for name in ("significant_densities", "sparse_densities"):
+            _require_all(f"{where}.{name}", getattr(choices, name) or (), 0, 1, low_open=True)
+
+
+@dataclass(kw_only=True)
+class TrainerSettings:
+    """Training.
+
+    Args:
+        float_epochs: Passes over the fit images when the float network is trained from scratch.
+        float_learning_rate: Peak of its learning rate.
+        epochs: Passes of the final fine-tune of a quantized network.
+        learning_rate: Peak of its learning rate.
+        weight_decay: AdamW's, on weights only.
+        warmup_share: Share of the steps with rising learning rate, in [0, 1).
+        distillation_weight: Share of the loss that comes from the float network's logits, in [0, 1].
+        temperature: Softens these logits.
+        gradient_clip: Largest gradient norm; 0 for none.
+        freeze_batch_norm_epochs: Last epochs in which batch norm uses its running statistics.
+        mask_update_share: Share of the steps in which the kept weights are chosen anew, in [0, 1].
+        mask_update_steps: Steps between two choices.
+        precision: 32-true or bf16-mixed.
+        accelerator: auto, cpu or gpu.
+        devices: Number of devices.
+        strategy: auto or ddp.
+        num_threads: CPU threads; null for torch's choice.
+        progress_bar: Whether progress is shown live.
+    """
+
+    float_epochs: int
+    float_learning_rate: float
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    warmup_share: float
+    distillation_weight: float
+    temperature: float
+    gradient_clip: float
+    freeze_batch_norm_epochs: int
+    mask_update_share: float
+    mask_update_steps: int
+    precision: str
+    accelerator: str
+    devices: int
+    strategy: str
+    num_threads: int | None
+    progress_bar: bool
+
+    def __post_init__(self) -> None:
+        for name in ("float_epochs", "epochs", "mask_update_steps", "devices"):
+            _require_number(f"trainer.{name}", getattr(self, name), 1)
+        for name in ("float_learning_rate", "learning_rate", "temperature"):
+            _require_number(f"trainer.{name}", getattr(self, name), 0, low_open=True)
+        for name in ("weight_decay", "gradient_clip", "freeze_batch_norm_epochs"):
+            _require_number(f"trainer.{name}", getattr(self, name), 0)
+        for name in ("warmup_share", "distillation_weight", "mask_update_share"):
+            _require_number(f"trainer.{name}", getattr(self, name), 0, 1)
+        _require(self.warmup_share < 1, "trainer.warmup_share", self.warmup_share, "a number >= 0 and < 1")
+        for name, words in (
+            ("precision", ("32-true", "bf16-mixed")),
+            ("accelerator", ("auto", "cpu", "gpu")),
+            ("strategy", ("auto", "ddp")),
+        ):
+            _require(getattr(self, name) in words, f"trainer.{name}", getattr(self, name), f"one of {list(words)}")
+        threads = self.num_threads
+        _require(threads is None or threads >= 1, "trainer.num_threads", threads, "null or an integer >= 1")
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Everything that decides a run.
+
+    Args:
+        name: Name of the run.
+        run_dir: Folder that receives all results.
+        run: Folder of an earlier run: its configuration is used in place of the composed one; null for none.
+        seed: Of training; the same seed gives the same result on the same machine.
+        baselines: Weight bits of uniform configurations that are trained like the found mix, each 1..8.
+        network: What is quantized.
+        data: Images.
+        board: The budget.
+        quant: Bit widths that are given.
+        search: The search.
+        trainer: Training.
+    """
+
+    name: str
+    run_dir: str
+    run: str | None = None
+    seed: int
+    baselines: list[int]
+    network: NetworkSettings
+    data: DataSettings
+    board: BoardSettings
+    quant: QuantSettings
+    search: SearchSettings
+    trainer: TrainerSettings
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name), "name", self.name, "a name for the run")
+        _require(bool(self.run_dir), "run_dir", self.run_dir, "a folder")
+        for name, seed in (("seed", self.seed), ("search.seed", self.search.seed)):
+            _require(seed >= 0, name, seed, "an integer >= 0")
+        _require_all("baselines", self.baselines, 1, 8)
+        channels = self.network.input_shape[0]
+        expected = f"{channels} values, one for each channel of network.input_shape"
+        _require(len(self.data.mean) == channels, "data.mean", self.data.mean, expected)

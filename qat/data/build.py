@@ -1,0 +1,37 @@
+"""From settings to a data module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qat.config import DataSettings
+from qat.data.augmentation import Augmentation
+from qat.data.cifar10 import from_archive, from_torchvision, has_archive
+from qat.data.digits import digits
+from qat.data.module import ImageDataModule
+from qat.data.splits import Splits
+from qat.normalization import Normalization
+
+
+def build_data(settings: DataSettings, seed: int) -> ImageDataModule:
+    """Reads the images and delivers them in batches.
+
+    Args:
+        settings: Which images, and how.
+        seed: Decides order and augmentation of fit batches; the split has a seed of its own.
+
+    Raises:
+        DataError: Images are missing or damaged, or too few.
+    """
+    normalization = Normalization(tuple(settings.mean), tuple(settings.std))
+    augmentation = Augmentation(settings.crop_padding, settings.horizontal_flip)
+    return ImageDataModule(_splits(settings), normalization, augmentation, settings.batch_size, seed)
+
+
+def _splits(settings: DataSettings) -> Splits:
+    if settings.name == "digits":
+        return digits(settings.val_images, settings.test_images or 0, settings.split_seed)
+    root = Path(settings.root or ".")
+    if settings.source == "archive" or (settings.source == "auto" and has_archive(root)):
+        return from_archive(root, settings.val_images, settings.split_seed)
+    return from_torchvision(root, settings.val_images, settings.split_seed, settings.download)
