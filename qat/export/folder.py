@@ -31,9 +31,11 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         new, old = temporary / "new", temporary / "old"
         for name, data in files.items():
-            _write_synced(new / name, data)
-        for directory in {(new / name).parent for name in files} | {new}:
-            _sync(directory)
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            (new / name).write_bytes(data)
+        # All are written before the first is synced: the disk then takes them together.
+        for path in [*(new / name for name in files), *{(new / name).parent for name in files}, new]:
+            _sync(path)
         if folder.exists():
             os.rename(folder, old)
         try:
@@ -67,19 +69,11 @@ def _check_replaceable(folder: Path) -> None:
         raise ExportError(f"{folder}: holds files beside a packed model, {foreign}; move them, or {cure}")
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    """Makes a rename durable where the system lets directories be synced."""
-    if os.name != "posix":
+def _sync(path: Path) -> None:
+    """Makes a file or a rename in a folder durable (folders: where the system lets them be synced)."""
+    if path.is_dir() and os.name != "posix":
         return
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -6,7 +6,7 @@ Groups are numbered filter by filter, 0 .. groups - 1, as many per filter.
 |----------|-------------------------------------|--------------------------------------------------------------|
 | `none`   |                                     | all groups or no group                                       |
 | `bitmap` | `index_bitmap`                      | one bit per group, 1 = kept                                  |
-| `rice`   | `index_quotients`, `index_remainders` | gaps between kept groups, r = parameter                    |
+| `rice`   | `index_quotients`, `index_remainders` | gaps between kept groups, r = parameter >= 1               |
 | `lists`  | `index_counts`, `index_positions`   | kept groups per filter; position of each inside its filter   |
 
 A gap is the number of groups skipped before a kept one.  `rice` stores its low r bits among the remainders, and
@@ -83,12 +83,12 @@ def encode_cheapest(mask: NDArray[np.bool_]) -> CodedIndex:
     <IndexCoding.RICE: 'rice'>
     """
     filters, per_filter = mask.shape
-    positions = np.flatnonzero(mask)
-    kept = positions.size
+    kept = int(np.count_nonzero(mask))
     if kept in (0, mask.size):
         return CodedIndex(IndexCoding.NONE)
-    gaps = _gaps(positions)
-    parameter, rice_bits = _best_rice_parameter(gaps)
+    if 2 * kept >= mask.size:  # the others need two bits and more per kept group
+        return encode_bitmap(mask)
+    parameter, rice_bits = _best_rice_parameter(_gaps(np.flatnonzero(mask)))
     position_bits, count_bits = list_field_bits(per_filter)
     sizes = {
         IndexCoding.BITMAP: mask.size,
@@ -207,15 +207,18 @@ def _gaps(positions: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _best_rice_parameter(gaps: NDArray[np.int64]) -> tuple[int, int]:
-    """Parameter and bits of the cheapest Rice code; the cost is convex in the parameter."""
+    """Parameter (>= 1: 0 is a bitmap by another name) and bits of the cheapest Rice code.
+
+    The cost is convex in the parameter.
+    """
 
     def bits(parameter: int) -> int:
         return gaps.size * (parameter + 1) + int((gaps >> parameter).sum())
 
     # For geometric gaps the best r is near log2(mean * ln 2); from there downhill.
-    parameter = max(0, int(gaps.mean() * 0.7).bit_length() - 1)
+    parameter = max(1, int(gaps.mean() * 0.7).bit_length() - 1)
     best = bits(parameter)
     for step in (1, -1):
-        while 0 <= parameter + step <= MAX_PARAMETER and (candidate := bits(parameter + step)) < best:
+        while 1 <= parameter + step <= MAX_PARAMETER and (candidate := bits(parameter + step)) < best:
             parameter, best = parameter + step, candidate
     return parameter, best

@@ -5,7 +5,7 @@ Layout and rules: docs/packed-format.md.  numpy only; reading needs nothing of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from hwmodel.network import NetworkSpec
 from hwmodel.precision import NetworkConfig
 from qat.errors import ExportError
 from qat.export.bits import BitStream, byte_count, pack_codes
+from qat.export.c_header import DECODER, HEADER, decoder_source, header_source
 from qat.export.check import check_network
 from qat.export.description import (
     INPUT_CODES,
@@ -32,6 +33,7 @@ from qat.export.description import (
     unpack_network,
 )
 from qat.export.folder import write_folder
+from qat.export.images import MemoryImage, layer_images
 from qat.export.manifest import MANIFEST, check_files, contents_of, file_entry, manifest_bytes, read_file, read_manifest
 from qat.export.packing import Folding, PackedLayer, pack_layer
 from qat.export.runtime import IntegerRuntime
@@ -170,13 +172,25 @@ def save_packed(
     """
     model = pack(integers, schedule, extra)
     streams = all_streams(model.packed_layers, model.input_stream)
-    files = {WEIGHTS: b"".join(stream.data.tobytes() for _, _, stream in streams)}
+    data = b"".join(stream.data.tobytes() for _, _, stream in streams)
+    files = {
+        WEIGHTS: data,
+        f"c/{DECODER}": decoder_source(),
+        f"c/{HEADER}": header_source(integers, model.packed_layers, data, model.input_stream.data.size),
+    }
+    memories = []
+    for image in _memory_images(model, scheduled=schedule is not None):
+        entry = {"layer": image.layer, "purpose": image.purpose, "depth": image.depth, "width_bits": image.width_bits}
+        memories.append({**entry, "files": f"images/{image.file_stem}"})
+        files[f"images/{image.file_stem}.mem"] = image.mem()
+        files[f"images/{image.file_stem}.coe"] = image.coe()
     body = {
         "stored_bits": model.stored_bits,
         "stored_bits_by_stream": dict(model.stored_bits_by_stream),
-        "files": {name: file_entry(data) for name, data in files.items()},
         "extra": model.extra,
         **describe(integers, model.packed_layers, model.input_stream),
+        "memories": memories,
+        "files": {name: file_entry(content) for name, content in files.items()},
     }
     try:
         manifest = manifest_bytes(body)
@@ -184,6 +198,13 @@ def save_packed(
         raise ExportError(f"extra={extra!r} cannot be written as JSON: {error}") from error
     write_folder(Path(folder), {**files, MANIFEST: manifest})
     return model
+
+
+def _memory_images(model: PackedModel, *, scheduled: bool) -> Iterator[MemoryImage]:
+    for position, spec in enumerate(model.network.layers):
+        if spec.has_weights:
+            packed = model.packed_layers[spec.name]
+            yield from layer_images(position, spec, model.config[spec.name], packed, scheduled=scheduled)
 
 
 def load_packed(folder: str | Path) -> PackedModel:
@@ -195,12 +216,12 @@ def load_packed(folder: str | Path) -> PackedModel:
     folder = Path(folder)
     body = read_manifest(folder)
     with contents_of(folder / MANIFEST):
+        files = dict(body["files"])
+        weights_entry = files.pop(WEIGHTS)
+        check_files(folder, files)
         network, config = read_description(body)
         layout = read_layout(body, network, config)
-        files = dict(body["files"])
-        size_bytes = sum(byte_count(bits) for _, _, bits in layout)
-        data = read_file(folder, WEIGHTS, files.pop(WEIGHTS), size_bytes)
-        check_files(folder, files)
+        data = read_file(folder, WEIGHTS, weights_entry, sum(byte_count(bits) for _, _, bits in layout))
         extra = dict(body["extra"])
     with contents_of(folder / WEIGHTS):
         streams = slice_streams(np.frombuffer(data, np.uint8), layout)

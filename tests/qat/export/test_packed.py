@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -138,22 +139,39 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_every_flipped_bit_is_refused_with_the_files_name(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
+def _flip_and_load(folder: Path, path: Path, places: Iterable[int]) -> None:
+    data = path.read_bytes()
+    with path.open("r+b", buffering=0) as file:
+        for place in places:
+            file.seek(place // 8)
+            file.write(bytes([data[place // 8] ^ 1 << place % 8]))
+            with pytest.raises(PackedFormatError, match=path.name):
+                load_packed(folder)
+            file.seek(place // 8)
+            file.write(data[place // 8 : place // 8 + 1])
+    assert load_packed(folder)
+
+
+def _files(folder: Path) -> list[Path]:
     save_packed(random_network(5, ["conv"], with_head=False), folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    assert files
-    for path in files:
-        data = path.read_bytes()
-        with path.open("r+b", buffering=0) as file:
-            for place in range(8 * len(data)):
-                file.seek(place // 8)
-                file.write(bytes([data[place // 8] ^ 1 << place % 8]))
-                with pytest.raises(PackedFormatError, match=path.name):
-                    load_packed(folder)
-                file.seek(place // 8)
-                file.write(data[place // 8 : place // 8 + 1])
-        assert load_packed(folder)
+    assert {path.suffix for path in files} == {".bin", ".json", ".h", ".mem", ".coe"}
+    return files
+
+
+def test_flipped_bits_are_refused_with_the_files_name(tmp_path: Path) -> None:
+    """In every file the first and last byte, and 200 random bits."""
+    rng = np.random.default_rng(0)
+    for path in _files(tmp_path / "model"):
+        bits = 8 * path.stat().st_size
+        places = {*range(8), *range(bits - 8, bits), *rng.integers(0, bits, 200).tolist()}
+        _flip_and_load(tmp_path / "model", path, places)
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_is_refused_with_the_files_name(tmp_path: Path) -> None:
+    for path in _files(tmp_path / "model"):
+        _flip_and_load(tmp_path / "model", path, range(8 * path.stat().st_size))
 
 
 def test_truncated_missing_and_swapped_files_are_refused(folder: Path, tmp_path: Path) -> None:
