@@ -20,7 +20,7 @@ from qat.integer import IntegerLayer, IntegerNetwork
 
 __all__ = ["IntegerRuntime", "accumulator_bounds"]
 
-BATCH_BYTES = 1 << 24
+BATCH_BYTES = 1 << 23
 """Bytes of the largest temporary of a batch; images beyond that are computed in turn."""
 
 
