@@ -110,6 +110,7 @@ def to_config(composed: DictConfig) -> Config:
         value = getattr(settings, name)
         setattr(settings, name, None if value is None else _absolute(value))
     config.run_dir = _absolute(config.run_dir)
+    config.network.path = config.network.path or str(Path.cwd())
     return config
 
 

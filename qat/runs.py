@@ -93,6 +93,16 @@ class RunFolder:
         return run
 
     @classmethod
+    def reopen(cls, config: Config, overrides: Sequence[str] = ()) -> RunFolder:
+        """Goes on in the folder `config.run_dir`, which must be there.
+
+        Raises:
+            RunFolderError: There is no such run folder, or `create` refuses it.
+        """
+        cls.open(config.run_dir)
+        return cls.create(config, overrides)
+
+    @classmethod
     def open(cls, path: str | Path) -> RunFolder:
         """Opens the folder of an earlier run, from any working directory.
 
@@ -101,7 +111,9 @@ class RunFolder:
         """
         run = cls(Path(path).expanduser().resolve())
         if not run.path.is_dir():
-            raise RunFolderError(f"run folder {run.path} does not exist; make one with scripts/train.py or search.py")
+            raise RunFolderError(
+                f"run folder {run.path} does not exist; name one with run=<folder>, or make one with scripts/search.py"
+            )
         if not (run.path / "config.yaml").is_file():
             raise RunFolderError(f"{run.path} is not a run folder: it has no config.yaml")
         return run
@@ -121,7 +133,7 @@ class RunFolder:
             raise RunFolderError(f"{path} holds {type(values).__name__}, expected groups of settings")
         return {**values, "run": None, "run_dir": str(self.path)}
 
-    def write_json(self, name: str, value: Any) -> Path:
+    def write_json(self, name: str | Path, value: Any) -> Path:
         """Writes plain values to a file of this folder; the old file stays until the new one is whole.
 
         Args:
@@ -138,7 +150,7 @@ class RunFolder:
         write_text(path, json.dumps(value, indent=2) + "\n")
         return path
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str | Path) -> Any:
         """Reads a file that `write_json` wrote.
 
         Raises:
