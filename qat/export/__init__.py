@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qat.export.lowering import export
     from qat.export.packed import PackedModel, load_packed, save_packed
 
 _HOME = {
