@@ -217,6 +217,7 @@ class DeployedNetwork(nn.Module):
         for spec in self.integers.network.layers:
             operands = [codes[name] for name in spec.inputs]
             codes[spec.name] = self._layer(spec, self.integers.layers[spec.name], operands)
+        del codes[INPUT]
         return codes
 
     def _layer(self, spec: LayerSpec, layer: IntegerLayer, operands: list[Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ on where the last one stopped.
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
@@ -33,7 +35,7 @@ from qat.export import load_packed
 from qat.graph import trace
 from qat.models import build_network
 from qat.normalization import Normalization
-from qat.report import ReportData, Result, write_report
+from qat.report import ReportData, Result, cost_table, result_table, write_report
 from qat.runs import RunFolder
 from qat.search.display import SearchDisplay
 from qat.search.loop import SearchSettings, run_search
@@ -225,8 +227,10 @@ def targets_of(cfg: Config) -> list[Target]:
 
 def _context(cfg: Config, recipe: Recipe) -> dict[str, Any]:
     """What a trial's score and cost depend on beside the search's own settings."""
+    network = {key: value for key, value in asdict(cfg.network).items() if key != "path"}
+    network["weights"] = network["weights"] and Path(network["weights"]).name
     return {
-        "network": asdict(cfg.network),
+        "network": network,
         "data": {key: value for key, value in asdict(cfg.data).items() if key not in ("root", "download")},
         "board": asdict(cfg.board),
         "recipe": asdict(recipe),
@@ -381,3 +385,108 @@ def verify(cfg: Config, run: RunFolder) -> int:
         total += differing
     run.write_json("summary.json", [result.to_dict() for result in results(run)])
     return total
+
+
+def report(cfg: Config, run: RunFolder) -> Path:
+    """Writes `report.html` and `plots/` from what the run folder holds.
+
+    Raises:
+        RunFolderError: The run has no trained network.
+    """
+    found = results(run)
+    folders = {result.name: run.path / NETWORKS / result.name for result in found}
+    with TrialStore(run.path / TRIALS, read_only=True) as store:
+        trials = [trial for trial in store.trials() if trial.is_completed]
+    profile = SensitivityProfile.from_dict(run.read_json("sensitivity.json"))
+    environment = run.read_json("environment.json")[0]
+    data = ReportData(
+        title=f"{cfg.network.name} on {cfg.data.name}, {cfg.board.name}",
+        board=cfg.board.name,
+        bram18_available=cfg.board.bram18,
+        results=found,
+        trials=[(trial.id, trial.target, trial.cost["compression"], trial.accuracy) for trial in trials],
+        costs={
+            name: CostReport.from_dict(json.loads((path / "cost.json").read_text())) for name, path in folders.items()
+        },
+        sensitivity={name: max(row) for name, row in zip(profile.dimensions, profile.loss_increase, strict=True)},
+        curves={name: _curve(path / "metrics.csv") for name, path in folders.items()},
+        notes=_notes(cfg, found),
+        commands=[("this run", " ".join(environment["command"]))],
+        environment={
+            "date": environment["date"],
+            "device": f"{environment['device']}, {environment['threads']} threads",
+            "revision": f"{environment['git_revision']}{' with changes' if environment['git_dirty'] else ''}",
+            "versions": ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version),
+        },
+    )
+    return write_report(data, run.path)
+
+
+def _curve(path: Path) -> list[tuple[int, float]]:
+    """(epoch, validation accuracy) from Lightning's metrics.csv."""
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("val_accuracy")]
+    return [(int(row["epoch"]), float(row["val_accuracy"])) for row in rows]
+
+
+def _notes(cfg: Config, found: list[Result]) -> list[str]:
+    """What a reader must know to read the figures right."""
+    images = found[0].images
+    spread = 100 * (found[0].float_top1 * (1 - found[0].float_top1) / images) ** 0.5
+    notes = [
+        f"Test accuracy is on {images} images that neither training nor search saw; all networks on the same ones. One "
+        f"network's standard error is about {spread:.1f} points: read 'lost / won', the paired comparison with float.",
+        "All networks were trained in full with the same recipe, epochs and seed. Compression counts everything that "
+        "hardware stores: weights of all layers, indices, scales, biases, shifts; over 32 bits per float weight.",
+    ]
+    if cfg.network.weights:
+        notes.append(
+            "The float weights were trained elsewhere and may have seen the images that select configurations here: "
+            "validation accuracy, also that of the trials, then reads too high. Only test figures are claims."
+        )
+    mixes = [result for result in found if result.kind == "mix"]
+    for uniform in (result for result in found if result.kind == "uniform"):
+        peers = [mix for mix in mixes if mix.stored_bits <= uniform.stored_bits * 1.005]
+        for mix in peers:
+            gain = 100 * (mix.quantized_top1 - uniform.quantized_top1)
+            verdict = "better" if gain > 0 else "not better"
+            notes.append(
+                f"At equal size or less, {mix.name} ({mix.compression:.2f}x) is {verdict} than {uniform.name} "
+                f"({uniform.compression:.2f}x): {gain:+.2f} points."
+            )
+    return notes
+
+
+def demo(cfg: Config, run: RunFolder) -> int:
+    """The whole job: search, export, verify, report.
+
+    Returns:
+        Codes that differ between packed files and deployed model; 0 is the only acceptable answer.
+    """
+    search(cfg, run)
+    export(cfg, run)
+    differing = verify(cfg, run)
+    report(cfg, run)
+    show(run, Console())
+    return differing
+
+
+def cost(cfg: Config) -> None:
+    """Prints what uniform configurations of a network cost on a board, layer by layer; trains and writes nothing.
+
+    Raises:
+        TraceError: The network cannot be mapped to hardware.
+        BudgetError: The board is too small for the network.
+    """
+    channels, rows, columns = cfg.network.input_shape
+    network = trace(build_network(cfg.network, cfg.seed), (channels, rows, columns))
+    board, console = cfg.board.to_board(), Console()
+    for bits in cfg.baselines:
+        console.print(cost_table(hwmodel.estimate(network, _uniform(cfg, network, bits), board), board))
+
+
+def show(run: RunFolder, console: Console) -> None:
+    """Prints the result table and where things lie."""
+    console.print(result_table(results(run), f"{run.path.name}: trained in full, measured on test images"))
+    console.print(f"report:       {run.path / 'report.html'}", soft_wrap=True)
+    console.print(f"packed files: {run.path / NETWORKS}/<network>/packed", soft_wrap=True)

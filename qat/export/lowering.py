@@ -7,7 +7,7 @@ from pathlib import Path
 from hwmodel.dataflow import Schedule
 from qat.convert import QuantNetwork
 from qat.deploy import lower
-from qat.export.packed import save_packed
+from qat.export.packed import PackedModel, save_packed
 from qat.normalization import Normalization
 
 
@@ -17,7 +17,7 @@ def export(
     schedule: Schedule | None = None,
     normalization: Normalization | None = None,
     class_names: tuple[str, ...] = (),
-) -> None:
+) -> PackedModel:
     """Lowers a trained model to integers and writes its packed folder, whole or not at all.
 
     Args:
@@ -27,8 +27,11 @@ def export(
         normalization: What turns 8-bit images into the model's input; by default division by 255.
         class_names: Names of the classes, for the manifest.
 
+    Returns:
+        The packed model, as `load_packed` would read it.
+
     Raises:
         ExportError: The model cannot be lowered to integers; the message names the layer.
     """
     normalization = normalization or Normalization.unit(model.network.input_channels)
-    save_packed(lower(model, normalization, class_names), folder, schedule)
+    return save_packed(lower(model, normalization, class_names), folder, schedule)

@@ -59,17 +59,17 @@ def _find_factory(settings: NetworkSettings) -> Callable[..., object]:
         )
     folder = Path(settings.path or ".").expanduser().resolve()
     module = _import(module_name, folder, settings.factory)
-    factory = getattr(module, attribute, None)
+    factory: Callable[..., object] | None = getattr(module, attribute, None)
     is_network = inspect.isclass(factory) and issubclass(factory, nn.Module)
     if not is_network and not inspect.isfunction(factory):
         raise ConfigError(
             f"network.factory={settings.factory!r}: {module_name} has no torch module or function {attribute!r}"
         )
-    assert callable(factory)
+    assert factory is not None
     if not _is_allowed(factory, folder):
         raise ConfigError(
-            f"network.factory={settings.factory!r} is defined in {inspect.getsourcefile(factory)}, expected a file below "
-            f"{folder} or one of {list(SHIPPED)}; set network.path to the folder of your network"
+            f"network.factory={settings.factory!r} is defined in {inspect.getsourcefile(factory)}, expected a file "
+            f"below {folder} or one of {list(SHIPPED)}; set network.path to the folder of your network"
         )
     return factory
 

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from hwmodel import CostReport
 from qat.report import plots
-from qat.report.results import COLUMNS, Result, table
+from qat.report.results import COLUMNS, Result, result_rows
+from qat.report.tables import LAYER_COLUMNS, layer_rows
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#1a202c}
@@ -134,40 +135,12 @@ def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _result_table(results: Sequence[Result]) -> str:
-    return _html_table([head for head, _ in COLUMNS], table(results))
+    return _html_table([head for head, _ in COLUMNS], result_rows(results))
 
 
 def _layer_table(cost: CostReport) -> str:
-    heads = (
-        "layer",
-        "data flow",
-        "pe x simd",
-        "weights",
-        "bits",
-        "density",
-        "stored KiB",
-        "RAMB18",
-        "LUT",
-        "DSP",
-        "cycles",
-    )
-    rows = [
-        (
-            layer.name,
-            str(layer.data_flow),
-            f"{layer.pe} x {layer.simd}",
-            f"{layer.weights:,}",
-            str(layer.weight_bit_width) if layer.weights else "",
-            f"{layer.density:.3f}" if layer.weights else "",
-            f"{layer.stored_bits / 8192:.2f}",
-            str(layer.bram18),
-            str(layer.lut),
-            str(layer.dsp),
-            f"{layer.cycles:,}",
-        )
-        for layer in cost.layers
-    ]
-    return f"<details><summary>Layers of {html.escape(cost.network)}</summary>{_html_table(heads, rows)}</details>"
+    rows = _html_table(LAYER_COLUMNS, layer_rows(cost))
+    return f"<details><summary>Layers of {html.escape(cost.network)}</summary>{rows}</details>"
 
 
 def _definitions(pairs: Sequence[tuple[str, str]], heading: str) -> str:

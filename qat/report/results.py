@@ -90,7 +90,7 @@ COLUMNS = (
 """Headings of the result table and what each shows."""
 
 
-def table(results: Iterable[Result]) -> list[list[str]]:
+def result_rows(results: Iterable[Result]) -> list[list[str]]:
     """Rows of text, in the order of `COLUMNS`; for terminal, HTML and Markdown alike."""
     return [[_cell(result, key) for _, key in COLUMNS] for result in results]
 
@@ -98,7 +98,7 @@ def table(results: Iterable[Result]) -> list[list[str]]:
 def markdown(results: Iterable[Result]) -> str:
     """The result table in Markdown."""
     heads = [head for head, _ in COLUMNS]
-    lines = [heads, ["---"] * len(heads), *table(results)]
+    lines = [heads, ["---"] * len(heads), *result_rows(results)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -1,0 +1,81 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from hwmodel import Board, CostReport
+from qat.report.results import COLUMNS, Result, result_rows
+
+LAYER_COLUMNS = (
+    "layer",
+    "data flow",
+    "pe x simd",
+    "weights",
+    "bits",
+    "density",
+    "stored KiB",
+    "RAMB18",
+    "LUT",
+    "DSP",
+    "cycles",
+    "off-chip KiB",
+)
+"""Headings of the layer table; also of the one in the HTML page."""
+
+BITS_PER_KIB = 8192
+
+
+def result_table(results: Sequence[Result], title: str) -> Table:
+    """The networks of a run that were trained in full, one row each."""
+    table = Table(title=title)
+    for heading, key in COLUMNS:
+        table.add_column(heading, justify="left" if key == "name" else "right")
+    for row in result_rows(results):
+        table.add_row(*row)
+    return table
+
+
+def layer_rows(report: CostReport) -> list[tuple[str, ...]]:
+    """One row of text per layer, in the order of `LAYER_COLUMNS`."""
+    rows: list[tuple[str, ...]] = []
+    for layer in report.layers:
+        offchip = (
+            layer.offchip_weight_bits + layer.offchip_ifm_bits + layer.offchip_ofm_bits + layer.offchip_shortcut_bits
+        )
+        rows.append(
+            (
+                layer.name,
+                str(layer.data_flow),
+                f"{layer.pe} x {layer.simd}",
+                f"{layer.weights:,}" if layer.weights else "",
+                str(layer.weight_bit_width) if layer.weights else "",
+                f"{layer.density:.3f}" if layer.weights else "",
+                f"{layer.stored_bits / BITS_PER_KIB:.2f}",
+                str(layer.bram18),
+                f"{layer.lut:,}",
+                str(layer.dsp),
+                f"{layer.cycles:,}",
+                f"{offchip / BITS_PER_KIB:.1f}",
+            )
+        )
+    return rows
+
+
+def cost_table(report: CostReport, board: Board) -> Table:
+    """What a configuration costs on a board, layer by layer, with totals against the board in the caption."""
+    caption = (
+        f"{report.bits_per_weight:.3f} bits per weight, {report.compression:.2f}x; RAMB18 {report.bram18} of "
+        f"{board.bram18}, DSP {report.dsp} of {board.dsp}, LUT {report.lut:,} of {board.lut:,}; off chip "
+        f"{report.offchip_bits / BITS_PER_KIB:.1f} KiB per frame (layer by layer "
+        f"{report.baseline_offchip_bits / BITS_PER_KIB:.1f}); {report.fps:,.0f} frames/s at "
+        f"{report.clock_hz / 1e6:.0f} MHz, set by {report.bottleneck}; used most: {report.binding}"
+    )
+    table = Table(title=f"{report.network} on {report.board}", caption=caption, caption_justify="left")
+    for heading in LAYER_COLUMNS:
+        table.add_column(heading, justify="left" if heading in ("layer", "data flow") else "right")
+    for row in layer_rows(report):
+        table.add_row(*row)
+    return table
