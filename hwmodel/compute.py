@@ -1,7 +1,10 @@
-"""A multiply-accumulate (MAC) array: folds, cycles, LUTs, DSP slices.
+"""A multiply-accumulate (MAC) array: folds, LUTs, DSP slices.
 
 Folding: `pe` output channels and `simd` products of each are computed in one cycle.  One output pixel takes
 `folds = ceil(M / pe) * ceil(K*K*C/groups / simd)` cycles.
+
+Foldings may be integers or integer arrays: `Count` stands for both, and the same formulas serve one folding and a
+grid of them.
 """
 
 from __future__ import annotations
@@ -10,10 +13,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from math import ceil, log2
+from typing import Any
 
 import numpy as np
 
 from hwmodel.network import LayerSpec
+
+Count = Any
+"""An int, or an integer array of foldings."""
 
 RESCALE_LUTS = 30
 """LUTs per output lane beside the DSP that rescales it: rounding, clamping, bias selection."""
@@ -35,8 +42,8 @@ class Multiplier(StrEnum):
 class ArrayUse:
     """LUTs and DSP slices of an array."""
 
-    lut: int
-    dsp: int
+    lut: Count
+    dsp: Count
 
 
 def reduction_length(layer: LayerSpec) -> int:
@@ -47,7 +54,7 @@ def reduction_length(layer: LayerSpec) -> int:
     return in_channels * rows * columns
 
 
-def folds(layer: LayerSpec, pe: int, simd: int) -> int:
+def folds(layer: LayerSpec, pe: Count, simd: Count) -> Count:
     """Cycles per output pixel of a convolution or fully connected layer.
 
     >>> from hwmodel.network import Op
@@ -87,9 +94,14 @@ def lut_per_product(weight_bit_width: int, act_bit_width: int) -> float:
     return 2.2 * weight_bit_width * act_bit_width
 
 
-@lru_cache(maxsize=65536)
 def mac_array(
-    pe: int, simd: int, weight_bit_width: int, act_bit_width: int, sum_bits: int, multiplier: Multiplier, family: str
+    pe: Count,
+    simd: Count,
+    weight_bit_width: int,
+    act_bit_width: int,
+    sum_bits: int,
+    multiplier: Multiplier,
+    family: str,
 ) -> ArrayUse:
     """LUTs and DSP slices of `pe * simd` products with their adder trees and accumulators, without rescaling.
 
@@ -104,14 +116,20 @@ def mac_array(
     """
     accumulators = pe * sum_bits
     if weight_bit_width == 1:
-        shared_sum = ceil(simd * (act_bit_width + 2))  # sum(a), once for all output channels
-        return ArrayUse(ceil(pe * simd * lut_per_product(1, act_bit_width)) + shared_sum + accumulators, 0)
+        shared_sum = simd * (act_bit_width + 2)  # sum(a), once for all output channels
+        return ArrayUse(round_up(pe * simd * lut_per_product(1, act_bit_width)) + shared_sum + accumulators, 0 * pe)
     if multiplier is Multiplier.LUT:
-        return ArrayUse(ceil(pe * simd * lut_per_product(weight_bit_width, act_bit_width)) + accumulators, 0)
+        products = round_up(pe * simd * lut_per_product(weight_bit_width, act_bit_width))
+        return ArrayUse(products + accumulators, 0 * pe)
     packed = products_per_dsp(weight_bit_width, act_bit_width, family) if multiplier is Multiplier.DSP_PACKED else 1
     dsp = -(-pe // packed) * simd
     # Products leave the DSP slices and are added in LUTs: about one LUT per bit of a product.
     return ArrayUse(pe * simd * (weight_bit_width + act_bit_width + 1) + accumulators, dsp)
+
+
+def round_up(value: Any) -> Count:
+    """The next integer, of a number or of each in an array."""
+    return np.ceil(value).astype(np.int64) if isinstance(value, np.ndarray) else ceil(value)
 
 
 @lru_cache(maxsize=65536)

@@ -1,11 +1,11 @@
-"""Cycles of one layer in each data flow."""
+"""Cycles of one layer in each data flow; foldings may be arrays (see `hwmodel.compute`)."""
 
 from __future__ import annotations
 
-from math import ceil, log2
+import numpy as np
 
-from hwmodel.compute import folds
-from hwmodel.dataflow import DataFlow, LayerSchedule
+from hwmodel.compute import Count, folds
+from hwmodel.dataflow import DataFlow, Execution
 from hwmodel.network import LayerSpec, Op
 
 
@@ -14,16 +14,17 @@ def reach(layer: LayerSpec, axis: int) -> int:
     return layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
 
 
-def array_depth(simd: int) -> int:
+def array_depth(simd: Count) -> Count:
     """Pipeline stages of a MAC array: memory read, multiplication, adder tree, accumulation.
 
     >>> array_depth(8)
     6
     """
-    return 3 + ceil(log2(simd))
+    stages = np.ceil(np.log2(simd))
+    return 3 + (stages.astype(np.int64) if isinstance(stages, np.ndarray) else int(stages))
 
 
-def layer_cycles(layer: LayerSpec, plan: LayerSchedule) -> int:
+def layer_cycles(layer: LayerSpec, plan: Execution) -> Count:
     """Cycles between two frames that a layer needs of its engine, if nobody makes it wait.
 
     Operations without weights run in the output path of the shared engine and cost it nothing; in a pipeline they
@@ -41,7 +42,7 @@ def layer_cycles(layer: LayerSpec, plan: LayerSchedule) -> int:
     return pass_order_cycles(layer, plan)
 
 
-def pixel_order_cycles(layer: LayerSpec, pixel_folds: int, ingest_cycles: int = 1) -> int:
+def pixel_order_cycles(layer: LayerSpec, pixel_folds: Count, ingest_cycles: Count = 1) -> Count:
     """Frame interval of a streaming engine that finishes one output pixel after the other.
 
     A pixel (padding included) enters the line buffer in `ingest_cycles`, while the array works on the window
@@ -64,13 +65,19 @@ def pixel_order_cycles(layer: LayerSpec, pixel_folds: int, ingest_cycles: int = 
     to_next_frame = padded_height * padded_width - (rows - 1) * layer.stride[0] * padded_width
     to_next_frame -= (columns - 1) * layer.stride[1]
     return (
-        rows * (columns - 1) * max(pixel_folds, within_row * ingest_cycles)
-        + (rows - 1) * max(pixel_folds, to_next_row * ingest_cycles)
-        + max(pixel_folds, to_next_frame * ingest_cycles)
+        rows * (columns - 1) * _larger(pixel_folds, within_row * ingest_cycles)
+        + (rows - 1) * _larger(pixel_folds, to_next_row * ingest_cycles)
+        + _larger(pixel_folds, to_next_frame * ingest_cycles)
     )
 
 
-def pass_order_cycles(layer: LayerSpec, plan: LayerSchedule) -> int:
+def _larger(first: Count, second: Count) -> Count:
+    if isinstance(first, int) and isinstance(second, int):
+        return max(first, second)
+    return np.maximum(first, second)
+
+
+def pass_order_cycles(layer: LayerSpec, plan: Execution) -> Count:
     """Cycles per frame of an engine that makes passes: over a row, or over the frame.
 
     A pass applies one fold of the weights to all pixels of the row (frame).  It streams the columns that the

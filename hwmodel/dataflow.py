@@ -21,9 +21,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
-from hwmodel.compute import Multiplier
+from hwmodel.compute import Count, Multiplier
 from hwmodel.errors import SpecError
 from hwmodel.network import NetworkSpec
 
@@ -52,6 +52,40 @@ class WeightPlace(StrEnum):
     BRAM = "bram"
     URAM = "uram"
     STREAMED = "streamed"  # off chip; a block at a time passes through a double buffer
+
+
+class Execution(Protocol):
+    """Execution of one layer, or of a grid of foldings of it: `pe`, `simd`, `ingest_channels` may be arrays."""
+
+    @property
+    def data_flow(self) -> DataFlow:
+        """How the layer is executed."""
+        ...
+
+    @property
+    def pe(self) -> Count:
+        """Output channels in parallel."""
+        ...
+
+    @property
+    def simd(self) -> Count:
+        """Products per output channel in parallel."""
+        ...
+
+    @property
+    def ingest_channels(self) -> Count:
+        """Channels of a pixel that enter the line buffer per cycle."""
+        ...
+
+    @property
+    def multiplier(self) -> Multiplier:
+        """What multiplies."""
+        ...
+
+    @property
+    def weight_place(self) -> WeightPlace:
+        """Where the weights lie."""
+        ...
 
 
 @dataclass(frozen=True)

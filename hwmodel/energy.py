@@ -45,7 +45,7 @@ def on_chip_energy_pj(layer: LayerSpec, config: LayerConfig, storage: WeightStor
     }[plan.data_flow]
     # Columns slide through the window registers: a memory delivers one column of the window per output pixel.
     act_bits = folds(layer, plan.pe, plan.simd) * pixels * plan.simd * config.act_bit_width / layer.kernel_size[1]
-    return SRAM_PJ_PER_BIT * (weight_reads * storage.weight_bits + act_bits)
+    return SRAM_PJ_PER_BIT * float(weight_reads * storage.weight_bits + act_bits)
 
 
 def dram_energy_pj(bits: float) -> float:

@@ -22,9 +22,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
+from typing import Any
+
+import numpy as np
 
 from hwmodel.board import FAMILIES
 from hwmodel.errors import SpecError
+
+Count = Any
+"""An int, or an integer array."""
 
 RAMB18_WIDTHS = (1, 2, 4, 9, 18, 36)
 """Widths of a RAMB18 as simple dual-port memory; it is 16384 words deep at width 1, 512 at width 36."""
@@ -35,6 +41,9 @@ RAMB36_WIDTHS = (*RAMB18_WIDTHS, 72)
 URAM_SHAPE = (4096, 72)
 """Depth and width of an UltraRAM; fixed."""
 
+RAMB18_BITS = 18 * 1024
+URAM_BITS = 4096 * 72
+
 VIVADO_LUTRAM_BITS = 1024
 """Largest memory that Vivado builds from LUTs."""
 
@@ -43,9 +52,9 @@ VIVADO_LUTRAM_BITS = 1024
 class MemoryUse:
     """Resources of one memory."""
 
-    bram18: int = 0
-    uram: int = 0
-    lutram_luts: int = 0
+    bram18: Count = 0
+    uram: Count = 0
+    lutram_luts: Count = 0
 
 
 @lru_cache(maxsize=262144)
@@ -75,17 +84,27 @@ def map_memory(depth: int, width: int, family: str, profile: str = "vivado") -> 
     return PROFILES[profile](depth, width, family)
 
 
-def map_uram(depth: int, width: int) -> MemoryUse:
+def map_uram(depth: Count, width: Count) -> MemoryUse:
     """What a memory takes that is told to lie in UltraRAM."""
     return MemoryUse(uram=-(-width // URAM_SHAPE[1]) * -(-depth // URAM_SHAPE[0]))
 
 
-def lutram_luts(depth: int, width: int, family: str) -> int:
-    """LUTs of a memory built from LUTs, read multiplexer included."""
-    words, bits, luts = (32, 6, 4) if family == "7series" else (32, 14, 8)
-    if depth > 32:
-        words, bits = 64, bits // 2
-    banks = -(-depth // words)
+def map_memories(depth: Count, width: Count, family: str) -> MemoryUse:
+    """`map_memory` of profile `vivado`, for integers or arrays of positive depths and widths."""
+    if isinstance(depth, int) and isinstance(width, int):
+        return map_memory(depth, width, family)
+    counts = [-(-width // bits) * -(-depth // (16384 >> i)) for i, bits in enumerate(RAMB18_WIDTHS)]
+    small = depth * width <= VIVADO_LUTRAM_BITS
+    bram18 = np.where(small, 0, np.minimum.reduce(np.broadcast_arrays(*counts)))
+    return MemoryUse(bram18, 0, np.where(small, lutram_luts(depth, width, family), 0))
+
+
+def lutram_luts(depth: Count, width: Count, family: str) -> Count:
+    """LUTs of a memory built from LUTs, read multiplexer included; integers or arrays."""
+    bits, luts = (6, 4) if family == "7series" else (14, 8)
+    is_deep = (depth > 32) * 1  # 64 words at half the width
+    banks = -(-depth // (32 << is_deep))
+    bits = bits >> is_deep
     multiplexer = width * -(-(banks - 1) // 3)  # a 6-input LUT is a 4:1 multiplexer
     return banks * luts * -(-width // bits) + multiplexer
 
@@ -127,7 +146,7 @@ YOSYS_RAMB18 = _YosysRam(14, RAMB18_WIDTHS, 9, 129)
 YOSYS_RAMB36 = _YosysRam(15, RAMB36_WIDTHS, 9, 257)
 YOSYS_LUTRAM = {
     "7series": (_YosysRam(5, (6,), 6, 8, 7), _YosysRam(6, (3,), 3, 8, 7)),
-    "ultrascale": (_YosysRam(5, (14,), 14, 16, 15), _YosysRam(6, (7,), 7, 16, 15)),
+    "ultrascale": (_YosysRam(5, (14,), 14, 16, 16), _YosysRam(6, (7,), 7, 16, 16)),
 }
 """LUT memories by family; UltraScale+ has those of UltraScale."""
 

@@ -19,24 +19,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import ceil
+
+import numpy as np
 
 from hwmodel.compute import (
     CONTROL_LUTS,
     POOL_LUTS_PER_BIT,
     RESCALE_LUTS,
     ArrayUse,
+    Count,
     Multiplier,
     accumulator_bits,
     expected_max_load,
     folds,
     mac_array,
     reduction_length,
+    round_up,
 )
 from hwmodel.cycles import reach
-from hwmodel.dataflow import DataFlow, LayerSchedule, WeightPlace
-from hwmodel.memory import MemoryUse, lutram_luts, map_memory, map_uram
+from hwmodel.dataflow import DataFlow, Execution, WeightPlace
+from hwmodel.memory import MemoryUse, lutram_luts, map_memories, map_uram
 from hwmodel.network import LayerSpec, Op
 from hwmodel.precision import SIGNIFICANT_BIT_WIDTH, LayerConfig, WeightFormat
 from hwmodel.storage import BIAS_BITS, MULTIPLIER_BITS, WeightStorage
@@ -62,15 +65,15 @@ class Memory:
 
     owner: str
     purpose: str
-    depth: int
-    width: int
+    depth: Count
+    width: Count
     place: WeightPlace = WeightPlace.BRAM
 
     def use(self, family: str) -> MemoryUse:
         """Resources of the memory."""
         if self.place is WeightPlace.URAM:
             return map_uram(self.depth, self.width)
-        return map_memory(self.depth, self.width, family)
+        return map_memories(self.depth, self.width, family)
 
 
 @dataclass(frozen=True)
@@ -82,23 +85,31 @@ class SparseLanes:
         multipliers: Multipliers per lane, so that no lane is slower than the array.
     """
 
-    groups: int
-    multipliers: int
+    groups: Count
+    multipliers: Count
 
 
-@lru_cache(maxsize=65536)
-def sparse_lanes(layer: LayerSpec, storage: WeightStorage, pe: int, pixel_folds: int) -> SparseLanes:
+def sparse_lanes(layer: LayerSpec, storage: WeightStorage, pe: Count, pixel_folds: Count) -> SparseLanes:
     """Lanes for the significant weights of `binary_plus_sparse`, with the load imbalance between them."""
     if storage.kept_groups == 0:
         return SparseLanes(0, 0)
     weights_per_group = storage.kept_weights // storage.kept_groups
     groups = layer.weights // weights_per_group
-    load = ceil(expected_max_load(pe, -(-groups // pe), storage.kept_groups / groups) - 1e-9)
+    density = storage.kept_groups / groups
+    if isinstance(pe, np.ndarray):
+        lanes, inverse = np.unique(pe, return_inverse=True)
+        load: Count = np.array([_lane_load(int(lane), groups, density) for lane in lanes])[inverse.reshape(pe.shape)]
+    else:
+        load = _lane_load(pe, groups, density)
     return SparseLanes(load, -(-load * weights_per_group // pixel_folds))
 
 
+def _lane_load(lanes: int, groups: int, density: float) -> int:
+    return ceil(expected_max_load(lanes, -(-groups // lanes), density) - 1e-9)
+
+
 def weight_memories(
-    layer: LayerSpec, config: LayerConfig, storage: WeightStorage, plan: LayerSchedule
+    layer: LayerSpec, config: LayerConfig, storage: WeightStorage, plan: Execution
 ) -> tuple[Memory, ...]:
     """Memories for the weights of a pipelined layer."""
     pixel_folds = folds(layer, plan.pe, plan.simd)
@@ -115,14 +126,14 @@ def weight_memories(
     if config.weight_format is WeightFormat.DENSE:
         memories.append(Memory(layer.name, "weights", pixel_folds, products * config.weight_bit_width, place))
     elif config.weight_format is WeightFormat.SPARSE:
-        per_cycle = max(1, -(-products * storage.kept_weights // layer.weights))
+        per_cycle = -(-products * max(1, storage.kept_weights) // layer.weights)
         depth = -(-storage.kept_weights // per_cycle)
         memories.append(Memory(layer.name, "values", depth, per_cycle * config.weight_bit_width, place))
         memories.append(Memory(layer.name, "index", pixel_folds, -(-storage.index_bits // pixel_folds), place))
     else:
         memories.append(Memory(layer.name, "weights", pixel_folds, products, place))
         lanes = sparse_lanes(layer, storage, plan.pe, pixel_folds)
-        if lanes.groups:
+        if storage.kept_groups:
             per_lane = lanes.groups * (storage.kept_weights // storage.kept_groups)
             width = plan.pe * lanes.multipliers * SIGNIFICANT_BIT_WIDTH
             memories.append(Memory(layer.name, "values", -(-per_lane // lanes.multipliers), width, place))
@@ -131,7 +142,7 @@ def weight_memories(
     return (*memories, parameters)
 
 
-def pipelined_memories(layer: LayerSpec, config: LayerConfig, plan: LayerSchedule) -> tuple[Memory, ...]:
+def pipelined_memories(layer: LayerSpec, config: LayerConfig, plan: Execution) -> tuple[Memory, ...]:
     """Line buffer and partial sums of a pipelined layer with weights."""
     depth, width = line_buffer_shape(layer, config.act_bit_width, plan.ingest_channels)
     memories = [Memory(layer.name, "line_buffer", depth, width)]
@@ -141,14 +152,14 @@ def pipelined_memories(layer: LayerSpec, config: LayerConfig, plan: LayerSchedul
     return tuple(memories)
 
 
-def line_buffer_shape(layer: LayerSpec, act_bit_width: int, ingest_channels: int) -> tuple[int, int]:
+def line_buffer_shape(layer: LayerSpec, act_bit_width: int, ingest_channels: Count) -> tuple[Count, Count]:
     """Depth and width of a line buffer: the kernel's rows and those that arrive meanwhile (K + 1 at stride 1)."""
     rows = min(reach(layer, 0) + layer.stride[0], 2 * layer.in_height)
     depth = layer.in_width * -(-layer.in_channels // ingest_channels)
     return depth, rows * ingest_channels * act_bit_width
 
 
-def operation_memories(layer: LayerSpec, bit_width: int, plan: LayerSchedule) -> tuple[Memory, ...]:
+def operation_memories(layer: LayerSpec, bit_width: int, plan: Execution) -> tuple[Memory, ...]:
     """Row memories of a pipelined pooling, upsampling or reorganising layer (waiting rows of additions are apart)."""
     lanes = plan.simd
     per_row = -(-layer.in_channels // lanes)
@@ -165,7 +176,7 @@ def operation_memories(layer: LayerSpec, bit_width: int, plan: LayerSchedule) ->
 
 
 def pipelined_array(
-    layer: LayerSpec, config: LayerConfig, storage: WeightStorage, plan: LayerSchedule, rescales: bool, family: str
+    layer: LayerSpec, config: LayerConfig, storage: WeightStorage, plan: Execution, rescales: bool, family: str
 ) -> ArrayUse:
     """LUTs and DSP slices of a pipelined layer with weights, without its memories.
 
@@ -196,12 +207,12 @@ def pipelined_array(
     return ArrayUse(lut, dsp)
 
 
-def operation_array(layer: LayerSpec, bit_width: int, plan: LayerSchedule) -> ArrayUse:
+def operation_array(layer: LayerSpec, bit_width: int, plan: Execution) -> ArrayUse:
     """LUTs and DSP slices of a pipelined layer without weights."""
     if layer.op in (Op.FLATTEN, Op.SUBSAMPLE, Op.UPSAMPLE, Op.REORG):
-        return ArrayUse(0, 0)
+        return ArrayUse(0 * plan.simd, 0 * plan.simd)
     dsp = plan.simd * {Op.ADD: len(layer.inputs), Op.AVG_POOL: 1}.get(layer.op, 0)
-    return ArrayUse(ceil(plan.simd * bit_width * POOL_LUTS_PER_BIT * max(2, len(layer.inputs))), dsp)
+    return ArrayUse(round_up(plan.simd * bit_width * POOL_LUTS_PER_BIT * max(2, len(layer.inputs))), dsp)
 
 
 @dataclass(frozen=True)
@@ -222,24 +233,24 @@ class SharedLayer:
         sparse_words: Words of the sparse lanes' memory (sum).
     """
 
-    weight_words: int = 0
-    stream_words: int = 0
-    parameter_words: int = 0
-    line_bits: int = 0
-    sum_words: int = 0
-    sum_bits: int = 0
-    weight_bit_width: int = 0
-    act_bit_width: int = 0
-    lane_multipliers: int = 0
-    lane_window: int = 0
-    sparse_words: int = 0
+    weight_words: Count = 0
+    stream_words: Count = 0
+    parameter_words: Count = 0
+    line_bits: Count = 0
+    sum_words: Count = 0
+    sum_bits: Count = 0
+    weight_bit_width: Count = 0
+    act_bit_width: Count = 0
+    lane_multipliers: Count = 0
+    lane_window: Count = 0
+    sparse_words: Count = 0
 
 
 SUMMED = ("weight_words", "parameter_words", "sparse_words")
 """Fields of `SharedLayer` that add up; of the others the maximum counts."""
 
 
-def shared_layer(layer: LayerSpec, config: LayerConfig, storage: WeightStorage, plan: LayerSchedule) -> SharedLayer:
+def shared_layer(layer: LayerSpec, config: LayerConfig, storage: WeightStorage, plan: Execution) -> SharedLayer:
     """What a layer with weights asks of the shared engine."""
     pixel_folds = folds(layer, plan.pe, plan.simd)
     products = plan.pe * plan.simd
@@ -275,7 +286,7 @@ SPARSE_WORD_BITS = 18
 """Bits per lane of a word of the shared engine's sparse memory: one column of a block RAM."""
 
 
-def _resident_words(config: LayerConfig, storage: WeightStorage, pixel_folds: int, products: int) -> int:
+def _resident_words(config: LayerConfig, storage: WeightStorage, pixel_folds: Count, products: Count) -> Count:
     word = products * CODE_BITS
     if config.weight_format is WeightFormat.SPARSE:
         return -(-storage.value_bits // word) + -(-storage.index_bits // word)
@@ -291,7 +302,7 @@ def combine(needs: Iterable[SharedLayer]) -> SharedLayer:
     return SharedLayer(**{n: (sum if n in SUMMED else max)(getattr(row, n) for row in rows) for n in names})
 
 
-def shared_memories(need: SharedLayer, pe: int, simd: int, place: WeightPlace) -> tuple[Memory, ...]:
+def shared_memories(need: SharedLayer, pe: Count, simd: Count, place: WeightPlace) -> tuple[Memory, ...]:
     """Memories of the shared engine but its frame buffers.
 
     Args:
@@ -310,19 +321,19 @@ def shared_memories(need: SharedLayer, pe: int, simd: int, place: WeightPlace) -
         ("line_buffer", -(-need.line_bits // line_word), line_word, WeightPlace.BRAM),
         ("sums", need.sum_words, pe * need.sum_bits, WeightPlace.BRAM),
     )
-    return tuple(Memory(FRAME_ENGINE, purpose, d, w, where) for purpose, d, w, where in shapes if d and w)
+    return tuple(Memory(FRAME_ENGINE, purpose, d, w, where) for purpose, d, w, where in shapes if np.any(d))
 
 
-def frame_buffer_shape(bits: int, simd: int) -> tuple[int, int]:
+def frame_buffer_shape(bits: Count, simd: Count) -> tuple[Count, Count]:
     """Depth and width of a frame buffer of the shared engine."""
     return -(-bits // (simd * CODE_BITS)), simd * CODE_BITS
 
 
-def shared_array(need: SharedLayer, pe: int, simd: int, multiplier: Multiplier, family: str) -> ArrayUse:
+def shared_array(need: SharedLayer, pe: Count, simd: Count, multiplier: Multiplier, family: str) -> ArrayUse:
     """LUTs and DSP slices of the shared engine, without its memories."""
-    if not need.weight_bit_width:
+    if not np.any(need.weight_bit_width):
         return ArrayUse(0, 0)
     array = mac_array(pe, simd, need.weight_bit_width, need.act_bit_width, need.sum_bits, multiplier, family)
     lut = array.lut + CONTROL_LUTS + pe * RESCALE_LUTS
-    lut += pe * need.lane_multipliers * lutram_luts(max(1, need.lane_window), need.act_bit_width, family)
+    lut += pe * need.lane_multipliers * lutram_luts(need.lane_window, need.act_bit_width, family)
     return ArrayUse(lut, array.dsp + pe + pe * need.lane_multipliers)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hwmodel import SpecError, map_memory
+from hwmodel.memory import bram18_count, map_memories
 
 
 @pytest.mark.parametrize(
@@ -53,3 +58,43 @@ def test_bad_input() -> None:
         map_memory(1, 3, "spartan")
     with pytest.raises(SpecError, match="profile='quartus', expected one of"):
         map_memory(1, 3, "7series", "quartus")
+
+
+def synthesized(name: str) -> tuple[dict[str, object], list[tuple[int, int, int]]]:
+    """Source of golden data, and (depth, width, RAMB18) of each memory; a RAMB36 counts as two."""
+    data = json.loads((Path(__file__).parent / "data" / f"yosys_memory_{name}.json").read_text(encoding="utf-8"))
+    rows = []
+    for row in data["rows"]:
+        blocks = sum((2 if "36" in cell else 1) * n for cell, n in row["cells"].items() if cell.startswith("RAMB"))
+        rows.append((row["depth"], row["width"], blocks))
+    return data["source"], rows
+
+
+@pytest.mark.parametrize(("name", "family"), [("xc7", "7series"), ("xcup", "ultrascale_plus")])
+def test_rams_are_as_yosys_maps_them(name: str, family: str) -> None:
+    source, rows = synthesized(name)
+    assert str(source["tool"]).startswith("Yosys 0.23")
+    assert len(rows) >= 60
+    counts = [(map_memory(depth, width, family, "yosys").bram18, blocks) for depth, width, blocks in rows]
+    assert sum(mine == theirs for mine, theirs in counts) >= 0.97 * len(rows)
+    assert all(mine >= theirs for mine, theirs in counts)
+    assert sum(mine for mine, _ in counts) <= 1.01 * sum(theirs for _, theirs in counts)
+
+
+def test_plain_rule_is_close_and_never_below() -> None:
+    _, rows = synthesized("xc7")
+    in_blocks = [(bram18_count(depth, width), blocks) for depth, width, blocks in rows if blocks]
+    assert all(mine >= theirs for mine, theirs in in_blocks)
+    assert sum(mine for mine, _ in in_blocks) <= 1.03 * sum(theirs for _, theirs in in_blocks)
+
+
+def test_roms_are_never_below() -> None:
+    _, rows = synthesized("rom")
+    assert all(map_memory(depth, width, "7series", "yosys").bram18 >= blocks for depth, width, blocks in rows)
+
+
+@given(depth=st.integers(1, 20000), width=st.integers(1, 300), family=st.sampled_from(["7series", "ultrascale_plus"]))
+def test_arrays_equal_scalars(depth: int, width: int, family: str) -> None:
+    one = map_memory(depth, width, family)
+    many = map_memories(np.array([depth, 5]), np.array([width, 7]), family)
+    assert (many.bram18[0], many.lutram_luts[0]) == (one.bram18, one.lutram_luts)

@@ -1,0 +1,224 @@
+"""What one engine can be: every folding of a layer, or of the shared engine, with its cycles and resources.
+
+The formulas are those of `hwmodel.cycles` and `hwmodel.resources`, applied to arrays of foldings at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel.compute import Count, Multiplier
+from hwmodel.cycles import layer_cycles
+from hwmodel.dataflow import DataFlow, LayerSchedule, WeightPlace
+from hwmodel.folding import divisors, ingest_channels, pipelined_foldings
+from hwmodel.network import LayerSpec
+from hwmodel.precision import LayerConfig
+from hwmodel.resources import (
+    Memory,
+    SharedLayer,
+    operation_array,
+    pipelined_array,
+    pipelined_memories,
+    shared_array,
+    shared_memories,
+    weight_memories,
+)
+from hwmodel.storage import WeightStorage
+
+Array = NDArray[np.int64]
+
+RESOURCES = ("bram18", "uram", "lut", "dsp")
+"""Columns of `use` arrays: the budgets of a board."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Which executions are tried.
+
+    Args:
+        data_flows: Data flows of pipelined layers.
+        multipliers: What may multiply.
+        pipelined_pe: Most output channels in parallel of a pipelined layer.
+        pipelined_products: Most products per cycle of a pipelined layer.
+        shared_pe: Output channels in parallel of the shared engine.
+        shared_simd: Products per output channel of the shared engine.
+    """
+
+    data_flows: tuple[DataFlow, ...] = (DataFlow.ROW_PIXEL, DataFlow.ROW_PASS)
+    multipliers: tuple[Multiplier, ...] = (Multiplier.LUT, Multiplier.DSP_PACKED)
+    pipelined_pe: int = 512
+    pipelined_products: int = 16384
+    shared_pe: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    shared_simd: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Foldings:
+    """A grid of executions of one layer; looks like a `LayerSchedule` with arrays."""
+
+    data_flow: DataFlow
+    pe: Count
+    simd: Count
+    ingest_channels: Count
+    multiplier: Multiplier
+    weight_place: WeightPlace
+
+
+@dataclass(frozen=True)
+class Options:
+    """Executions to choose from.
+
+    Args:
+        cycles: Shape (options,): cycles per frame.
+        use: Shape (options, 4): resources in the order of `RESOURCES`.
+        offchip_bits: Shape (options,): weights read from off chip per frame.
+        plans: Makes the schedule of an option: arrays of (data flow, pe, simd, ingest, multiplier, place).
+    """
+
+    cycles: Array
+    use: Array
+    offchip_bits: Array
+    plans: tuple[Any, ...] = field(repr=False)
+
+    def plan(self, name: str, option: int) -> LayerSchedule:
+        """Execution of layer `name` by one option."""
+        flow, pe, simd, ingest, multiplier, place = (column[option] for column in self.plans)
+        return LayerSchedule(name, flow, int(pe), int(simd), int(ingest), multiplier, place)
+
+    def only(self, keep: Array) -> Options:
+        """The options at these indices."""
+        plans = tuple(column[keep] for column in self.plans)
+        return Options(self.cycles[keep], self.use[keep], self.offchip_bits[keep], plans)
+
+
+def weighted_options(
+    layer: LayerSpec,
+    config: LayerConfig,
+    storage: WeightStorage,
+    rescales: bool,
+    family: str,
+    places: Sequence[WeightPlace],
+    space: Space,
+) -> Options:
+    """Executions of a pipelined layer with weights."""
+    pairs = [
+        pair
+        for pair in pipelined_foldings(layer)
+        if pair[0] <= space.pipelined_pe and pair[0] * pair[1] <= space.pipelined_products
+    ]
+    pe, simd = np.array(pairs, dtype=np.int64).T
+    ingest = np.array([ingest_channels(layer, *pair) for pair in pairs], dtype=np.int64)
+    parts = []
+    for flow in space.data_flows:
+        for multiplier in space.multipliers if config.weight_bit_width > 1 else space.multipliers[:1]:
+            for place in places:
+                grid = Foldings(flow, pe, simd, ingest, multiplier, place)
+                array = pipelined_array(layer, config, storage, grid, rescales, family)
+                memories = (*weight_memories(layer, config, storage, grid), *pipelined_memories(layer, config, grid))
+                use = resource_use(memories, array.lut, array.dsp, family, len(pe))
+                streamed = storage.weight_bits * layer.out_height if place is WeightPlace.STREAMED else 0
+                parts.append(_options(layer_cycles(layer, grid), use, np.full(len(pe), streamed), grid))
+    return undominated(join(parts))
+
+
+def operation_options(layer: LayerSpec, bit_width: int, memories_of: Any, family: str, space: Space) -> Options:
+    """Executions of a pipelined layer without weights.
+
+    Args:
+        layer: The layer.
+        bit_width: Bits of its codes.
+        memories_of: Its memories, from a grid of foldings.
+        family: Device family.
+        space: Which executions are tried.
+    """
+    lanes = np.array(divisors(layer.out_channels), dtype=np.int64)
+    ones = np.ones_like(lanes)
+    grid = Foldings(space.data_flows[0], ones, lanes, ones, Multiplier.LUT, WeightPlace.NONE)
+    array = operation_array(layer, bit_width, grid)
+    use = resource_use(memories_of(grid), array.lut, array.dsp, family, len(lanes))
+    cycles = np.asarray(layer_cycles(layer, grid))
+    return undominated(_options(cycles, use, np.zeros(len(lanes), dtype=np.int64), grid))
+
+
+def shared_use(
+    need: SharedLayer, pe: Array, simd: Array, multiplier: Multiplier, place: WeightPlace, family: str
+) -> Array:
+    """Resources of the shared engine, without its frame buffers, for a grid of foldings."""
+    array = shared_array(need, pe, simd, multiplier, family)
+    return resource_use(shared_memories(need, pe, simd, place), array.lut, array.dsp, family, len(pe))
+
+
+def resource_use(memories: Sequence[Memory], lut: Count, dsp: Count, family: str, size: int) -> Array:
+    """Resources in the order of `RESOURCES`, shape (size, 4)."""
+    use = np.zeros((size, 4), dtype=np.int64)
+    use[:, 2] += lut
+    use[:, 3] += dsp
+    for memory in memories:
+        taken = memory.use(family)
+        use[:, 0] += taken.bram18
+        use[:, 1] += taken.uram
+        use[:, 2] += taken.lutram_luts
+    return use
+
+
+def undominated(options: Options) -> Options:
+    """Options that no other one beats or equals in cycles, resources and off-chip bits together."""
+    rows = np.column_stack([options.cycles, options.use, options.offchip_bits])
+    order = np.lexsort(rows.T[::-1])
+    rows = rows[order]
+    alive = np.ones(len(rows), dtype=bool)
+    for i in range(len(rows)):
+        if alive[i]:
+            alive[i + 1 :] &= ~(rows[i] <= rows[i + 1 :]).all(axis=1)
+    return options.only(order[alive])
+
+
+def undominated_blocks(options: Options, size: int) -> Options:
+    """Like `undominated`, but only inside consecutive blocks of `size` options: quick for many options."""
+    rows = np.column_stack([options.cycles, options.use, options.offchip_bits]).reshape(-1, size, 6)
+    no_worse = np.ones((len(rows), size, size), dtype=bool)  # [block, i, j]: i is nowhere worse than j
+    for k in range(rows.shape[2]):
+        no_worse &= rows[:, :, None, k] <= rows[:, None, :, k]
+    # Of equal options the first stays.
+    beats = no_worse & (~no_worse.transpose(0, 2, 1) | np.triu(np.ones((size, size), dtype=bool), 1))
+    return options.only(np.flatnonzero(~beats.any(axis=1).ravel()))
+
+
+def _options(cycles: Count, use: Array, offchip_bits: Array, grid: Foldings) -> Options:
+    size = len(use)
+    plans = (
+        column(grid.data_flow, size),
+        grid.pe,
+        grid.simd,
+        grid.ingest_channels,
+        column(grid.multiplier, size),
+        column(grid.weight_place, size),
+    )
+    return Options(np.asarray(cycles, dtype=np.int64), use, offchip_bits, plans)
+
+
+def column(value: Any, size: int) -> NDArray[np.object_]:
+    """An array that holds the same value everywhere."""
+    values = np.empty(size, dtype=object)
+    values[:] = value
+    return values
+
+
+def join(parts: Sequence[Options]) -> Options:
+    """All options together."""
+    return Options(
+        np.concatenate([part.cycles for part in parts]),
+        np.concatenate([part.use for part in parts]),
+        np.concatenate([part.offchip_bits for part in parts]),
+        tuple(np.concatenate(columns) for columns in zip(*(part.plans for part in parts), strict=True)),
+    )
+
+
+def geometry(layer: LayerSpec) -> LayerSpec:
+    """The layer without its name and neighbours: layers of equal geometry have equal options."""
+    return replace(layer, name="", inputs=("",) * len(layer.inputs))

@@ -1,0 +1,161 @@
+"""The schedule equals exhaustive search on small networks, and what it promises is what the report says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hwmodel import (
+    INPUT,
+    Board,
+    DataFlow,
+    LayerConfig,
+    LayerSpec,
+    Multiplier,
+    NetworkConfig,
+    NetworkSpec,
+    Op,
+    estimate,
+    load_board,
+    load_network,
+    schedule,
+    uniform,
+)
+from hwmodel.cost import cost_of, dram_cycles
+from hwmodel.options import RESOURCES, Space
+from hwmodel.scheduler import search
+from hwmodel.segments import Segments
+from tests.hwmodel.conftest import conv
+
+SPACE = Space(
+    data_flows=(DataFlow.ROW_PIXEL,),
+    multipliers=(Multiplier.DSP_PACKED,),
+    pipelined_pe=2,
+    pipelined_products=4,
+    shared_pe=(1, 4),
+    shared_simd=(2,),
+)
+
+
+def random_network(pick: np.random.Generator) -> NetworkSpec:
+    """Up to six layers: convolutions, now and then a shortcut or a pooling."""
+    layers: list[LayerSpec] = []
+    source, channels, size = INPUT, 2, 8
+    kept: str | None = None  # an earlier tensor of the same shape
+    while len(layers) < pick.integers(1, 7):
+        kind = pick.choice(["conv", "conv", "conv", "add", "pool"])
+        name = f"{kind}{len(layers)}"
+        if kind == "conv" or not layers:
+            out_channels = int(pick.choice([2, 4])) if kept is None else channels
+            layers.append(conv(name, source, channels, out_channels, size, int(pick.choice([1, 3]))))
+            kept = source if out_channels == channels and source != INPUT else None
+            channels = out_channels
+        elif kind == "add" and kept is not None and kept != source:
+            layers.append(LayerSpec(name, Op.ADD, (source, kept), channels, size, size, channels, size, size))
+            kept = None
+        elif kind == "pool" and size > 2:
+            half = size // 2
+            layers.append(
+                LayerSpec(name, Op.MAX_POOL, (source,), channels, size, size, channels, half, half, (2, 2), (2, 2))
+            )
+            size, kept = half, None
+        else:
+            continue
+        source = name
+    return NetworkSpec("random", 2, 8, 8, tuple(layers))
+
+
+def random_config(network: NetworkSpec, pick: np.random.Generator) -> NetworkConfig:
+    """Random dense or two-plane precision per layer."""
+    choices = [LayerConfig(1, 4), LayerConfig(4, 4), LayerConfig(8, 8), LayerConfig(1, 4, 0.9, "binary_plus_sparse")]
+    return NetworkConfig(tuple((layer.name, choices[pick.integers(4)]) for layer in network.weighted))
+
+
+def exhaustive(segments: Segments, board: Board) -> tuple[int, int, int] | None:
+    """The best goals over every cut and every choice of options."""
+    budgets = np.array([getattr(board, name) for name in RESOURCES])
+    best: tuple[int, int, int] | None = None
+    for candidate in segments.all_cuts:
+        groups = segments.groups(candidate, streams=True)
+        for picks in product(*(range(len(group.cycles)) for group in groups)):
+            used = sum(group.use[pick] for group, pick in zip(groups, picks, strict=True))
+            if (used > budgets).any():
+                continue
+            offchip = candidate.map_bits + sum(int(g.offchip_bits[p]) for g, p in zip(groups, picks, strict=True))
+            cycles = max(int(g.cycles[p]) for g, p in zip(groups, picks, strict=True))
+            goals = (offchip, max(1, cycles, dram_cycles(offchip, board)), int(used[0]))
+            best = goals if best is None else min(best, goals)
+    return best
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_equals_exhaustive_search(seed: int) -> None:
+    pick = np.random.default_rng(seed)
+    network = random_network(pick)
+    config = random_config(network, pick)
+    board = replace(
+        load_board("zcu104"),
+        bram18=int(pick.integers(1, 14)),
+        uram=int(pick.choice([0, 0, 2])),
+        lut=int(pick.choice([1500, 2500, 5000, 20_000])),
+        dsp=int(pick.choice([3, 8, 30])),
+    )
+    segments = Segments(network, config, board.family, board.uram > 0, SPACE)
+    if np.prod([float(len(g.cycles)) for g in segments.groups(segments.unspilled[-1], streams=True)]) > 3000:
+        segments = Segments(network, config, board.family, False, replace(SPACE, pipelined_products=1))
+        board = replace(board, uram=0)
+    best, want = search(segments, board), exhaustive(segments, board)
+    assert (best is None) == (want is None)
+    if best is not None:
+        assert (best.offchip_bits, best.interval_cycles, best.bram18) == want
+        report = cost_of(network, config, board, segments.write(best.candidate, best.groups, best.picks))
+        assert (report.offchip_bits, report.interval_cycles, report.bram18) == want
+        assert report.fits
+
+
+def test_options_cost_what_the_report_says() -> None:
+    network = load_network("resnet20")
+    config = uniform(network, 4, 4)
+    board = load_board("zcu104")
+    segments = Segments(network, config, board.family, True, Space())
+    pick = np.random.default_rng(0)
+    for candidate in segments.all_cuts[::40]:
+        groups = segments.groups(candidate, streams=True)
+        for _ in range(3):
+            picks = [int(pick.integers(len(group.cycles))) for group in groups]
+            report = cost_of(network, config, board, segments.write(candidate, groups, picks))
+            used = sum(group.use[p] for group, p in zip(groups, picks, strict=True))
+            assert [getattr(report, name) for name in RESOURCES] == list(used)
+            streamed = sum(int(group.offchip_bits[p]) for group, p in zip(groups, picks, strict=True))
+            assert report.offchip_bits == candidate.map_bits + streamed
+            cycles = max(int(group.cycles[p]) for group, p in zip(groups, picks, strict=True))
+            assert report.interval_cycles == max(cycles, dram_cycles(report.offchip_bits, board))
+
+
+def test_more_of_everything_is_never_slower() -> None:
+    network = load_network("resnet20")
+    config = uniform(network, 1, 4)
+    small, large = load_board("pynq_z2"), load_board("vc707")
+    large = replace(large, clock_hz=small.clock_hz)
+    reports = [estimate(network, config, board) for board in (small, large)]
+    assert all(report.fits for report in reports)
+    assert reports[1].offchip_bits <= reports[0].offchip_bits
+    assert reports[1].interval_cycles < reports[0].interval_cycles
+
+
+def test_streams_when_weights_do_not_fit() -> None:
+    network = load_network("resnet20")
+    board = replace(load_board("pynq_z2"), bram18=100)
+    config = uniform(network, 8, 8)
+    plan = schedule(network, config, board)
+    report = estimate(network, config, board, plan)
+    assert report.fits
+    assert report.offchip_weight_bits > 0
+    resident = estimate(network, config, load_board("pynq_z2"))
+    assert resident.offchip_weight_bits == 0
+    assert report.offchip_bits > resident.offchip_bits
