@@ -1,0 +1,301 @@
+"""What to evaluate next: budgeted first designs, then expected improvement inside the exact cost constraint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qat.errors import ConfigError, SearchError
+from qat.search.acquisition import LocalSearch, log_expected_improvement
+from qat.search.noise import relative_noise
+from qat.search.sensitivity import SensitivityProfile, lagrange_path
+from qat.search.space import SearchSpace
+from qat.search.surrogate import AccuracySurrogate
+from qat.search.trial import BoolArray, CostFunction, FloatArray, IntArray, Target, Trial, TrialState
+
+CENTRES = 4
+"""Best trials around which the acquisition is searched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposerSettings:
+    """How proposals are made.
+
+    Args:
+        initial_trials: First designs per target before the surrogate takes over, >= 2.
+        perturbation: Standard deviation of the logarithm by which first designs reweight the sensitivities, >= 0.
+        starts: Climbs per acquisition, >= 1.
+        radius: Most dimensions in which a proposal may differ from the nearest of the best trials, >= 1: far from
+            everything that was tried the surrogate knows little, and there is always more room far away.
+
+    Raises:
+        ConfigError: A field is out of range.
+    """
+
+    initial_trials: int = 4
+    perturbation: float = 0.7
+    starts: int = 8
+    radius: int = 6
+
+    def __post_init__(self) -> None:
+        for name, low in (("initial_trials", 2), ("starts", 1), ("radius", 1)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name}={getattr(self, name)!r}, expected an integer >= {low}")
+        if not self.perturbation >= 0:
+            raise ConfigError(f"perturbation={self.perturbation!r}, expected a number >= 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "initial_trials": self.initial_trials,
+            "perturbation": self.perturbation,
+            "starts": self.starts,
+            "radius": self.radius,
+        }
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A point to evaluate.
+
+    Args:
+        point: Choice of each dimension; inside the target's bounds, and new.
+        origin: How it was found, as in `Trial.origin`.
+        cost: Exact cost columns.
+        predicted: Expected accuracy and its standard deviation; `None` for first designs.
+    """
+
+    point: tuple[int, ...]
+    origin: str
+    cost: dict[str, float]
+    predicted: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Proposer:
+    """Proposes points from all trials so far; keeps no state of its own.
+
+    Args:
+        space: The choices.
+        cost: Exact costs from layer indices; never modelled.
+        profile: Sensitivities of the space's dimensions.
+        settings: How to propose.
+    """
+
+    space: SearchSpace
+    cost: CostFunction
+    profile: SensitivityProfile
+    settings: ProposerSettings = field(default_factory=ProposerSettings)
+
+    def __post_init__(self) -> None:
+        self.profile.check_matches(self.space)
+
+    def propose(self, trials: Sequence[Trial], target: Target, rng: np.random.Generator) -> Proposal:
+        """The next point to evaluate for a target.
+
+        Args:
+            trials: All trials of one fidelity: completed, failed, and pending or running ones, which count as
+                evaluated at their predicted accuracy.
+            target: The budget.
+            rng: Source of randomness; the same state and trials give the same proposal.
+
+        Raises:
+            SearchError: Nothing feasible exists, or everything feasible that was found has been tried.
+        """
+        taken = {trial.point for trial in trials}
+        earlier = sum(trial.target == target.name for trial in trials)
+        completed = sum(trial.is_completed for trial in trials)
+        if earlier < self.settings.initial_trials or completed < 2:
+            return self._first_design(earlier, taken, target, rng)
+        return self._improve(trials, taken, target, rng)
+
+    # -- feasibility ----------------------------------------------------------------------------------------------
+
+    def feasible(self, points: IntArray, target: Target) -> BoolArray:
+        """Which points are inside the target's bounds; shape (n,)."""
+        return target.feasible(self.cost(self.space.layer_indices(points)))
+
+    def check_reachable(self, target: Target) -> IntArray:
+        """Feasible points to start from, shape (n, dimensions), n >= 1.
+
+        Raises:
+            SearchError: None was found; the message names the column that binds and the best value reached.
+        """
+        uniform = np.minimum(np.arange(self.space.sizes.max())[:, None], self.space.sizes - 1)
+        points = np.concatenate([lagrange_path(self.profile, self.space.dimension_bits), uniform])
+        inside = self.feasible(points, target)
+        if inside.any():
+            return points[inside]
+
+        def closeness(rows: IntArray) -> FloatArray:
+            outside = target.violations(self.cost(self.space.layer_indices(rows)))
+            near: FloatArray = -np.minimum(np.sum(list(outside.values()), axis=0), 1e300)
+            return near
+
+        starts = points[np.argsort(-closeness(points), kind="stable")[:8]]
+        climb = LocalSearch(self.space, steps=200, patience=5)
+        found, scores = climb.run(starts, closeness, lambda rows: np.ones(len(rows), bool), np.random.default_rng(0))
+        if scores[0] >= 0:
+            return found[scores >= 0]
+        columns = self.cost(self.space.layer_indices(found[:1]))
+        outside = {column: float(values[0]) for column, values in target.violations(columns).items()}
+        column = max(outside, key=lambda name: outside[name])
+        low, high = target.bounds[column]
+        value = float(np.asarray(columns[column], dtype=np.float64)[0])
+        wanted = f">= {low:g}" if low is not None and not value >= low else f"<= {high:g}"
+        raise SearchError(
+            f"target {target.name!r}: no configuration of the search space fits; {column} must be {wanted}, the best "
+            f"reached is {value:g}. Loosen the bound, allow fewer bits or lower densities, or take a larger board"
+        )
+
+    # -- first designs --------------------------------------------------------------------------------------------
+
+    def _first_design(
+        self, number: int, taken: set[tuple[int, ...]], target: Target, rng: np.random.Generator
+    ) -> Proposal:
+        if number == 0:
+            point = self.allocate(self.profile, target, rng)
+            if tuple(point) not in taken:
+                return self._proposal(point, "lagrange")
+        if number == 1:
+            for point in self._uniform_designs(target):
+                if tuple(point) not in taken:
+                    return self._proposal(point, "uniform")
+        spread = self.settings.perturbation
+        for _ in range(20):
+            factors = np.exp(rng.normal(0.0, spread, len(self.space.sizes)))
+            point = self.allocate(self.profile.reweighted(factors), target, rng)
+            if tuple(point) not in taken:
+                return self._proposal(point, "perturbed")
+            spread += 0.2
+        return self._any_new(taken, target, rng)
+
+    def allocate(self, profile: SensitivityProfile, target: Target, rng: np.random.Generator) -> IntArray:
+        """The feasible point of least predicted loss: the Lagrange path's best, then filled up to the bounds.
+
+        Args:
+            profile: Whose predicted loss counts.
+            target: The budget.
+            rng: Source of the samples of the local search.
+
+        Returns:
+            Shape (dimensions,).
+
+        Raises:
+            SearchError: Nothing feasible exists.
+        """
+        path = lagrange_path(profile, self.space.dimension_bits)
+        inside = self.feasible(path, target)
+        starts = path[inside] if inside.any() else self.check_reachable(target)
+        best = starts[np.argsort(profile.predicted(starts), kind="stable")[:1]]
+        climb = LocalSearch(self.space, steps=60)
+        found, _ = climb.run(best, lambda rows: -profile.predicted(rows), lambda rows: self.feasible(rows, target), rng)
+        allocated: IntArray = found[0]
+        return allocated
+
+    def _uniform_designs(self, target: Target) -> list[IntArray]:
+        """Feasible points with the same choice everywhere (or the nearest one that a layer has), least loss first."""
+        noise = [np.log([relative_noise(c) for c in choices]) for choices in self.space.dimension_choices]
+        levels = np.unique(np.concatenate(noise))
+        points = [[int(np.argmin(np.abs(row - level))) for row in noise] for level in levels]
+        unique = np.unique(np.array(points, dtype=np.int64), axis=0)
+        inside = unique[self.feasible(unique, target)]
+        return list(inside[np.argsort(self.profile.predicted(inside), kind="stable")])
+
+    def _any_new(self, taken: set[tuple[int, ...]], target: Target, rng: np.random.Generator) -> Proposal:
+        """A feasible point that was not tried, found by random steps from known feasible ones.
+
+        Raises:
+            SearchError: None was found.
+        """
+        points = self.check_reachable(target)
+        climb = LocalSearch(self.space)
+        for _ in range(50):
+            new = [point for point in points if tuple(point) not in taken]
+            if new:
+                return self._proposal(new[int(rng.integers(len(new)))], "random")
+            start = points[rng.integers(len(points), size=4)]
+            neighbours = climb.neighbours(start, rng)
+            points = np.concatenate([points, neighbours[self.feasible(neighbours, target)]])
+        raise SearchError(
+            f"target {target.name!r}: every feasible configuration that was found has been tried ({len(taken)}); "
+            "end the search here, or widen the space"
+        )
+
+    # -- surrogate ------------------------------------------------------------------------------------------------
+
+    def _improve(
+        self, trials: Sequence[Trial], taken: set[tuple[int, ...]], target: Target, rng: np.random.Generator
+    ) -> Proposal:
+        surrogate = AccuracySurrogate.fit(self.space, self.profile, trials)
+        failures = np.array([t.point for t in trials if t.state is TrialState.FAILED], dtype=np.int64)
+        finished = np.array([t.point for t in trials if t.is_completed], dtype=np.int64)
+        known = finished[self.feasible(finished, target)]
+        means = surrogate.posterior(known)[0] if len(known) else np.empty(0)
+        best = float(means.max()) if len(known) else -np.inf
+        centres = known[np.argsort(-means, kind="stable")[:CENTRES]]
+
+        def score(points: IntArray) -> FloatArray:
+            mean, std = surrogate.posterior(points)
+            gain = log_expected_improvement(mean, std, best) if np.isfinite(best) else mean + std
+            return gain + _log_success(points, failures, finished)
+
+        def allowed(points: IntArray) -> BoolArray:
+            new = np.array([tuple(point) not in taken for point in points.tolist()])
+            near = np.zeros(len(points), bool) if len(centres) else np.ones(len(points), bool)
+            for centre in centres:
+                near |= (points != centre).sum(axis=1) <= self.settings.radius
+            inside: BoolArray = new & near & self.feasible(points, target)
+            return inside
+
+        climb = LocalSearch(self.space)
+        starts = self._starts(centres, target, rng)
+        starts = starts[allowed(starts)]
+        if not len(starts):
+            starts = np.array([self._any_new(taken, target, rng).point], dtype=np.int64)
+        starts = starts[np.argsort(-score(starts), kind="stable")[: self.settings.starts]]
+        found, _ = climb.run(starts, score, allowed, rng)
+        mean, std = surrogate.predict(found[:1])
+        return self._proposal(found[0], "acquisition", (float(mean[0]), float(std[0])))
+
+    def _starts(self, centres: IntArray, target: Target, rng: np.random.Generator) -> IntArray:
+        """Where climbs may start: best feasible trials' neighbours, and allocations by reweighted sensitivities."""
+        points = []
+        if len(centres):
+            points.append(LocalSearch(self.space, singles=64, pairs=128).neighbours(centres, rng))
+        for spread in (0.0, 0.3, 0.7, 1.0):
+            for _ in range(4):
+                factors = np.exp(rng.normal(0.0, spread, len(self.space.sizes)))
+                path = lagrange_path(self.profile.reweighted(factors), self.space.dimension_bits)
+                inside = path[self.feasible(path, target)]
+                points.append(inside[-6:])
+        points.append(self.check_reachable(target)[-4:])
+        return np.unique(np.concatenate(points), axis=0)
+
+    def _proposal(self, point: IntArray, origin: str, predicted: tuple[float, float] | None = None) -> Proposal:
+        columns = self.cost(self.space.layer_indices(point[None, :]))
+        cost = {name: float(np.asarray(values)[0]) for name, values in columns.items()}
+        return Proposal(tuple(int(i) for i in point), origin, cost, predicted)
+
+
+def _log_success(points: IntArray, failures: IntArray, finished: IntArray) -> FloatArray:
+    """Logarithm of a kernel estimate of the chance that an evaluation succeeds; 0 while nothing has failed.
+
+    Trials weigh exp(-differing dimensions / 2) of their own point, on top of a prior of one success.
+    """
+    if not len(failures):
+        return np.zeros(len(points))
+
+    def weight(others: IntArray) -> FloatArray:
+        if not len(others):
+            return np.zeros(len(points))
+        differing = (points[:, None, :] != others[None, :, :]).sum(axis=2)
+        total: FloatArray = np.exp(-differing / 2).sum(axis=1)
+        return total
+
+    success = 1.0 + weight(finished)
+    chance: FloatArray = np.log(success / (success + weight(failures)))
+    return chance

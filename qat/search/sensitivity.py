@@ -1,0 +1,219 @@
+"""How much each layer's loss grows at each of its choices, and the budgeted allocations that follow from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from hwmodel.precision import LayerConfig, NetworkConfig
+from qat.errors import SearchError
+from qat.search.noise import at_least_as_precise, relative_noise
+from qat.search.space import SearchSpace
+from qat.search.trial import FloatArray, IntArray
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with (measurements done, measurements in all)."""
+
+
+@dataclass(frozen=True)
+class SensitivityProfile:
+    """Loss increase of each dimension at each choice, the others at the base configuration.
+
+    Args:
+        dimensions: As in `SearchSpace.dimensions`.
+        loss_increase: Per dimension and choice, >= 0, in units of the measured loss.
+        source: `measured`, or `gaussian` for the assumption of `gaussian_profile`.
+
+    Raises:
+        SearchError: Lengths differ, or a value is negative or not finite.
+    """
+
+    dimensions: tuple[str, ...]
+    loss_increase: tuple[tuple[float, ...], ...]
+    source: str = "measured"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dimensions", tuple(self.dimensions))
+        object.__setattr__(self, "loss_increase", tuple(tuple(map(float, row)) for row in self.loss_increase))
+        if len(self.dimensions) != len(self.loss_increase):
+            raise SearchError(f"sensitivity profile: {len(self.dimensions)} dimensions, {len(self.loss_increase)} rows")
+        for name, row in zip(self.dimensions, self.loss_increase, strict=True):
+            if not row or not all(np.isfinite(value) and value >= 0 for value in row):
+                raise SearchError(f"sensitivity profile: {name!r} has {row}, expected finite values >= 0")
+
+    def check_matches(self, space: SearchSpace) -> None:
+        """Raises `SearchError` unless the profile speaks of exactly this space's dimensions and choices."""
+        sizes = [len(row) for row in self.loss_increase]
+        if self.dimensions != space.dimensions or sizes != space.sizes.tolist():
+            raise SearchError(
+                f"the sensitivity profile is of another search space: dimensions {list(self.dimensions)} with {sizes} "
+                f"choices, expected {list(space.dimensions)} with {space.sizes.tolist()}; measure it again"
+            )
+
+    @cached_property
+    def table(self) -> tuple[FloatArray, ...]:
+        """Loss increases as arrays, one per dimension."""
+        return tuple(np.array(row) for row in self.loss_increase)
+
+    def predicted(self, points: IntArray) -> FloatArray:
+        """Sum of the dimensions' loss increases; shape (n,) from points of shape (n, dimensions)."""
+        total: FloatArray = self.terms(points).sum(axis=1)
+        return total
+
+    def terms(self, points: IntArray) -> FloatArray:
+        """Loss increase of each dimension; shape (n, dimensions)."""
+        return np.stack([row[points[:, i]] for i, row in enumerate(self.table)], axis=1)
+
+    def reweighted(self, factors: FloatArray) -> SensitivityProfile:
+        """The profile with each dimension's loss increases times a factor >= 0."""
+        rows = tuple(tuple(row * factor) for row, factor in zip(self.table, factors, strict=True))
+        return SensitivityProfile(self.dimensions, rows, self.source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` is the inverse."""
+        rows = [list(row) for row in self.loss_increase]
+        return {"dimensions": list(self.dimensions), "loss_increase": rows, "source": self.source}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SensitivityProfile:
+        """Inverse of `to_dict`.
+
+        Raises:
+            SearchError: A field is unknown, missing or invalid.
+        """
+        try:
+            return cls(**data)
+        except (TypeError, ValueError) as error:
+            raise SearchError(f"sensitivity profile: {error}") from error
+
+
+def gaussian_profile(space: SearchSpace) -> SensitivityProfile:
+    """What is assumed without a measurement: every dimension counts alike, by the noise of Gaussian weights."""
+    rows = tuple(tuple(relative_noise(choice) for choice in choices) for choices in space.dimension_choices)
+    return SensitivityProfile(space.dimensions, rows, "gaussian")
+
+
+def measure(
+    loss_of: Callable[[NetworkConfig], float],
+    space: SearchSpace,
+    base: NetworkConfig,
+    on_progress: Progress | None = None,
+) -> SensitivityProfile:
+    """Measures the profile, one dimension at a time.
+
+    Args:
+        loss_of: Loss of a configuration, such as the cross-entropy on calibration data.
+        space: What to measure.
+        base: The configuration of the other layers, such as 8 bits everywhere; need not be in the space.
+        on_progress: Called after each measurement.
+
+    Returns:
+        The profile, cleaned by `monotone`; a loss that is not finite counts as the largest one measured.
+
+    Raises:
+        SearchError: The loss of the base configuration, or every other loss, is not finite.
+    """
+    total = 1 + int(space.sizes.sum())
+    base_loss = float(loss_of(base))
+    if not np.isfinite(base_loss):
+        raise SearchError(f"sensitivity: the loss of the base configuration is {base_loss}, expected a finite number")
+    done = 1
+    if on_progress:
+        on_progress(done, total)
+    measured: list[FloatArray] = []
+    for group, choices in zip(space.groups, space.dimension_choices, strict=True):
+        row = []
+        for i in range(len(choices)):
+            changed = {space.layers[column]: space.choices[column][i] for column in group}
+            layers = tuple((name, changed.get(name, layer)) for name, layer in base.layers)
+            config = NetworkConfig(layers, base.sum_bit_width, base.input_bit_width, base.output_bit_width)
+            row.append(base_loss if config == base else float(loss_of(config)))
+            done += 1
+            if on_progress:
+                on_progress(done, total)
+        measured.append(np.array(row) - base_loss)
+    finite = np.concatenate([row[np.isfinite(row)] for row in measured])
+    if not finite.size:
+        raise SearchError(
+            "sensitivity: every measured loss is NaN or infinite; check the loss and the calibration data"
+        )
+    lost = sum(int((~np.isfinite(row)).sum()) for row in measured)
+    if lost:
+        logger.warning("sensitivity: %d of %d losses are not finite and count as the largest one", lost, total)
+    rows = [np.where(np.isfinite(row), row, finite.max()) for row in measured]
+    cleaned = [monotone(row, choices) for row, choices in zip(rows, space.dimension_choices, strict=True)]
+    return SensitivityProfile(space.dimensions, tuple(tuple(row) for row in cleaned))
+
+
+def monotone(loss_increase: FloatArray, choices: Sequence[LayerConfig]) -> FloatArray:
+    """Removes noise: a choice at least as precise as another must not lose more.
+
+    The mean of the smallest monotone function above the values and the largest one below them.
+
+    Args:
+        loss_increase: Shape (choices,), any sign.
+        choices: The layer's configurations.
+
+    Returns:
+        Shape (choices,), >= 0, monotone in `qat.search.noise.at_least_as_precise`.
+    """
+    values = np.maximum(loss_increase, 0.0)
+    better = np.array([[at_least_as_precise(a, b) for b in choices] for a in choices])  # [a, b]: a not worse than b
+    above = np.where(better, values[:, None], -np.inf).max(axis=0)  # worst of all that are at least as precise
+    below = np.where(better.T, values[:, None], np.inf).min(axis=0)  # best of all that are at most as precise
+    middle: FloatArray = (above + below) / 2
+    return middle
+
+
+def lagrange_path(profile: SensitivityProfile, stored_bits: Sequence[FloatArray]) -> IntArray:
+    """Allocations that minimise predicted loss + lambda * stored bits, for every lambda from infinity to 0.
+
+    Per dimension only the lower convex hull of (stored bits, loss increase) matters; its edges, steepest first,
+    are the steps of the path.
+
+    Args:
+        profile: Loss increases.
+        stored_bits: Per dimension the bits of each choice (`SearchSpace.dimension_bits`).
+
+    Returns:
+        Points of shape (steps + 1, dimensions), from the cheapest to the most precise.
+
+    Source:
+        Shoham and Gersho, Efficient bit allocation for an arbitrary set of quantizers, IEEE Trans. ASSP 36(9), 1988.
+    """
+    hulls = [_lower_hull(bits, loss) for bits, loss in zip(stored_bits, profile.table, strict=True)]
+    steps = []
+    for dimension, hull in enumerate(hulls):
+        bits, loss = stored_bits[dimension], profile.table[dimension]
+        for order, (start, end) in enumerate(pairwise(hull)):
+            slope = (loss[start] - loss[end]) / (bits[end] - bits[start])
+            steps.append((-slope, dimension, order, end))
+    path = [np.array([hull[0] for hull in hulls], dtype=np.int64)]
+    for _, dimension, _, end in sorted(steps):
+        point = path[-1].copy()
+        point[dimension] = end
+        path.append(point)
+    return np.stack(path)
+
+
+def _lower_hull(bits: FloatArray, loss: FloatArray) -> list[int]:
+    """Indices of the lower convex hull, cheapest first, strictly falling in loss."""
+    hull: list[int] = []
+    for i in sorted(range(len(bits)), key=lambda i: (bits[i], loss[i])):
+        if hull and loss[i] >= loss[hull[-1]]:
+            continue  # costs no less and loses no less
+        while len(hull) > 1:
+            a, b = hull[-2], hull[-1]
+            if (loss[a] - loss[b]) * (bits[i] - bits[a]) > (loss[a] - loss[i]) * (bits[b] - bits[a]):
+                break
+            hull.pop()
+        hull.append(i)
+    return hull

@@ -1,0 +1,409 @@
+"""Trials in one SQLite file that survives a crash at any moment; one process writes, any number may read.
+
+A trial is recorded before it starts and again after it ends, each in one transaction that is on disk before the
+search goes on.  The file uses a write-ahead log, so it must lie on a local disk.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from hwmodel.errors import SpecError
+from hwmodel.precision import NetworkConfig
+from qat.errors import SearchError
+from qat.search.trial import Fidelity, Trial, TrialState
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x51415431
+"""Marks the file as ours in SQLite's header: the letters QAT1."""
+
+TABLES = """
+CREATE TABLE documents (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE trials (
+    id INTEGER PRIMARY KEY,
+    point TEXT NOT NULL,
+    config TEXT NOT NULL,
+    fidelity TEXT NOT NULL,
+    seed INTEGER NOT NULL,
+    target TEXT NOT NULL,
+    origin TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('pending', 'running', 'completed', 'failed')),
+    cost TEXT NOT NULL,
+    metrics TEXT NOT NULL,
+    predicted TEXT NOT NULL,
+    created_s REAL NOT NULL,
+    started_s REAL,
+    ended_s REAL,
+    attempts INTEGER NOT NULL,
+    error TEXT,
+    UNIQUE (point, fidelity)
+) STRICT;
+"""
+
+COLUMNS = (
+    "id",
+    "point",
+    "config",
+    "fidelity",
+    "seed",
+    "target",
+    "origin",
+    "state",
+    "cost",
+    "metrics",
+    "predicted",
+    "created_s",
+    "started_s",
+    "ended_s",
+    "attempts",
+    "error",
+)
+
+
+class TrialStore:
+    """The trials of one search.
+
+    Args:
+        path: The SQLite file; created, with its folder, unless `read_only`.
+        read_only: For a process that only watches: takes no lock and changes nothing.
+
+    Raises:
+        SearchError: Another process writes to the store, it is damaged, of a newer version or no store of ours, its
+            folder cannot be written, or it does not exist and `read_only` is set.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = Path(path)
+        self._lock: io.TextIOWrapper | None = None
+        if read_only:
+            if not self.path.is_file():
+                raise SearchError(f"there is no trial store at {self.path}; start a search first")
+            self._database = self._connect(f"{self.path.resolve().as_uri()}?mode=ro")
+        else:
+            self._lock = self._acquire_lock()
+            self._database = self._connect(self.path.resolve().as_uri())
+        try:
+            self._prepare(read_only)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- opening and closing --------------------------------------------------------------------------------------
+
+    def _acquire_lock(self) -> io.TextIOWrapper:
+        lock_path = self.path.with_name(self.path.name + ".lock")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = open(lock_path, "a+", encoding="utf-8")  # noqa: SIM115  (held open as long as the store is)
+        except OSError as error:
+            raise SearchError(
+                f"cannot write the trial store {self.path}: {error}; choose another run folder"
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it when the process dies
+        except OSError:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            lock.close()
+            raise SearchError(
+                f"another search is writing to the trial store {self.path} (process {owner}); wait for it to end, stop "
+                "it, or use another run folder"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        return lock
+
+    def _connect(self, uri: str) -> sqlite3.Connection:
+        try:
+            return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
+        except sqlite3.Error as error:
+            self.close()
+            raise SearchError(f"cannot open the trial store {self.path}: {error}") from error
+
+    def _prepare(self, read_only: bool) -> None:
+        with self._errors("open"):
+            application = self._database.execute("PRAGMA application_id").fetchone()[0]
+            version = self._database.execute("PRAGMA user_version").fetchone()[0]
+            is_empty = not self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not is_empty and application != APPLICATION_ID:
+            raise SearchError(f"{self.path} is an SQLite file, but no trial store; choose another path")
+        if version > SCHEMA_VERSION:
+            raise SearchError(
+                f"the trial store {self.path} has schema version {version}, this program knows up to {SCHEMA_VERSION}; "
+                "update the program, or use another run folder"
+            )
+        if read_only:
+            if is_empty:
+                raise SearchError(f"the trial store {self.path} is empty; start a search first")
+            return
+        with self._errors("open"):
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")
+            if is_empty:
+                # One transaction: a crash leaves either nothing or a whole schema.
+                self._database.executescript(
+                    f"BEGIN IMMEDIATE; {TABLES} PRAGMA application_id = {APPLICATION_ID}; "
+                    f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                )
+
+    def close(self) -> None:
+        """Closes the file and lets other processes write."""
+        if hasattr(self, "_database"):
+            self._database.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            remedy = {
+                sqlite3.SQLITE_FULL: "free some disk space and run the same command again; what is stored is intact",
+                sqlite3.SQLITE_IOERR: "check the disk and run the same command again",
+                sqlite3.SQLITE_NOTADB: "the file is damaged or no trial store; move it away to start anew",
+                sqlite3.SQLITE_CORRUPT: "the file is damaged; restore a copy, or move it away to start anew",
+            }.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "check the path and its permissions")
+            raise SearchError(f"cannot {doing} the trial store {self.path}: {error}; {remedy}") from error
+
+    # -- documents ------------------------------------------------------------------------------------------------
+
+    def document(self, name: str) -> Any | None:
+        """A JSON value saved under this name, or `None`."""
+        with self._errors("read"):
+            row = self._database.execute("SELECT value FROM documents WHERE name = ?", (name,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def save_document(self, name: str, value: Any) -> None:
+        """Saves a JSON value under a name, replacing an earlier one."""
+        text = json.dumps(value, sort_keys=True)
+        with self._errors("write to"):
+            self._database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?)", (name, text))
+
+    def bind(self, fingerprint: Mapping[str, Any]) -> None:
+        """Ties the store to the settings of a search: records them, or checks that they are still the same.
+
+        Args:
+            fingerprint: Settings as plain values; everything that makes trials comparable.
+
+        Raises:
+            SearchError: The store belongs to other settings; the message lists each difference.
+        """
+        now = json.loads(json.dumps(fingerprint))
+        stored = self.document("fingerprint")
+        if stored is None:
+            self.save_document("fingerprint", now)
+        elif stored != now:
+            differences = "\n".join(f"  {line}" for line in _differences(stored, now))
+            raise SearchError(
+                f"the trial store {self.path} belongs to a search with other settings:\n{differences}\n"
+                "restore the settings to resume it, or use another run folder for a new search"
+            )
+
+    # -- trials ---------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        *,
+        point: tuple[int, ...],
+        config: NetworkConfig,
+        fidelity: Fidelity,
+        seed: int,
+        target: str,
+        origin: str,
+        cost: Mapping[str, float],
+        predicted: tuple[float, float] | None = None,
+    ) -> Trial:
+        """Records a new trial as pending; its id is the next number.
+
+        Raises:
+            SearchError: The same point was already recorded at this fidelity, or the file cannot be written.
+        """
+        values = (
+            json.dumps([int(i) for i in point]),
+            json.dumps(config.to_dict()),
+            json.dumps(fidelity.to_dict()),
+            seed,
+            target,
+            origin,
+            TrialState.PENDING,
+            json.dumps({name: float(value) for name, value in cost.items()}),
+            "{}",
+            json.dumps(predicted),
+            time.time(),
+            None,
+            None,
+            0,
+            None,
+        )
+        marks = ", ".join("?" * len(values))
+        with self._errors("write to"):
+            cursor = self._database.execute(f"INSERT INTO trials ({', '.join(COLUMNS[1:])}) VALUES ({marks})", values)
+        return self.trial(int(cursor.lastrowid or 0))
+
+    def start(self, trial: Trial) -> Trial:
+        """Records that an attempt at a trial starts now."""
+        self._update(trial.id, state=TrialState.RUNNING, started_s=time.time(), attempts=trial.attempts + 1)
+        return self.trial(trial.id)
+
+    def complete(self, trial: Trial, metrics: Mapping[str, float]) -> Trial:
+        """Records the metrics of a trial that ended."""
+        text = json.dumps({name: float(value) for name, value in metrics.items()})
+        self._update(trial.id, state=TrialState.COMPLETED, metrics=text, ended_s=time.time())
+        return self.trial(trial.id)
+
+    def fail(self, trial: Trial, error: str) -> Trial:
+        """Records why a trial failed."""
+        self._update(trial.id, state=TrialState.FAILED, error=error, ended_s=time.time())
+        return self.trial(trial.id)
+
+    def release(self, trial: Trial) -> Trial:
+        """Takes an attempt back that was interrupted on purpose: the trial is pending again."""
+        self._update(trial.id, state=TrialState.PENDING, started_s=None, attempts=trial.attempts - 1)
+        return self.trial(trial.id)
+
+    def _update(self, trial_id: int, **changes: Any) -> None:
+        names = ", ".join(f"{name} = ?" for name in changes)
+        with self._errors("write to"):
+            self._database.execute(f"UPDATE trials SET {names} WHERE id = ?", (*changes.values(), trial_id))
+
+    def trial(self, trial_id: int) -> Trial:
+        """One trial by id.
+
+        Raises:
+            SearchError: There is none with this id.
+        """
+        with self._errors("read"):
+            row = self._database.execute(
+                f"SELECT {', '.join(COLUMNS)} FROM trials WHERE id = ?", (trial_id,)
+            ).fetchone()
+        if row is None:
+            raise SearchError(f"the trial store {self.path} has no trial {trial_id}")
+        return self._from_row(row)
+
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials in the order in which they were recorded."""
+        with self._errors("read"):
+            rows = self._database.execute(f"SELECT {', '.join(COLUMNS)} FROM trials ORDER BY id").fetchall()
+        return tuple(map(self._from_row, rows))
+
+    def _from_row(self, row: tuple[Any, ...]) -> Trial:
+        values = dict(zip(COLUMNS, row, strict=True))
+        try:
+            predicted = json.loads(values.pop("predicted"))
+            return Trial(
+                point=tuple(json.loads(values.pop("point"))),
+                config=NetworkConfig.from_dict(json.loads(values.pop("config"))),
+                fidelity=Fidelity.from_dict(json.loads(values.pop("fidelity"))),
+                state=TrialState(values.pop("state")),
+                cost=json.loads(values.pop("cost")),
+                metrics=json.loads(values.pop("metrics")),
+                predicted=None if predicted is None else (predicted[0], predicted[1]),
+                **values,
+            )
+        except (ValueError, TypeError, SpecError) as error:
+            raise SearchError(f"trial {row[0]} in the trial store {self.path} is damaged: {error}") from error
+
+    # -- checks and export ----------------------------------------------------------------------------------------
+
+    def check_integrity(self) -> None:
+        """Raises `SearchError` if SQLite's own check of the whole file finds damage."""
+        with self._errors("check"):
+            found = [row[0] for row in self._database.execute("PRAGMA integrity_check")]
+        if found != ["ok"]:
+            raise SearchError(f"the trial store {self.path} is damaged: {'; '.join(found[:5])}")
+
+    def export_csv(self, path: Path) -> None:
+        """Writes every trial as one row; metrics, cost and each layer's choice become columns.
+
+        Raises:
+            SearchError: The file cannot be written; an earlier one is intact.
+        """
+        rows = [_flat(trial) for trial in self.trials()]
+        header = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, header or ["id"], restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        _write_text(Path(path), text.getvalue())
+
+
+def _flat(trial: Trial) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": trial.id,
+        "state": trial.state,
+        "target": trial.target,
+        "origin": trial.origin,
+        "fidelity": trial.fidelity.name,
+        "epochs": trial.fidelity.epochs,
+        "data_fraction": trial.fidelity.data_fraction,
+        "seed": trial.seed,
+        "predicted_mean": "" if trial.predicted is None else trial.predicted[0],
+        "predicted_std": "" if trial.predicted is None else trial.predicted[1],
+        "created_s": trial.created_s,
+        "started_s": trial.started_s,
+        "ended_s": trial.ended_s,
+        "attempts": trial.attempts,
+        "error": trial.error or "",
+    }
+    row |= {f"metric.{name}": value for name, value in trial.metrics.items()}
+    row |= {f"cost.{name}": value for name, value in trial.cost.items()}
+    for name, layer in trial.config.layers:
+        row[f"{name}.weight_bit_width"] = layer.weight_bit_width
+        row[f"{name}.weight_format"] = layer.weight_format
+        row[f"{name}.sparsity"] = layer.sparsity
+    return row
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SearchError(f"cannot write {path}: {error}; an earlier file of that name is intact") from error
+
+
+def _differences(stored: Any, now: Any, where: str = "") -> Iterator[str]:
+    if isinstance(stored, dict) and isinstance(now, dict):
+        for key in dict.fromkeys((*stored, *now)):
+            name = f"{where}.{key}" if where else str(key)
+            if key not in now:
+                yield f"{name}: stored {_short(stored[key])}, now absent"
+            elif key not in stored:
+                yield f"{name}: stored nothing, now {_short(now[key])}"
+            else:
+                yield from _differences(stored[key], now[key], name)
+    elif stored != now:
+        yield f"{where}: stored {_short(stored)}, now {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 160 else f"{text[:157]}..."

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hwmodel.precision import NetworkConfig
+from qat.errors import ConfigError, SearchError
+from qat.search.loop import SearchResult, SearchSettings, run_search
+from qat.search.sensitivity import SensitivityProfile
+from qat.search.store import TrialStore
+from qat.search.trial import Evaluator, Fidelity, Target, Trial, TrialState
+from tests.qat.search.problems import FIDELITY, TARGET, Problem
+
+PROBLEM = Problem(layers=6, seed=2)
+LARGE = Target("large", {"compression": (6, None)})
+
+
+def run(path: Path, trials: int = 8, evaluator: Evaluator = PROBLEM.evaluate, **changes: Any) -> SearchResult:
+    settings = changes.pop("settings", SearchSettings(trials=trials, seed=1))
+    arguments = {
+        "space": PROBLEM.space,
+        "evaluator": evaluator,
+        "cost": PROBLEM.cost,
+        "targets": [TARGET, LARGE],
+        "fidelity": FIDELITY,
+        "settings": settings,
+        "profile": PROBLEM.profile,
+    }
+    with TrialStore(path) as store:
+        return run_search(store=store, **(arguments | changes))
+
+
+def sequence(trials: tuple[Trial, ...]) -> list[tuple[object, ...]]:
+    """Everything of the trials but times."""
+    return [(t.id, t.point, t.seed, t.target, t.origin, t.state, t.metrics, t.cost, t.predicted) for t in trials]
+
+
+def test_a_search_from_start_to_winner(tmp_path: Path) -> None:
+    result = run(tmp_path / "s.sqlite", trials=14)
+    assert [t.target for t in result.trials] == ["small", "large"] * 7
+    assert len({t.point for t in result.trials}) == 14
+    assert all(t.is_completed for t in result.trials)
+    for target in (TARGET, LARGE):
+        winner = result.winners[target.name]
+        assert target.admits(winner.trial.cost)
+        inside = [t for t in result.trials if target.admits(t.cost)]
+        truth = PROBLEM.accuracy(np.array([t.point for t in inside]))
+        assert PROBLEM.accuracy(np.array([winner.trial.point]))[0] > truth.max() - 0.005
+        assert winner.expected_accuracy == pytest.approx(winner.trial.accuracy, abs=0.01)
+
+
+def test_same_seed_same_trials_and_resuming_is_not_seen(tmp_path: Path) -> None:
+    whole = sequence(run(tmp_path / "a.sqlite", trials=12).trials)
+    run(tmp_path / "b.sqlite", trials=5)
+    run(tmp_path / "b.sqlite", trials=9)
+    assert sequence(run(tmp_path / "b.sqlite", trials=12).trials) == whole
+    assert sequence(run(tmp_path / "b.sqlite", trials=12).trials) == whole
+    other = run(tmp_path / "c.sqlite", settings=SearchSettings(trials=12, seed=2))
+    assert sequence(other.trials) != whole
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    run(tmp_path / "s.sqlite", trials=2)
+    with pytest.raises(SearchError, match=r"fidelity\.epochs: stored 1\.0, now 2\.0"):
+        run(tmp_path / "s.sqlite", fidelity=Fidelity("short", 2))
+    with pytest.raises(SearchError, match=r"context\.network: stored nothing, now \"other\""):
+        run(tmp_path / "s.sqlite", context={"network": "other"})
+    with pytest.raises(SearchError, match=r"targets: stored .*large.*, now"):
+        run(tmp_path / "s.sqlite", targets=[TARGET])
+
+
+def test_the_profile_is_measured_once(tmp_path: Path) -> None:
+    measured = []
+
+    def measure() -> SensitivityProfile:
+        measured.append(1)
+        return PROBLEM.profile
+
+    run(tmp_path / "s.sqlite", trials=2, profile=measure)
+    result = run(tmp_path / "s.sqlite", trials=4, profile=measure)
+    assert len(measured) == 1
+    assert result.profile == PROBLEM.profile
+    assert run(tmp_path / "none.sqlite", trials=2, profile=None).profile.source == "gaussian"
+
+
+def test_failures_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
+    outcomes: list[Mapping[str, float] | Exception] = [
+        ValueError("shape"),
+        {"accuracy": float("nan")},
+        {"loss": 1.0},
+        {"accuracy": 75.0},
+    ]
+
+    def evaluator(config: NetworkConfig, fidelity: Fidelity, seed: int) -> Mapping[str, float]:
+        if outcomes:
+            outcome = outcomes.pop(0)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+        return PROBLEM.evaluate(config, fidelity, seed)
+
+    result = run(tmp_path / "s.sqlite", trials=12, evaluator=evaluator)
+    assert [t.error for t in result.trials[:4]] == [
+        "ValueError: shape",
+        "accuracy is nan, expected a number in [0, 1]",
+        "the evaluator returned no 'accuracy', only ['loss']",
+        "accuracy is 75.0, expected a number in [0, 1]",
+    ]
+    assert all(t.is_completed for t in result.trials[4:])
+    assert result.winners["small"].trial.is_completed
+
+
+def test_too_many_failures_end_the_search(tmp_path: Path) -> None:
+    def evaluator(config: NetworkConfig, fidelity: Fidelity, seed: int) -> Mapping[str, float]:
+        raise RuntimeError("out of memory")
+
+    message = r"5 of 5 trials failed, more than search.max_failure_share=0.5 of 8 .* \(5\): RuntimeError: out of memory"
+    with pytest.raises(SearchError, match=message):
+        run(tmp_path / "s.sqlite", evaluator=evaluator)
+    with TrialStore(tmp_path / "s.sqlite", read_only=True) as store:
+        assert len(store.trials()) == 5
+    with pytest.raises(SearchError, match="3 of 3 trials failed"):
+        run(tmp_path / "all.sqlite", evaluator=evaluator, settings=SearchSettings(trials=3, max_failure_share=1.0))
+
+
+def test_ctrl_c_leaves_a_store_that_resumes_the_same(tmp_path: Path) -> None:
+    whole = sequence(run(tmp_path / "a.sqlite", trials=8).trials)
+    calls = []
+
+    def evaluator(config: NetworkConfig, fidelity: Fidelity, seed: int) -> Mapping[str, float]:
+        calls.append(seed)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return PROBLEM.evaluate(config, fidelity, seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b.sqlite", evaluator=evaluator)
+    with TrialStore(tmp_path / "b.sqlite", read_only=True) as store:
+        assert [t.state for t in store.trials()] == [TrialState.COMPLETED] * 5 + [TrialState.PENDING]
+        assert store.trials()[5].attempts == 0
+    assert sequence(run(tmp_path / "b.sqlite").trials) == whole
+
+
+def test_a_trial_that_kills_the_process_again_and_again_fails(tmp_path: Path) -> None:
+    with TrialStore(tmp_path / "s.sqlite") as store:
+        point = tuple(np.zeros(6, dtype=int).tolist())
+        trial = store.add(
+            point=point, config=PROBLEM.space.config(point), fidelity=FIDELITY, seed=1, target="small",
+            origin="random", cost={"bits_per_weight": 1.0, "compression": 32.0},
+        )  # fmt: skip
+        for _ in range(3):
+            trial = store.start(trial)
+    result = run(tmp_path / "s.sqlite", trials=4)
+    assert result.trials[0].error == "the process died during each of 3 attempts; was it out of memory?"
+    assert all(t.is_completed for t in result.trials[1:])
+
+
+def test_impossible_targets_fail_before_anything_is_stored(tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match=r"target 'none': .*compression must be >= 100"):
+        run(tmp_path / "s.sqlite", targets=[TARGET, Target("none", {"compression": (100, None)})])
+    with TrialStore(tmp_path / "s.sqlite") as store:
+        assert store.document("fingerprint") is None
+        assert not store.trials()
+
+
+def test_bad_settings(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"search\.trials=0, expected an integer >= 1"):
+        SearchSettings(trials=0)
+    with pytest.raises(ConfigError, match=r"search\.max_failure_share=2, expected a share"):
+        SearchSettings(max_failure_share=2)
+    with pytest.raises(ConfigError, match=r"search\.targets is empty"):
+        run(tmp_path / "s.sqlite", targets=[])
+    with pytest.raises(ConfigError, match=r"search\.targets has the name 'small' twice"):
+        run(tmp_path / "s.sqlite", targets=[TARGET, replace(TARGET)])
+
+
+CRASHING = """
+import sys, time
+from pathlib import Path
+from tests.qat.search.test_loop import PROBLEM, run
+
+def evaluator(config, fidelity, seed):
+    time.sleep(0.01)
+    return PROBLEM.evaluate(config, fidelity, seed)
+
+run(Path(sys.argv[1]), trials=14, evaluator=evaluator)
+"""
+
+
+def test_kill_at_many_moments_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    expected = sequence(run(tmp_path / "whole.sqlite", trials=14).trials)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    delays = np.random.default_rng(0).uniform(0.1, 1.0, 2)
+    ended: dict[int, float | None] = {}
+    for delay in delays:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CRASHING, str(path)], env=environment, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 60
+        before = len(ended)
+        while process.poll() is None and time.monotonic() < deadline and _recorded(path) <= before:
+            time.sleep(0.02)  # the import of torch takes seconds; moments are counted from the first new trial
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with TrialStore(path) as store:
+            store.check_integrity()
+            trials = store.trials()
+        done = {t.id: t.ended_s for t in trials if t.is_completed}
+        assert ended.items() <= done.items()  # what was finished stays as it was
+        assert sum(t.state is TrialState.RUNNING for t in trials) <= 1
+        ended = done
+    assert sequence(run(path, trials=14).trials) == expected
+
+
+def _recorded(path: Path) -> int:
+    try:
+        with TrialStore(path, read_only=True) as store:
+            return len(store.trials())
+    except SearchError:  # not yet created
+        return 0

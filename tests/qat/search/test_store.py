@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import csv
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qat.errors import SearchError
+from qat.search.store import SCHEMA_VERSION, TrialStore
+from qat.search.trial import Trial, TrialState
+from tests.qat.search.problems import FIDELITY, PROBLEM_FOR_CRASHES
+
+PROBLEM = PROBLEM_FOR_CRASHES
+
+
+def add(store: TrialStore, *point: int) -> Trial:
+    config = PROBLEM.space.config(point)
+    return store.add(
+        point=point, config=config, fidelity=FIDELITY, seed=7, target="t", origin="random", cost={"bits": 3.0},
+        predicted=(0.5, 0.1),
+    )  # fmt: skip
+
+
+def test_a_trials_life(tmp_path: Path) -> None:
+    with TrialStore(tmp_path / "new" / "trials.sqlite") as store:
+        pending = add(store, 0, 1, 2)
+        assert (pending.id, pending.state, pending.attempts, pending.duration_s) == (1, TrialState.PENDING, 0, None)
+        running = store.start(pending)
+        assert (running.state, running.attempts) == (TrialState.RUNNING, 1)
+        assert store.release(running).attempts == 0
+        completed = store.complete(store.start(store.trial(1)), {"accuracy": 0.75, "loss": 1})
+        assert completed.accuracy == 0.75
+        assert completed.duration_s is not None and completed.duration_s >= 0
+        failed = store.fail(store.start(add(store, 1, 1, 1)), "ValueError: no")
+        assert (failed.state, failed.error) == (TrialState.FAILED, "ValueError: no")
+        before = store.trials()
+        store.check_integrity()
+    with TrialStore(tmp_path / "new" / "trials.sqlite") as store:
+        assert store.trials() == before
+        assert store.trials()[0].config == PROBLEM.space.config((0, 1, 2))
+
+
+def test_a_point_is_recorded_once_per_fidelity(tmp_path: Path) -> None:
+    with TrialStore(tmp_path / "s.sqlite") as store:
+        add(store, 0, 0, 0)
+        with pytest.raises(SearchError, match=r"cannot write to the trial store .*UNIQUE"):
+            add(store, 0, 0, 0)
+        with pytest.raises(SearchError, match="has no trial 9"):
+            store.trial(9)
+
+
+def test_readers_see_the_trials_while_one_process_writes(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    with TrialStore(path) as writer:
+        add(writer, 0, 0, 0)
+        with TrialStore(path, read_only=True) as reader:
+            assert len(reader.trials()) == 1
+            add(writer, 0, 0, 1)
+            assert len(reader.trials()) == 2
+            with pytest.raises(SearchError, match="readonly"):
+                reader.save_document("x", 1)
+    with pytest.raises(SearchError, match="there is no trial store at .*; start a search first"):
+        TrialStore(tmp_path / "none.sqlite", read_only=True)
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    other = f"from pathlib import Path; from qat.search.store import TrialStore; TrialStore(Path({str(path)!r}))"
+    with TrialStore(path):
+        with pytest.raises(SearchError, match=rf"another search is writing .* \(process {os.getpid()}\)"):
+            TrialStore(path)
+        result = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
+        assert "another search is writing" in result.stderr
+    subprocess.run([sys.executable, "-c", other], check=True)
+
+
+def test_newer_and_foreign_files_are_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "newer.sqlite"
+    TrialStore(path).close()
+    with sqlite3.connect(path) as database:
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    database.close()
+    with pytest.raises(SearchError, match=rf"has schema version {SCHEMA_VERSION + 1}, this program knows up to"):
+        TrialStore(path)
+    foreign = tmp_path / "foreign.sqlite"
+    with sqlite3.connect(foreign) as database:
+        database.execute("CREATE TABLE mine (a)")
+    database.close()
+    with pytest.raises(SearchError, match="is an SQLite file, but no trial store"):
+        TrialStore(foreign)
+    noise = tmp_path / "noise.sqlite"
+    noise.write_bytes(b"not a database at all, but long enough to have a header" * 20)
+    content = noise.read_bytes()
+    with pytest.raises(SearchError, match=r"cannot open the trial store .*the file is damaged or no trial store"):
+        TrialStore(noise)
+    assert noise.read_bytes() == content
+
+
+def test_unwritable_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SearchError, match=r"cannot write the trial store .*; choose another run folder"):
+        TrialStore(tmp_path / "file" / "s.sqlite")
+
+
+def test_a_full_disk_leaves_what_is_stored(tmp_path: Path) -> None:
+    with TrialStore(tmp_path / "s.sqlite") as store:
+        kept = store.complete(store.start(add(store, 0, 0, 0)), {"accuracy": 0.5})
+        pages = store._database.execute("PRAGMA page_count").fetchone()[0]
+        store._database.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to run out of space
+        with pytest.raises(SearchError, match=r"full; free some disk space and run the same command again"):
+            store.save_document("large", "x" * 100_000)
+        store._database.execute(f"PRAGMA max_page_count = {pages + 1000}")
+        assert store.trials() == (kept,)
+        store.check_integrity()
+        store.save_document("large", "x" * 100_000)
+
+
+def test_a_store_is_bound_to_its_settings(tmp_path: Path) -> None:
+    settings = {"space": {"fc": [1, 2]}, "seed": 1, "targets": [{"name": "a"}]}
+    with TrialStore(tmp_path / "s.sqlite") as store:
+        store.bind(settings)
+        store.bind(dict(settings))
+        message = r"other settings:\n  seed: stored 1, now absent\n  space\.fc: stored \[1, 2\], now \[1\]\n  .*now 3\n"
+        with pytest.raises(SearchError, match=message):
+            store.bind({"space": {"fc": [1]}, "targets": [{"name": "a"}], "extra": 3})
+
+
+def test_export(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "trials.csv"
+    with TrialStore(tmp_path / "s.sqlite") as store:
+        store.export_csv(path)
+        assert path.read_text() == "id\n"
+        store.complete(store.start(add(store, 0, 1, 2)), {"accuracy": 0.75})
+        store.fail(store.start(add(store, 0, 0, 0)), 'ValueError: "quoted", and\nbroken')
+        store.export_csv(path)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows] == ["completed", "failed"]
+    assert (rows[0]["metric.accuracy"], rows[1]["metric.accuracy"]) == ("0.75", "")
+    assert rows[1]["error"] == 'ValueError: "quoted", and\nbroken'
+    assert rows[0]["conv0.weight_bit_width"] == str(PROBLEM.space.choices[0][0].weight_bit_width)
+    assert [file.name for file in path.parent.iterdir()] == ["trials.csv"]
+
+
+def test_damaged_rows_are_named(tmp_path: Path) -> None:
+    with TrialStore(tmp_path / "s.sqlite") as store:
+        add(store, 0, 0, 0)
+        store._database.execute("UPDATE trials SET config = '{}'")
+        with pytest.raises(SearchError, match="trial 1 in the trial store .* is damaged: version=None"):
+            store.trials()
+
+
+CRASHING = """
+import sys, itertools
+from pathlib import Path
+from qat.search.store import TrialStore
+from tests.qat.search.problems import PROBLEM_FOR_CRASHES as PROBLEM, FIDELITY
+
+with TrialStore(Path(sys.argv[1])) as store:
+    start = len(store.trials())
+    points = list(itertools.product(*map(range, PROBLEM.space.sizes)))
+    for point in points[start:]:
+        trial = store.add(point=point, config=PROBLEM.space.config(point), fidelity=FIDELITY, seed=1, target="t",
+                          origin="random", cost={"bits": 1.0})
+        store.complete(store.start(trial), {"accuracy": 0.5})
+"""
+
+
+def test_killed_while_writing_at_many_moments(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    finished: dict[int, Trial] = {}
+    for delay in np.random.default_rng(0).uniform(0, 0.3, 5):
+        process = subprocess.Popen([sys.executable, "-c", CRASHING, str(path)], env=environment)
+        while process.poll() is None and _count(path) <= len(finished):
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.kill()
+        assert process.wait() < 0
+        with TrialStore(path) as store:
+            store.check_integrity()
+            trials = store.trials()
+        now = {trial.id: trial for trial in trials if trial.is_completed}
+        assert finished.items() <= now.items()
+        assert len(now) > len(finished)
+        assert [trial.id for trial in trials] == list(range(1, len(trials) + 1))
+        finished = now
+
+
+def _count(path: Path) -> int:
+    """Completed trials, 0 while there is no store."""
+    try:
+        with TrialStore(path, read_only=True) as store:
+            return sum(trial.is_completed for trial in store.trials())
+    except SearchError:
+        return 0
