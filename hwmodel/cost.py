@@ -221,8 +221,9 @@ def input_rescale_bits(layer: LayerSpec, config: NetworkConfig, widths: Mapping[
 def latency(network: NetworkSpec, schedule: Schedule, cycles: Mapping[str, int], input_cycles: int) -> int:
     """Cycles from the first pixel to the last result of a single frame.
 
-    Pipelined layers hand on rows: a row is ready one row time after the rows that its kernel needs have come.
-    The shared engine starts when its last input is complete.
+    Pipelined layers move in lock step, at the pace of the slowest engine: the pace divided by the rows of a map is
+    the slot of one row.  A layer starts when the rows that its kernel needs have come, and hands on its first row one
+    slot later.  The shared engine starts when the pipeline has delivered.
 
     Args:
         network: The network.
@@ -230,26 +231,22 @@ def latency(network: NetworkSpec, schedule: Schedule, cycles: Mapping[str, int],
         cycles: Cycles per frame of each layer.
         input_cycles: Cycles in which the network input arrives.
     """
-    first = {INPUT: input_cycles / network.input_height}
-    last: dict[str, float] = {INPUT: float(input_cycles)}
+    pace = max([input_cycles, *(cycles[plan.name] for plan in schedule.layers if plan.data_flow.is_pipelined)])
     rows = {INPUT: network.input_height}
+    first = {INPUT: pace / network.input_height}  # when the first row of a tensor is there
     for layer in network.layers:
         if not schedule[layer.name].data_flow.is_pipelined:
             continue
         needed = min(max(1, reach(layer, 0) - layer.padding[0]), layer.in_height)
         if layer.op in (Op.LINEAR, Op.FLATTEN):
             needed = layer.in_height
-        ready = 0.0
-        for tensor in layer.inputs:
-            per_row = (last[tensor] - first[tensor]) / max(1, rows[tensor] - 1)
-            ready = max(ready, first[tensor] + (needed - 1) * per_row)
-        row_cycles = cycles[layer.name] / layer.out_height
-        first[layer.name] = ready + row_cycles
-        complete = max(last[tensor] for tensor in layer.inputs)
-        last[layer.name] = max(complete + row_cycles, ready + cycles[layer.name])
+        ready = max(first[tensor] + (needed - 1) * pace / rows[tensor] for tensor in layer.inputs)
         rows[layer.name] = layer.out_height
-    done = max(last.values())
-    return max(1, int(done + 0.5) + sum(cycles[plan.name] for plan in schedule.shared))
+        # A map of one row has no next row to wait for: its layer takes its own time.
+        slot = cycles[layer.name] if layer.out_height == 1 else pace / layer.out_height
+        first[layer.name] = ready + (slot if layer.has_weights else 0)
+    delivered = max(first[name] + (rows[name] - 1) * pace / rows[name] for name in first)
+    return max(1, int(delivered + 0.5) + sum(cycles[plan.name] for plan in schedule.shared))
 
 
 def reference_energy_pj(network: NetworkSpec) -> float:

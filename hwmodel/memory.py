@@ -5,14 +5,15 @@ A RAMB36 counts as two RAMB18: in every shape it holds exactly what two of them 
 Two tools, two rules:
 
 - `vivado`: one aspect ratio for the whole memory, the best one.  Tools of the kind cut the memory into a grid of
-  equal block RAMs; no rule for remainders is published, so this one never counts too few.
+  equal block RAMs; no rule for remainders is published.
 - `yosys`: banks of depth are laid side by side, so that a block RAM can hold the end of one bank and the start of
   the next; block RAM or LUTs by estimated cost, multiplexers between banks included.
 
 Source:
     Aspect ratios: AMD UG473 (7 series), UG573 (UltraScale), simple dual port.  UltraRAM: UG573.  LUT memories:
     UG474 (RAM32M, RAM64M: 32 x 6 and 64 x 3 in 4 LUTs), UG574 (RAM32M16, RAM64M8: 32 x 14 and 64 x 7 in 8 LUTs).
-    `vivado`'s threshold of about 1,024 bits: discussion of Yosys pull request 1533.  `yosys`: costs stated in its
+    `vivado`'s thresholds (about 1,024 bits; 5 % of the block RAM filled): the rules that Yosys 0.9 had for these
+    devices, and the discussion of its pull request 1533.  `yosys`: costs stated in its
     xilinx memory library (version 0.23); checked against it in `tests/hwmodel/test_memory.py`.
 """
 
@@ -45,7 +46,10 @@ RAMB18_BITS = 18 * 1024
 URAM_BITS = 4096 * 72
 
 VIVADO_LUTRAM_BITS = 1024
-"""Largest memory that Vivado builds from LUTs."""
+"""Largest memory that Vivado builds from LUTs in any case."""
+
+VIVADO_MIN_FILL = 0.05
+"""Block RAM is not taken where less than this share of it would be in use, as for wide and shallow memories."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,9 @@ def map_memories(depth: Count, width: Count, family: str) -> MemoryUse:
     if isinstance(depth, int) and isinstance(width, int):
         return map_memory(depth, width, family)
     counts = [-(-width // bits) * -(-depth // (16384 >> i)) for i, bits in enumerate(RAMB18_WIDTHS)]
-    small = depth * width <= VIVADO_LUTRAM_BITS
-    bram18 = np.where(small, 0, np.minimum.reduce(np.broadcast_arrays(*counts)))
-    return MemoryUse(bram18, 0, np.where(small, lutram_luts(depth, width, family), 0))
+    bram18 = np.minimum.reduce(np.broadcast_arrays(*counts))
+    small = depth * width <= np.maximum(VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL * RAMB18_BITS * bram18)
+    return MemoryUse(np.where(small, 0, bram18), 0, np.where(small, lutram_luts(depth, width, family), 0))
 
 
 def lutram_luts(depth: Count, width: Count, family: str) -> Count:
@@ -110,9 +114,10 @@ def lutram_luts(depth: Count, width: Count, family: str) -> Count:
 
 
 def _map_vivado(depth: int, width: int, family: str) -> MemoryUse:
-    if depth * width <= VIVADO_LUTRAM_BITS:
+    bram18 = bram18_count(depth, width)
+    if depth * width <= max(VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL * RAMB18_BITS * bram18):
         return MemoryUse(lutram_luts=lutram_luts(depth, width, family))
-    return MemoryUse(bram18=bram18_count(depth, width))
+    return MemoryUse(bram18=bram18)
 
 
 @lru_cache(maxsize=262144)

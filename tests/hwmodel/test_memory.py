@@ -81,10 +81,12 @@ def test_rams_are_as_yosys_maps_them(name: str, family: str) -> None:
     assert sum(mine for mine, _ in counts) <= 1.01 * sum(theirs for _, theirs in counts)
 
 
-def test_plain_rule_is_close_and_never_below() -> None:
+def test_plain_rule_is_close() -> None:
     _, rows = synthesized("xc7")
     in_blocks = [(bram18_count(depth, width), blocks) for depth, width, blocks in rows if blocks]
-    assert all(mine >= theirs for mine, theirs in in_blocks)
+    assert sum(mine == theirs for mine, theirs in in_blocks) >= 0.85 * len(in_blocks)
+    # Below where the tool spends a few block RAMs more to save multiplexers between banks.
+    assert sum(mine < theirs for mine, theirs in in_blocks) <= 0.03 * len(in_blocks)
     assert sum(mine for mine, _ in in_blocks) <= 1.03 * sum(theirs for _, theirs in in_blocks)
 
 

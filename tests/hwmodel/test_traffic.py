@@ -1,0 +1,151 @@
+"""Off-chip bits equal those of a simulator that walks the loops and counts every access."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hwmodel import INPUT, DataFlow, LayerSpec, NetworkSpec, Op, WeightPlace, estimate, load_board, uniform
+from hwmodel.dataflow import LayerSchedule, Schedule
+from hwmodel.precision import NetworkConfig, ofm_bit_widths
+from hwmodel.storage import weight_storage
+from hwmodel.traffic import fused_tensors, place
+
+
+class CountingMachine:
+    """Executes a network pixel by pixel on sets of coordinates: on chip, or off chip with every access counted.
+
+    Nothing here knows tensor sizes or formulas: it moves one pixel (all its channels) at a time, and what a memory
+    does not hold it must fetch.
+    """
+
+    def __init__(self, network: NetworkSpec, config: NetworkConfig, schedule: Schedule) -> None:
+        self.network = network
+        self.config = config
+        self.schedule = schedule
+        self.widths = ofm_bit_widths(network, config)
+        self.bits: Counter[str] = Counter()
+
+    def run(self) -> Counter[str]:
+        """Off-chip bits by kind."""
+        for index, layer in enumerate(self.network.layers):
+            plan = self.schedule[layer.name]
+            self._read_inputs(index, layer, plan)
+            self._read_weights(layer, plan)
+            self._write_output(index, layer)
+        return self.bits
+
+    def _pixels(self, tensor: str) -> list[int]:
+        """Bits of each pixel of a tensor."""
+        if tensor == INPUT:
+            channels, rows, columns = (
+                self.network.input_channels,
+                self.network.input_height,
+                self.network.input_width,
+            )
+        else:
+            layer = self.network.by_name[tensor]
+            channels, rows, columns = layer.out_channels, layer.out_height, layer.out_width
+        return [channels * self.widths[tensor] for _ in range(rows) for _ in range(columns)]
+
+    def _flow(self, tensor: str) -> DataFlow | None:
+        return None if tensor == INPUT else self.schedule[tensor].data_flow
+
+    def _in_output_path(self, index: int, tensor: str) -> bool:
+        """Whether a tensor goes from the shared engine straight into the operation right behind."""
+        layer = self.network.layers[index]
+        return (
+            index > 0
+            and self.network.layers[index - 1].name == tensor
+            and not layer.has_weights
+            and len(self.network.consumers[tensor]) == 1
+            and not self.schedule[tensor].data_flow.is_pipelined
+            and layer.inputs.count(tensor) == 1
+        )
+
+    def _read_inputs(self, index: int, layer: LayerSpec, plan: LayerSchedule) -> None:
+        for tensor in layer.inputs:
+            if self._in_output_path(index, tensor):
+                continue
+            line_buffer: set[int] = set()
+            spilled = plan.data_flow is DataFlow.SPILLED
+            if not spilled and tensor != INPUT:
+                continue  # a line buffer, FIFO or frame buffer was filled on chip by the writer
+            if not spilled and self._loaded_before(index):
+                continue  # the input is on chip since an earlier reader fetched it
+            before = self.network.layers[index - 1].name if index else None
+            joins = layer.op in (Op.ADD, Op.CONCAT)
+            kind = "shortcut" if joins and tensor != before else "ifm"
+            for pixel, bits in enumerate(self._pixels(tensor)):
+                if pixel not in line_buffer:  # each row enters the line buffer once
+                    line_buffer.add(pixel)
+                    self.bits[kind] += bits
+
+    def _loaded_before(self, index: int) -> bool:
+        earlier = self.network.layers[:index]
+        return any(
+            INPUT in layer.inputs and self.schedule[layer.name].data_flow is not DataFlow.SPILLED for layer in earlier
+        )
+
+    def _read_weights(self, layer: LayerSpec, plan: LayerSchedule) -> None:
+        if not layer.has_weights or plan.weight_place is not WeightPlace.STREAMED:
+            return
+        block_bits = weight_storage(layer, self.config[layer.name]).weight_bits
+        on_chip = False
+        for _row in range(layer.out_height):
+            if plan.data_flow is DataFlow.FRAME and on_chip:
+                continue  # the block serves the whole frame before the next one comes
+            self.bits["weight"] += block_bits
+            on_chip = True
+
+    def _write_output(self, index: int, layer: LayerSpec) -> None:
+        readers = self.network.consumers[layer.name]
+        if any(self._in_output_path(index + 1, layer.name) for _ in readers[:1] if index + 1 < self._size):
+            return
+        wanted = any(self.schedule[reader.name].data_flow is DataFlow.SPILLED for reader in readers)
+        if wanted or not readers:
+            for bits in self._pixels(layer.name):
+                self.bits["ofm"] += bits
+
+    @property
+    def _size(self) -> int:
+        return len(self.network.layers)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_equals_the_counting_machine(residual_network: NetworkSpec, seed: int) -> None:
+    pick = np.random.default_rng(seed)
+    size = len(residual_network.layers)
+    cut = int(pick.integers(0, size + 1))
+    spilled = int(pick.integers(0, size + 1 - cut))
+    flows = [DataFlow.ROW_PIXEL] * cut + [DataFlow.SPILLED] * spilled + [DataFlow.FRAME] * (size - cut - spilled)
+    plans = []
+    for layer, flow in zip(residual_network.layers, flows, strict=True):
+        place = pick.choice([WeightPlace.BRAM, WeightPlace.STREAMED]) if layer.has_weights else WeightPlace.NONE
+        plans.append(LayerSchedule(layer.name, flow, 1, 1, weight_place=place))
+    schedule = Schedule(residual_network.name, tuple(plans))
+    config = uniform(residual_network, int(pick.integers(1, 9)), int(pick.integers(1, 9)))
+    report = estimate(residual_network, config, load_board("vc707"), schedule)
+    counted = CountingMachine(residual_network, config, schedule).run()
+    assert counted["weight"] == report.offchip_weight_bits
+    assert counted["ifm"] == report.offchip_ifm_bits
+    assert counted["ofm"] == report.offchip_ofm_bits
+    assert counted["shortcut"] == report.offchip_shortcut_bits
+
+
+def test_a_frame_buffer_holds_one_live_tensor_at_a_time(residual_network: NetworkSpec) -> None:
+    order = {layer.name: i for i, layer in enumerate(residual_network.layers)}
+    fused = fused_tensors(residual_network)
+    placement = place(residual_network, (DataFlow.FRAME,) * len(order))
+    held = [buffer.tensors for buffer in placement.buffers]
+    assert held[:2] == [(INPUT,), (INPUT,)]  # ping-pong towards the host
+    assert {t for tensors in held[2:] for t in tensors} == set(order) - fused - set(residual_network.outputs)
+    for tensors in held[2:]:
+        for first, second in pairwise(tensors):
+            last_read = max(order[reader.name] for reader in residual_network.consumers[first])
+            assert last_read < order[second]
