@@ -101,6 +101,6 @@ def test_fewer_bits_never_cost_more(residual_network: NetworkSpec) -> None:
     reports = [cost(bits) for bits in range(2, 9)]
     for low, high in pairwise(reports):
         assert low.stored_bits < high.stored_bits
-        assert low.bram18 <= high.bram18
+        assert low.onchip_bits < high.onchip_bits
         assert low.energy_rel < high.energy_rel
         assert low.baseline_offchip_bits < high.baseline_offchip_bits
