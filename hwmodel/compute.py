@@ -84,14 +84,42 @@ def products_per_dsp(weight_bit_width: int, act_bit_width: int, family: str) -> 
     return 4
 
 
-def lut_per_product(weight_bit_width: int, act_bit_width: int) -> float:
-    """LUTs of one product and its share of the pipelined adder tree.
+PRODUCT_WEIGHT_BITS = (2, 3, 4, 8)
+PRODUCT_ACT_BITS = (2, 4, 8)
+PRODUCT_LUTS = ((4.0, 8.0, 16.0), (7.0, 10.3, 33.4), (9.0, 23.0, 59.0), (16.0, 59.0, 128.0))
+"""LUTs of a signed times unsigned product, rows by weight bits, columns by activation bits.
 
-    1 bit: the gate of the shared-sum form, sum(a) - 2*sum(w and a).
+Source:
+    Yosys 0.23, synth_xilinx -family xc7 -nodsp, pipelined trees of 16 and 64 products less their adders
+    (`benchmarks/yosys_mac.py`); 8 x 2 by symmetry with 2 x 8.
+"""
+
+
+@lru_cache(maxsize=1024)
+def luts_of_product(weight_bit_width: int, act_bit_width: int) -> float:
+    """LUTs of one product in LUTs, between the measured ones by interpolation.
+
+    1 bit: the gates of the shared-sum form, sum(a) - 2*sum(w and a).
+
+    >>> luts_of_product(1, 4), luts_of_product(8, 8)
+    (4.0, 128.0)
     """
     if weight_bit_width == 1:
-        return 1.55 * act_bit_width + 0.6
-    return 2.2 * weight_bit_width * act_bit_width
+        return float(act_bit_width)
+    act = min(act_bit_width, PRODUCT_ACT_BITS[-1])
+    by_weight = [float(np.interp(act, PRODUCT_ACT_BITS, row)) for row in PRODUCT_LUTS]
+    return float(np.interp(weight_bit_width, PRODUCT_WEIGHT_BITS, by_weight)) * act_bit_width / act
+
+
+def adder_tree_luts(terms: Count, bit_width: int) -> Count:
+    """LUTs of a tree of adders, one per bit of each sum; each level is a bit wider.
+
+    >>> adder_tree_luts(16, 8)
+    131
+    """
+    levels = np.ceil(np.log2(terms))
+    levels = levels.astype(np.int64) if isinstance(levels, np.ndarray) else int(levels)
+    return bit_width * (terms - 1) + (terms - 1 - levels)
 
 
 def mac_array(
@@ -116,15 +144,15 @@ def mac_array(
     """
     accumulators = pe * sum_bits
     if weight_bit_width == 1:
-        shared_sum = simd * (act_bit_width + 2)  # sum(a), once for all output channels
-        return ArrayUse(round_up(pe * simd * lut_per_product(1, act_bit_width)) + shared_sum + accumulators, 0 * pe)
+        tree = adder_tree_luts(simd, act_bit_width)
+        # One tree more for sum(a), which all output channels share.
+        return ArrayUse(pe * simd * act_bit_width + (pe + 1) * tree + accumulators, 0 * pe)
+    trees = pe * adder_tree_luts(simd, weight_bit_width + act_bit_width)
     if multiplier is Multiplier.LUT:
-        products = round_up(pe * simd * lut_per_product(weight_bit_width, act_bit_width))
-        return ArrayUse(products + accumulators, 0 * pe)
+        products = round_up(pe * simd * luts_of_product(weight_bit_width, act_bit_width))
+        return ArrayUse(products + trees + accumulators, 0 * pe)
     packed = products_per_dsp(weight_bit_width, act_bit_width, family) if multiplier is Multiplier.DSP_PACKED else 1
-    dsp = -(-pe // packed) * simd
-    # Products leave the DSP slices and are added in LUTs: about one LUT per bit of a product.
-    return ArrayUse(pe * simd * (weight_bit_width + act_bit_width + 1) + accumulators, dsp)
+    return ArrayUse(trees + accumulators, -(-pe // packed) * simd)
 
 
 def round_up(value: Any) -> Count:

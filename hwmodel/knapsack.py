@@ -17,10 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array, vstack
-
-from hwmodel.errors import HwModelError
 
 logger = logging.getLogger(__name__)
 
@@ -199,6 +195,10 @@ class _Problem:
 
     def _search(self, prices: NDArray[np.float64], lower: float) -> None:
         """Solves what is left: options whose bound is no better than the best solution are out."""
+        # Here, so that whoever only reads packed files or costs needs numpy alone.
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array, vstack
+
         priced = self.cost + self.use @ prices
         least = np.minimum.reduceat(priced, self.starts)
         keep = np.flatnonzero(priced - least[self.group_of] <= self.bound - 1 - lower + TINY)
@@ -221,12 +221,10 @@ class _Problem:
             )
             if result.status == 2:  # infeasible
                 return
-            if result.status == 1:  # node limit
-                logger.info("knapsack of %d groups: best of %d nodes, not proven optimal", len(self.groups), NODES)
+            if result.status != 0:  # the node limit, reported in several ways
+                logger.info("knapsack of %d groups is not proven: %s", len(self.groups), result.message)
                 if result.x is None:
                     return
-            elif result.x is None:
-                raise HwModelError(f"the schedule's knapsack could not be solved: {result.message}")
             taken = np.flatnonzero(result.x > 0.5)
             chosen = keep[taken]
             if (self.use[chosen].sum(axis=0) <= self.budgets).all():

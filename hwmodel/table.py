@@ -70,6 +70,12 @@ TERMS = (
 )
 """Columns that add up over layers and tensors."""
 
+MERGED_ROWS = 1024
+"""Rows up to which tables of neighbouring layers are merged into one."""
+
+CHUNK = 8192
+"""Configurations that are scored at a time, so that intermediate results stay in the cache."""
+
 SHARED_FIELDS = tuple(f.name for f in fields(SharedLayer))
 MAXIMISED = tuple(name for name in SHARED_FIELDS if name not in SUMMED)
 
@@ -153,15 +159,16 @@ class CostTable:
                 f"indices of shape {index.shape} and dtype {index.dtype}, expected integers of shape "
                 f"(n, {len(self.layers)})"
             )
-        if index.size and (index.min() < 0 or (index >= self._sizes).any()):
+        if len(index) and ((index.min(axis=0) < 0).any() or (index.max(axis=0) >= self._sizes).any()):
             row, column = np.argwhere((index < 0) | (index >= self._sizes))[0]
             raise SpecError(
                 f"indices[{row}, {column}]={index[row, column]}: layer {self.layers[column]!r} has choices "
                 f"0..{self._sizes[column] - 1}"
             )
+        sums, energy = self._separable(index)
+        if self._is_separable:
+            return self._columns(sums, energy)
         rows = index + self._offsets
-        sums = self._sum_terms[rows].sum(axis=1) + self._constant_terms
-        energy = self._energy[rows].sum(axis=1)
         widths = self._tensor_widths(rows)
         for tensor, table in self._width_terms.items():
             sums += table[widths[tensor]]
@@ -261,9 +268,16 @@ class CostTable:
             elif table.any():
                 self._width_terms[tensor] = table
         self._constant_terms = constant
-        self._rescaled_inputs = [
-            (column, self.network.by_name[name].inputs[0]) for column, name in enumerate(self.layers)
-        ]
+        self._rescaled_inputs = []
+        for column, name in enumerate(self.layers):
+            producer = self.network.by_name[name].inputs[0]
+            if self._is_static(producer):  # then its rescaling depends on the layer's own choice
+                own = slice(self._offsets[column], self._offsets[column] + self._sizes[column])
+                wider = self._static_width(producer) > self._act_bits[own]
+                self._sum_terms[own, :2] += np.where(wider, MULTIPLIER_BITS + SHIFT_BITS, 0)[:, None]
+            else:
+                self._rescaled_inputs.append((column, producer))
+        self._merge()
         self._buffers = [buffer.tensors for buffer in placement.buffers]
 
     def _tensor_terms(self, tensor: str, width: int, placement: Placement, baseline: Placement) -> list[int]:
@@ -296,7 +310,41 @@ class CostTable:
         widths = [self.choices[self.layers[column]][0].act_bit_width for column in self._readers[tensor]]
         return max([self._floor[tensor], *widths])
 
+    def _merge(self) -> None:
+        """Merges the tables of neighbouring layers as long as the product of their choices stays small."""
+        start = 0
+        self._merged: list[tuple[slice, Array, NDArray[np.float64]]] = []
+        terms = np.column_stack([self._sum_terms.astype(np.float64), self._energy])
+        self._used_terms = np.flatnonzero(terms.any(axis=0))
+        while start < len(self.layers):
+            stop = start + 1
+            while stop < len(self.layers) and np.prod(self._sizes[start : stop + 1]) <= MERGED_ROWS:
+                stop += 1
+            table = np.zeros((1, len(self._used_terms)))
+            for layer in range(start, stop):
+                own = terms[self._offsets[layer] : self._offsets[layer] + self._sizes[layer]][:, self._used_terms]
+                table = (table[:, None, :] + own[None, :, :]).reshape(-1, own.shape[1])
+            strides = np.concatenate([np.cumprod(self._sizes[start + 1 : stop][::-1])[::-1], [1]]).astype(np.int64)
+            self._merged.append((slice(start, stop), strides, table))
+            start = stop
+
+    @property
+    def _is_separable(self) -> bool:
+        """Whether a configuration's cost is the sum of its layers' costs."""
+        return not (self._shared_columns.size or self._width_terms or self._rescaled_inputs)
+
     # -- evaluation -----------------------------------------------------------------------------------------------
+
+    def _separable(self, index: Array) -> tuple[Array, NDArray[np.float64]]:
+        """Sums of the terms that depend on each layer's own choice, constants included, and energies in pJ."""
+        sums = np.zeros((len(index), len(TERMS) + 1))
+        for start in range(0, len(index), CHUNK):
+            part = np.ascontiguousarray(index[start : start + CHUNK].T, dtype=np.int64)
+            total = np.zeros((part.shape[1], len(self._used_terms)))
+            for columns, strides, table in self._merged:
+                total += table[strides @ part[columns]]
+            sums[start : start + CHUNK, self._used_terms] = total
+        return sums[:, :-1].astype(np.int64) + self._constant_terms, sums[:, -1]
 
     def _tensor_widths(self, rows: Array) -> dict[str, Array]:
         acts = self._act_bits[rows]

@@ -19,11 +19,24 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         RunFolderError: The file could not be written (disk full, no permission); what was there is intact.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file; the old one stays until the new one is whole.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+        content: The content.
+
+    Raises:
+        RunFolderError: The file could not be written (disk full, no permission); what was there is intact.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -28,7 +28,7 @@ from hwmodel import Board, CostReport, CostTable, LayerConfig, NetworkConfig, Ne
 from qat.config import Config
 from qat.convert import QuantNetwork
 from qat.data import ImageDataModule, build_data
-from qat.deploy import deploy
+from qat.deploy import DeployedNetwork, deploy
 from qat.errors import RunFolderError, SearchError
 from qat.export import export as export_packed
 from qat.export import load_packed
@@ -39,8 +39,8 @@ from qat.report import ReportData, Result, cost_table, result_table, write_repor
 from qat.runs import RunFolder
 from qat.search.display import SearchDisplay
 from qat.search.loop import SearchSettings, run_search
-from qat.search.proposer import ProposerSettings
-from qat.search.sensitivity import SensitivityProfile, measure
+from qat.search.proposer import Proposer, ProposerSettings
+from qat.search.sensitivity import SensitivityProfile, gaussian_profile, measure
 from qat.search.space import LayerRule, SearchSpace, SpaceSettings
 from qat.search.store import TrialStore
 from qat.search.trial import Fidelity, Target
@@ -151,10 +151,8 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
         QatError: What `train` raises; SearchError if no configuration meets a target or too many trials fail.
         BudgetError: The board is too small for the network.
     """
+    space, costs, targets = plan(cfg)
     setup = train(cfg, run)
-    space = SearchSpace.from_network(setup.network, space_settings(cfg, setup.network))
-    costs = CostTable(setup.network, setup.board, space.choices_by_layer, sum_bit_width=cfg.quant.sum_bit_width)
-    targets = targets_of(cfg)
     recipe = replace(setup.recipe, freeze_batch_norm_epochs=0)
     evaluator = TrialEvaluator(
         setup.float_model, setup.data, setup.normalization, recipe, setup.machine, cfg.search.eval_images or 0
@@ -190,6 +188,33 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
     for name, config in chosen.items():
         _train_in_full(cfg, run, setup, name, config)
     return results(run)
+
+
+def plan(cfg: Config) -> tuple[SearchSpace, CostTable, list[Target]]:
+    """What can be chosen, what it costs, what has to be reached: checked before anything is trained.
+
+    Raises:
+        ConfigError: A pattern of the configuration matches no layer, or a setting is out of range.
+        TraceError: The network cannot be mapped to hardware.
+        BudgetError: The board is too small for the network.
+        SearchError: No configuration of the space meets a target.
+    """
+    network = _untrained(cfg)
+    space = SearchSpace.from_network(network, space_settings(cfg, network))
+    board = cfg.board.to_board()
+    costs = CostTable(network, board, space.choices_by_layer, sum_bit_width=cfg.quant.sum_bit_width)
+    targets = targets_of(cfg)
+    proposer = Proposer(space, costs.evaluate, gaussian_profile(space))
+    for target in targets:
+        proposer.check_reachable(target)
+    for bits in cfg.baselines:
+        hwmodel.schedule(network, _uniform(cfg, network, bits), board)
+    return space, costs, targets
+
+
+def _untrained(cfg: Config) -> NetworkSpec:
+    channels, rows, columns = cfg.network.input_shape
+    return trace(build_network(cfg.network, cfg.seed), (channels, rows, columns))
 
 
 def space_settings(cfg: Config, network: NetworkSpec) -> SpaceSettings:
@@ -363,7 +388,7 @@ def verify(cfg: Config, run: RunFolder) -> int:
         if not (folder / "packed").is_dir():
             raise RunFolderError(f"{folder} has no packed files; run scripts/export.py first")
         packed = load_packed(folder / "packed")
-        deployed = deploy(_load(setup, folder), setup.normalization)
+        deployed: DeployedNetwork = deploy(_load(setup, folder), setup.normalization)
         differing, codes, labels = 0, [], []
         for images, batch_labels in setup.data.test_dataloader():
             ours = deployed.layer_codes(images)
@@ -424,7 +449,9 @@ def report(cfg: Config, run: RunFolder) -> Path:
 
 def _curve(path: Path) -> list[tuple[int, float]]:
     """(epoch, validation accuracy) from Lightning's metrics.csv."""
-    with open(path, newline="") as file:
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row.get("val_accuracy")]
     return [(int(row["epoch"]), float(row["val_accuracy"])) for row in rows]
 
@@ -478,9 +505,7 @@ def cost(cfg: Config) -> None:
         TraceError: The network cannot be mapped to hardware.
         BudgetError: The board is too small for the network.
     """
-    channels, rows, columns = cfg.network.input_shape
-    network = trace(build_network(cfg.network, cfg.seed), (channels, rows, columns))
-    board, console = cfg.board.to_board(), Console()
+    network, board, console = _untrained(cfg), cfg.board.to_board(), Console()
     for bits in cfg.baselines:
         console.print(cost_table(hwmodel.estimate(network, _uniform(cfg, network, bits), board), board))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from hwmodel import CostReport
+from qat.files import write_bytes
 from qat.report import plots
 from qat.report.results import COLUMNS, Result, result_rows
 from qat.report.tables import LAYER_COLUMNS, layer_rows
@@ -76,7 +76,7 @@ def write_report(data: ReportData, folder: Path) -> Path:
     def show(name: str, heading: str, text: str, figure: Figure) -> None:
         png = io.BytesIO()
         figure.savefig(png, format="png")
-        _write(pictures / f"{name}.png", png.getvalue())
+        write_bytes(pictures / f"{name}.png", png.getvalue())
         picture = base64.b64encode(png.getvalue()).decode()
         alt = html.escape(heading)
         parts.append(f"<h2>{alt}</h2><p>{html.escape(text)}</p>")
@@ -118,14 +118,8 @@ def write_report(data: ReportData, folder: Path) -> Path:
         f"<style>{STYLE}</style>{''.join(parts)}</html>"
     )
     path = folder / "report.html"
-    _write(path, text.encode())
+    write_bytes(path, text.encode())
     return path
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -62,7 +62,7 @@ class DamageKernel(Kernel):
     # Name, and median and spread (of the logarithm) of the prior, for accuracies of unit variance.
     HYPERPARAMETERS = (
         *((name, 0.3, 1.0) for name in KINDS),
-        ("disagreement", 1.0, 0.5),  # tau
+        ("disagreement", 0.7, 0.4),  # tau; near 1 or above, many layers would gain from damage
         ("smooth_scale", 0.03, 1.0),  # s
     )
 

@@ -38,7 +38,7 @@ class ProposerSettings:
     initial_trials: int = 4
     perturbation: float = 0.7
     starts: int = 8
-    radius: int = 6
+    radius: int = 12
 
     def __post_init__(self) -> None:
         for name, low in (("initial_trials", 2), ("starts", 1), ("radius", 1)):

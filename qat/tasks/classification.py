@@ -126,7 +126,7 @@ class ClassificationTask(pl.LightningModule):
             )
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
-                f"the loss became {float(loss)} at step {self.global_step}; earlier checkpoints are intact. "
+                f"the loss became {loss.item()} at step {self.global_step}; earlier checkpoints are intact. "
                 f"Try a smaller trainer.learning_rate (now {self.recipe.learning_rate}), trainer.gradient_clip=1 or "
                 "trainer.precision=32-true"
             )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from qat.errors import CheckpointError, TrainingError
+from qat.files import write_text
 from qat.tasks.classification import ClassificationTask
 
 
@@ -97,8 +101,8 @@ def fit(
 ) -> None:
     """Trains a task in place.
 
-    With a folder, every epoch leaves `last.ckpt` and `metrics.csv` there, and a fit that was interrupted goes on from
-    the last epoch.
+    With a folder, every epoch leaves `last.ckpt` there, metrics go to `logs/version_<attempt>/metrics.csv`, and a fit
+    that was interrupted goes on from the last epoch; at its end `metrics.csv` and `metrics.json` hold all attempts.
 
     Args:
         task: Model, recipe, teacher.
@@ -124,7 +128,7 @@ def fit(
         max_epochs=epochs if steps is None else -1,
         max_steps=-1 if steps is None else steps,
         gradient_clip_val=task.recipe.gradient_clip or None,
-        logger=False if folder is None else CSVLogger(folder, name="", version=""),
+        logger=False if folder is None else CSVLogger(folder, name="logs"),
         callbacks=[*([checkpoint] if checkpoint else []), *callbacks],
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=folder is not None,
@@ -132,11 +136,32 @@ def fit(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         limit_val_batches=0 if folder is None else None,
-        log_every_n_steps=20,
+        log_every_n_steps=1,
         use_distributed_sampler=False,
     )
     last = folder / "last.ckpt" if folder is not None else None
     resume = str(last) if last is not None and last.is_file() else None
+    task.train()
     trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise TrainingError("training was interrupted; run the same command again to go on from the last epoch")
+    if folder is not None:
+        _collect_metrics(folder)
+
+
+def _collect_metrics(folder: Path) -> None:
+    """Joins the logs of all attempts; a step that was run again counts once, as in the last attempt."""
+    rows: dict[tuple[str, str, bool], dict[str, str]] = {}
+    attempts = sorted((folder / "logs").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
+    for path in attempts:
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                rows[row["epoch"], row["step"], bool(row.get("val_accuracy"))] = row
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows.values())
+    write_text(folder / "metrics.csv", text.getvalue())
+    numbers = [{name: float(value) for name, value in row.items() if value} for row in rows.values()]
+    write_text(folder / "metrics.json", json.dumps(numbers, indent=1) + "\n")

@@ -1,0 +1,184 @@
+"""The whole line on a few digits: search, train, export, verify, report; resuming; what a user can get wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hwmodel import BudgetError
+from qat import pipeline
+from qat.compose import compose_config
+from qat.config import Config
+from qat.errors import CheckpointError, ConfigError, PackedFormatError, RunFolderError, SearchError
+from qat.report import Result
+from qat.runs import RunFolder
+
+SMALL = [
+    "experiment=digits_demo",
+    "trainer.float_epochs=3",
+    "trainer.epochs=1",
+    "trainer.progress_bar=false",
+    "trainer.accelerator=cpu",
+    "search.trials=4",
+    "search.initial_trials=2",
+    "search.train_steps=4",
+    "search.sensitivity_images=64",
+    "search.weight_bit_widths=[1,2,4]",
+    "search.significant_densities=[0.02]",
+    "search.min_compression=[16]",
+    "baselines=[2]",
+]
+
+
+def _config(folder: Path, *overrides: str) -> Config:
+    return compose_config([*SMALL, f"run_dir={folder}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, RunFolder]:
+    """A run that went through every stage."""
+    config = _config(tmp_path_factory.mktemp("runs") / "small")
+    run = RunFolder.create(config)
+    assert pipeline.demo(config, run) == 0
+    return config, run
+
+
+def test_the_run_folder_holds_everything(finished: tuple[Config, RunFolder]) -> None:
+    _, run = finished
+    names = {str(path.relative_to(run.path)) for path in run.path.rglob("*")}
+    for name in (
+        "config.yaml",
+        "environment.json",
+        "float.ckpt",
+        "float.json",
+        "network.json",
+        "sensitivity.json",
+        "trials.sqlite",
+        "trials.csv",
+        "summary.json",
+        "report.html",
+        "plots/front.png",
+        "networks/mix_16x/config.json",
+        "networks/mix_16x/cost.json",
+        "networks/mix_16x/schedule.json",
+        "networks/mix_16x/metrics.csv",
+        "networks/mix_16x/model.ckpt",
+        "networks/mix_16x/packed/manifest.json",
+        "networks/mix_16x/packed/weights.bin",
+        "networks/uniform_w2/result.json",
+    ):
+        assert name in names, name
+
+
+def test_integers_are_what_was_trained(finished: tuple[Config, RunFolder]) -> None:
+    _, run = finished
+    results = [Result.from_dict(row) for row in json.loads((run.path / "summary.json").read_text())]
+    assert [result.name for result in results] == ["mix_16x", "uniform_w2"]
+    for result in results:
+        assert result.differing_codes == 0
+        assert result.integer_top1 is not None
+        assert abs(result.integer_top1 - result.quantized_top1) < 0.03
+        hits = round(result.float_top1 * result.images) - result.lost + result.won
+        assert hits == round(result.integer_top1 * result.images)
+    assert results[0].compression >= 16
+
+
+def test_packed_size_is_what_the_cost_model_predicted(finished: tuple[Config, RunFolder]) -> None:
+    from qat.export import load_packed
+
+    _, run = finished
+    for result in pipeline.results(run):
+        packed = load_packed(run.path / "networks" / result.name / "packed")
+        weights_and_scales = packed.stored_bits - packed.stored_bits_by_stream["input_codes"]
+        assert abs(weights_and_scales - result.stored_bits) <= 0.02 * result.stored_bits + 8 * 1024
+
+
+def test_running_again_trains_nothing_again(finished: tuple[Config, RunFolder]) -> None:
+    config, run = finished
+    files = [*run.path.rglob("*.ckpt"), *run.path.rglob("packed/weights.bin")]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    results = pipeline.search(config, RunFolder.create(config))
+    pipeline.export(config, run)
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+    assert [result.name for result in results] == ["mix_16x", "uniform_w2"]
+
+
+def test_a_moved_run_folder_verifies(finished: tuple[Config, RunFolder], tmp_path: Path) -> None:
+    config, run = finished
+    moved = shutil.copytree(run.path, tmp_path / "elsewhere")
+    assert pipeline.verify(config, RunFolder.open(moved)) == 0
+
+
+def test_damaged_packed_files_are_refused_and_named(finished: tuple[Config, RunFolder], tmp_path: Path) -> None:
+    config, run = finished
+    copy = shutil.copytree(run.path, tmp_path / "copy")
+    victim = copy / "networks" / "mix_16x" / "packed" / "weights.bin"
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(PackedFormatError, match=r"weights\.bin"):
+        pipeline.verify(config, RunFolder.open(copy))
+
+
+def test_a_changed_code_is_counted(
+    finished: tuple[Config, RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check can fail: a model that computes one code differently is found."""
+    config, run = finished
+    copy = shutil.copytree(run.path, tmp_path / "copy")
+    original = pipeline.DeployedNetwork.layer_codes
+
+    def shifted(self, images):  # type: ignore[no-untyped-def]
+        codes = original(self, images)
+        codes["linear"][0, 0] += 1
+        return codes
+
+    monkeypatch.setattr(pipeline.DeployedNetwork, "layer_codes", shifted)
+    assert pipeline.verify(config, RunFolder.open(copy)) > 0
+
+
+def test_a_board_too_small_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    config = _config(tmp_path / "run", "board.bram18=2", "board.lut=900", "board.dsp=2", "board.uram=0")
+    with pytest.raises(BudgetError, match=r"(bram18|lut|dsp)"):
+        pipeline.search(config, RunFolder.create(config))
+    assert not (tmp_path / "run" / "float.ckpt").exists()
+
+
+def test_a_target_that_nothing_reaches_is_refused_with_what_is_reachable(tmp_path: Path) -> None:
+    config = _config(tmp_path / "run", "search.min_compression=[200]")
+    with pytest.raises(SearchError, match=r"compression"):
+        pipeline.search(config, RunFolder.create(config))
+
+
+def test_unknown_layer_patterns_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    config = _config(tmp_path / "run", "search.layers=[{pattern: layer9.*, weight_bit_widths: [8]}]")
+    with pytest.raises(ConfigError, match=r"'layer9\.\*' matches no layer; layers with weights are \['conv1'"):
+        pipeline.search(config, RunFolder.create(config))
+    assert not (tmp_path / "run" / "float.ckpt").exists()
+
+
+def test_missing_and_foreign_weights_are_refused(tmp_path: Path) -> None:
+    config = _config(tmp_path / "run", f"network.weights={tmp_path / 'none.pth'}")
+    with pytest.raises(CheckpointError, match=r"none\.pth does not exist"):
+        pipeline.train(config, RunFolder.create(config))
+
+
+def test_stages_out_of_order_say_what_is_missing(tmp_path: Path) -> None:
+    config = _config(tmp_path / "run")
+    run = RunFolder.create(config)
+    with pytest.raises(RunFolderError, match=r"has no trained network; run scripts/search\.py first"):
+        pipeline.export(config, run)
+
+
+@pytest.mark.data
+def test_published_resnet20_reaches_its_float_accuracy(tmp_path: Path, data_root: Path) -> None:
+    """Shared weights, loaded strictly, on the 500 shared test images: 91.00 % (DATA.md, same images)."""
+    config = compose_config(
+        ["experiment=cifar10_resnet20", f"data.root={data_root}", f"run_dir={tmp_path / 'run'}", "trainer=default"]
+    )
+    run = RunFolder.create(config)
+    pipeline.train(config, run)
+    assert run.read_json("float.json") == {"test_top1": 0.91, "test_images": 500}
