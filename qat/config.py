@@ -268,7 +268,6 @@ class TrainerSettings:
         distillation_weight: Share of the loss that comes from the float network's logits, in [0, 1].
         temperature: Softens these logits.
         gradient_clip: Largest gradient norm; 0 for none.
-        freeze_batch_norm_epochs: Last epochs in which batch norm uses its running statistics.
         mask_update_share: Share of the steps in which the kept weights are chosen anew, in [0, 1].
         mask_update_steps: Steps between two choices.
         precision: 32-true or bf16-mixed.
@@ -288,7 +287,6 @@ class TrainerSettings:
     distillation_weight: float
     temperature: float
     gradient_clip: float
-    freeze_batch_norm_epochs: int
     mask_update_share: float
     mask_update_steps: int
     precision: str
@@ -303,7 +301,7 @@ class TrainerSettings:
             _require_number(f"trainer.{name}", getattr(self, name), 1)
         for name in ("float_learning_rate", "learning_rate", "temperature"):
             _require_number(f"trainer.{name}", getattr(self, name), 0, low_open=True)
-        for name in ("weight_decay", "gradient_clip", "freeze_batch_norm_epochs"):
+        for name in ("weight_decay", "gradient_clip"):
             _require_number(f"trainer.{name}", getattr(self, name), 0)
         for name in ("warmup_share", "distillation_weight", "mask_update_share"):
             _require_number(f"trainer.{name}", getattr(self, name), 0, 1)

@@ -29,7 +29,6 @@ class Recipe:
         distillation_weight: Share of the loss that comes from the teacher's logits, in [0, 1].
         temperature: Softens the logits of teacher and student, > 0.
         gradient_clip: Largest gradient norm; 0 for none.
-        freeze_batch_norm_epochs: Last epochs in which batch norm uses its running statistics, as inference does.
         mask_update_share: Share of the steps in which sparse planes are chosen anew, in [0, 1].
         mask_update_steps: Steps between two choices, >= 1.
 
@@ -44,7 +43,6 @@ class Recipe:
     distillation_weight: float = 0.7
     temperature: float = 3.0
     gradient_clip: float = 0.0
-    freeze_batch_norm_epochs: int = 1
     mask_update_share: float = 0.5
     mask_update_steps: int = 50
 
@@ -57,7 +55,6 @@ class Recipe:
             ("distillation_weight", 0 <= self.distillation_weight <= 1, "in [0, 1]"),
             ("temperature", self.temperature > 0, "> 0"),
             ("gradient_clip", self.gradient_clip >= 0, ">= 0"),
-            ("freeze_batch_norm_epochs", self.freeze_batch_norm_epochs >= 0, ">= 0"),
             ("mask_update_share", 0 <= self.mask_update_share <= 1, "in [0, 1]"),
             ("mask_update_steps", self.mask_update_steps >= 1, ">= 1"),
         )
@@ -95,17 +92,6 @@ class ClassificationTask(pl.LightningModule):
         """Brings the teacher to the model's device."""
         for teacher in self._teacher:
             teacher.to(self.device)
-
-    def on_train_epoch_start(self) -> None:
-        """Freezes batch norm in the last epochs, so that training ends with the arithmetic of inference."""
-        if self._epochs_left() <= self.recipe.freeze_batch_norm_epochs:
-            for module in self.model.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-
-    def _epochs_left(self) -> float:
-        epochs = self.trainer.max_epochs
-        return math.inf if epochs is None or epochs < 0 else epochs - self.current_epoch
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch.

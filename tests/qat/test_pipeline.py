@@ -12,6 +12,7 @@ from hwmodel import BudgetError
 from qat import pipeline
 from qat.compose import compose_config
 from qat.config import Config
+from qat.deploy import DeployedNetwork
 from qat.errors import CheckpointError, ConfigError, PackedFormatError, RunFolderError, SearchError
 from qat.report import Result
 from qat.runs import RunFolder
@@ -129,14 +130,14 @@ def test_a_changed_code_is_counted(
     """The check can fail: a model that computes one code differently is found."""
     config, run = finished
     copy = shutil.copytree(run.path, tmp_path / "copy")
-    original = pipeline.DeployedNetwork.layer_codes
+    original = DeployedNetwork.layer_codes
 
     def shifted(self, images):  # type: ignore[no-untyped-def]
         codes = original(self, images)
         codes["linear"][0, 0] += 1
         return codes
 
-    monkeypatch.setattr(pipeline.DeployedNetwork, "layer_codes", shifted)
+    monkeypatch.setattr(DeployedNetwork, "layer_codes", shifted)
     assert pipeline.verify(config, RunFolder.open(copy)) > 0
 
 

@@ -108,7 +108,7 @@ def test_training_restores_what_one_bit_destroyed(trained: nn.Module) -> None:
 
 def test_finetune_is_done_once_and_loads_again(trained: nn.Module, tmp_path: Path) -> None:
     config = uniform(trace(trained, (3, 8, 8)), 2, 4)
-    recipe = Recipe(epochs=3, learning_rate=5e-3, freeze_batch_norm_epochs=1)
+    recipe = Recipe(epochs=3, learning_rate=5e-3)
     first = finetune(trained, config, Stripes(), NORMALIZATION, recipe, CPU, tmp_path, seed=1)
     assert (tmp_path / "metrics.csv").is_file()
     assert not (tmp_path / "last.ckpt").exists()

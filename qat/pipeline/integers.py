@@ -1,0 +1,88 @@
+"""Packed integer networks: written, read back, compared code for code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from hwmodel import NetworkConfig, Schedule
+from qat.config import Config
+from qat.convert import QuantNetwork
+from qat.deploy import DeployedNetwork, deploy
+from qat.errors import RunFolderError
+from qat.export import export as export_packed
+from qat.export import load_packed
+from qat.pipeline.records import NETWORKS, results
+from qat.pipeline.setup import Setup, train
+from qat.runs import RunFolder
+from qat.tasks import logits_of
+from qat.tasks.quantize import load_quantized
+
+
+def export(cfg: Config, run: RunFolder) -> list[Path]:
+    """Writes the packed files of every network of a run; what is there already is not written again.
+
+    Returns:
+        The packed folders.
+
+    Raises:
+        QatError: The run has no trained network, or one cannot be lowered to integers.
+    """
+    setup = train(cfg, run)
+    folders = []
+    for result in results(run):
+        folder = run.path / NETWORKS / result.name
+        if not (folder / "packed").is_dir():
+            model = _load(setup, folder)
+            schedule = Schedule.from_dict(json.loads((folder / "schedule.json").read_text()))
+            export_packed(model, folder / "packed", schedule, setup.normalization, setup.data.class_names)
+        folders.append(folder / "packed")
+    return folders
+
+
+def _load(setup: Setup, folder: Path) -> QuantNetwork:
+    config = NetworkConfig.from_dict(json.loads((folder / "config.json").read_text()))
+    return load_quantized(setup.float_model, config, folder / "model.ckpt")
+
+
+def verify(cfg: Config, run: RunFolder) -> int:
+    """Compares the packed files with the deployed model, code for code, over all test images and all layers.
+
+    Returns:
+        Codes that differ, over all networks; 0 is the only acceptable answer.
+
+    Raises:
+        QatError: There is nothing to verify, or packed files are damaged.
+    """
+    setup = train(cfg, run)
+    total = 0
+    for result in results(run):
+        folder = run.path / NETWORKS / result.name
+        if not (folder / "packed").is_dir():
+            raise RunFolderError(f"{folder} has no packed files; run scripts/export.py first")
+        packed = load_packed(folder / "packed")
+        deployed: DeployedNetwork = deploy(_load(setup, folder), setup.normalization)
+        differing, codes, labels = 0, [], []
+        for images, batch_labels in setup.data.test_dataloader():
+            ours = deployed.layer_codes(images)
+            theirs = packed.layer_codes(images.numpy())
+            differing += sum(int((ours[name].numpy() != theirs[name]).sum()) for name in ours)
+            codes.append(packed.run(images.numpy()))
+            labels.append(batch_labels.numpy())
+        hits = np.concatenate(codes).argmax(1) == np.concatenate(labels)
+        logits, targets = logits_of(setup.float_model, setup.data.test_dataloader(), setup.normalization)
+        float_hits = (logits.argmax(1) == targets).numpy()
+        verified = replace(
+            result,
+            integer_top1=float(hits.mean()),
+            lost=int((float_hits & ~hits).sum()),
+            won=int((hits & ~float_hits).sum()),
+            differing_codes=differing,
+        )
+        run.write_json(f"{NETWORKS}/{result.name}/result.json", verified.to_dict())
+        total += differing
+    run.write_json("summary.json", [result.to_dict() for result in results(run)])
+    return total

@@ -1,0 +1,35 @@
+"""What a run folder holds of trained networks."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from rich.console import Console
+
+from qat.errors import RunFolderError
+from qat.report import Result, result_table
+from qat.runs import RunFolder
+
+TRIALS: Final = "trials.sqlite"
+NETWORKS: Final = "networks"
+
+
+def results(run: RunFolder) -> list[Result]:
+    """The networks of a run that were trained in full: mixes first, then uniform ones, smallest first.
+
+    Raises:
+        RunFolderError: There is none.
+    """
+    paths = sorted((run.path / NETWORKS).glob("*/result.json"))
+    if not paths:
+        raise RunFolderError(f"run folder {run.path} has no trained network; run scripts/search.py first")
+    found = [Result.from_dict(json.loads(path.read_text())) for path in paths]
+    return sorted(found, key=lambda result: (result.kind, -result.compression))
+
+
+def show(run: RunFolder, console: Console) -> None:
+    """Prints the result table and where things lie."""
+    console.print(result_table(results(run), f"{run.path.name}: trained in full, measured on test images"))
+    console.print(f"report:       {run.path / 'report.html'}", soft_wrap=True)
+    console.print(f"packed files: {run.path / NETWORKS}/<network>/packed", soft_wrap=True)

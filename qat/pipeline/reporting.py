@@ -1,0 +1,87 @@
+"""The report of a run, from what its folder holds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from hwmodel import CostReport
+from qat.config import Config
+from qat.pipeline.records import NETWORKS, TRIALS, results
+from qat.report import ReportData, Result, write_report
+from qat.runs import RunFolder
+from qat.search.sensitivity import SensitivityProfile
+from qat.search.store import TrialStore
+
+
+def report(cfg: Config, run: RunFolder) -> Path:
+    """Writes `report.html` and `plots/` from what the run folder holds.
+
+    Raises:
+        RunFolderError: The run has no trained network.
+    """
+    found = results(run)
+    folders = {result.name: run.path / NETWORKS / result.name for result in found}
+    with TrialStore(run.path / TRIALS, read_only=True) as store:
+        trials = [trial for trial in store.trials() if trial.is_completed]
+    profile = SensitivityProfile.from_dict(run.read_json("sensitivity.json"))
+    environment = run.read_json("environment.json")[0]
+    data = ReportData(
+        title=f"{cfg.network.name} on {cfg.data.name}, {cfg.board.name}",
+        board=cfg.board.name,
+        bram18_available=cfg.board.bram18,
+        results=found,
+        trials=[(trial.id, trial.target, trial.cost["compression"], trial.accuracy) for trial in trials],
+        costs={
+            name: CostReport.from_dict(json.loads((path / "cost.json").read_text())) for name, path in folders.items()
+        },
+        sensitivity={name: max(row) for name, row in zip(profile.dimensions, profile.loss_increase, strict=True)},
+        curves={name: _curve(path / "metrics.csv") for name, path in folders.items()},
+        notes=_notes(cfg, found),
+        commands=[("this run", " ".join(environment["command"]))],
+        environment={
+            "date": environment["date"],
+            "device": f"{environment['device']}, {environment['threads']} threads",
+            "revision": f"{environment['git_revision']}{' with changes' if environment['git_dirty'] else ''}",
+            "versions": ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version),
+        },
+    )
+    return write_report(data, run.path)
+
+
+def _curve(path: Path) -> list[tuple[int, float]]:
+    """(epoch, validation accuracy) from Lightning's metrics.csv."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("val_accuracy")]
+    return [(int(row["epoch"]), float(row["val_accuracy"])) for row in rows]
+
+
+def _notes(cfg: Config, found: list[Result]) -> list[str]:
+    """What a reader must know to read the figures right."""
+    images = found[0].images
+    spread = 100 * (found[0].float_top1 * (1 - found[0].float_top1) / images) ** 0.5
+    notes = [
+        f"Test accuracy is on {images} images that neither training nor search saw; all networks on the same ones. One "
+        f"network's standard error is about {spread:.1f} points: read 'lost / won', the paired comparison with float.",
+        "All networks were trained in full with the same recipe, epochs and seed. Compression counts everything that "
+        "hardware stores: weights of all layers, indices, scales, biases, shifts; over 32 bits per float weight.",
+    ]
+    if cfg.network.weights:
+        notes.append(
+            "The float weights were trained elsewhere and may have seen the images that select configurations here: "
+            "validation accuracy, also that of the trials, then reads too high. Only test figures are claims."
+        )
+    mixes = [result for result in found if result.kind == "mix"]
+    for uniform in (result for result in found if result.kind == "uniform"):
+        peers = [mix for mix in mixes if mix.stored_bits <= uniform.stored_bits * 1.005]
+        for mix in peers:
+            gain = 100 * (mix.quantized_top1 - uniform.quantized_top1)
+            verdict = "better" if gain > 0 else "not better"
+            notes.append(
+                f"At equal size or less, {mix.name} ({mix.compression:.2f}x) is {verdict} than {uniform.name} "
+                f"({uniform.compression:.2f}x): {gain:+.2f} points."
+            )
+    return notes

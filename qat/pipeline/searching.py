@@ -1,0 +1,156 @@
+"""The search, and full training of what it found."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import hwmodel
+from hwmodel import LayerConfig, NetworkConfig
+from qat.config import Config
+from qat.errors import SearchError
+from qat.pipeline.planning import plan, uniform_of
+from qat.pipeline.records import NETWORKS, TRIALS, results
+from qat.pipeline.setup import Setup, train
+from qat.report import Result
+from qat.runs import RunFolder
+from qat.search.display import SearchDisplay
+from qat.search.loop import SearchSettings, run_search
+from qat.search.proposer import ProposerSettings
+from qat.search.sensitivity import SensitivityProfile, measure
+from qat.search.space import SearchSpace
+from qat.search.store import TrialStore
+from qat.search.trial import Fidelity
+from qat.tasks import Recipe, accuracy, logits_of
+from qat.tasks.quantize import SensitivityProbe, TrialEvaluator, finetune
+
+logger = logging.getLogger(__name__)
+
+
+def search(cfg: Config, run: RunFolder) -> list[Result]:
+    """The main job: float model, sensitivity, search, and full training of winners and baselines.
+
+    Returns:
+        One row per network trained in full; the integer columns are filled by `verify`.
+
+    Raises:
+        QatError: What `train` raises; SearchError if no configuration meets a target or too many trials fail.
+        BudgetError: The board is too small for the network.
+    """
+    space, costs, targets = plan(cfg)
+    setup = train(cfg, run)
+    evaluator = TrialEvaluator(
+        setup.float_model, setup.data, setup.normalization, setup.recipe, setup.machine, cfg.search.eval_images or 0
+    )
+    with TrialStore(run.path / TRIALS) as store:
+        found = run_search(
+            space=space,
+            evaluator=evaluator,
+            cost=costs.evaluate,
+            targets=targets,
+            fidelity=Fidelity("short training", cfg.search.train_steps / len(setup.data.train_dataloader())),
+            store=store,
+            settings=SearchSettings(
+                trials=cfg.search.trials,
+                seed=cfg.search.seed,
+                max_failure_share=cfg.search.max_failed_share,
+                proposer=ProposerSettings(initial_trials=max(2, cfg.search.initial_trials // len(targets))),
+            ),
+            profile=lambda: _sensitivity(cfg, setup, space),
+            context=_context(cfg, setup.recipe),
+            observers=[SearchDisplay(space, targets)],
+        )
+        store.export_csv(run.path / "trials.csv")
+    run.write_json("sensitivity.json", found.profile.to_dict())
+    missing = [target.name for target in targets if target.name not in found.winners]
+    if missing:
+        raise SearchError(
+            f"no completed trial meets the targets {missing}; raise search.trials (now {cfg.search.trials}), or run "
+            "again after removing what made trials fail: trials.csv has the errors"
+        )
+    chosen = {f"mix_{name}": winner.trial.config for name, winner in found.winners.items()}
+    chosen |= {f"uniform_w{bits}": uniform_of(cfg, setup.network, bits) for bits in cfg.baselines}
+    for name, config in chosen.items():
+        train_in_full(cfg, run, setup, name, config)
+    return results(run)
+
+
+def _context(cfg: Config, recipe: Recipe) -> dict[str, Any]:
+    """What a trial's score and cost depend on beside the search's own settings."""
+    network = {key: value for key, value in asdict(cfg.network).items() if key != "path"}
+    network["weights"] = network["weights"] and Path(network["weights"]).name
+    return {
+        "network": network,
+        "data": {key: value for key, value in asdict(cfg.data).items() if key not in ("root", "download")},
+        "board": asdict(cfg.board),
+        "recipe": asdict(recipe),
+        "precision": cfg.trainer.precision,
+        "eval_images": cfg.search.eval_images,
+    }
+
+
+def _sensitivity(cfg: Config, setup: Setup, space: SearchSpace) -> SensitivityProfile:
+    """Measures how much each layer's loss grows at each of its choices."""
+    torch.manual_seed(cfg.seed)
+    base = _base(space)
+    probe = SensitivityProbe(setup.float_model, base, setup.data, setup.normalization, cfg.search.sensitivity_images)
+    with Progress(
+        TextColumn("sensitivity"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        disable=not cfg.trainer.progress_bar,
+    ) as progress:
+        task = progress.add_task("sensitivity")
+        return measure(probe, space, base, lambda done, total: progress.update(task, completed=done, total=total))
+
+
+def _base(space: SearchSpace) -> NetworkConfig:
+    """8 weight bits everywhere, activations as in the space."""
+    layers = tuple((name, LayerConfig(8, choices[0].act_bit_width)) for name, choices in space.choices_by_layer.items())
+    return NetworkConfig(layers, space.sum_bit_width, space.input_bit_width, space.output_bit_width)
+
+
+def train_in_full(cfg: Config, run: RunFolder, setup: Setup, name: str, config: NetworkConfig) -> None:
+    """Trains one network and measures it; what is there already is not done again."""
+    folder = run.path / NETWORKS / name
+    relative = folder.relative_to(run.path)
+    if (folder / "result.json").is_file():
+        return
+    logger.info("training %s in full", name)
+    run.write_json(relative / "config.json", config.to_dict())
+    schedule = hwmodel.schedule(setup.network, config, setup.board)
+    report = hwmodel.estimate(setup.network, config, setup.board, schedule)
+    run.write_json(relative / "schedule.json", schedule.to_dict())
+    run.write_json(relative / "cost.json", report.to_dict())
+    model = finetune(
+        setup.float_model, config, setup.data, setup.normalization, setup.recipe, setup.machine, folder, cfg.seed
+    )
+    logits, labels = logits_of(model, setup.data.test_dataloader(), setup.normalization)
+    float_logits, _ = logits_of(setup.float_model, setup.data.test_dataloader(), setup.normalization)
+    result = Result(
+        name=name,
+        kind="mix" if name.startswith("mix") else "uniform",
+        images=len(labels),
+        float_top1=accuracy(float_logits, labels),
+        quantized_top1=accuracy(logits, labels),
+        integer_top1=None,
+        lost=0,
+        won=0,
+        differing_codes=None,
+        stored_bits=report.stored_bits,
+        bits_per_weight=report.bits_per_weight,
+        compression=report.compression,
+        bound_compression=32 * report.total_weights / report.entropy_bound_bits,
+        bram18=report.bram18,
+        bram18_available=setup.board.bram18,
+        offchip_bits=report.offchip_bits,
+        baseline_offchip_bits=report.baseline_offchip_bits,
+        fps=report.fps,
+    )
+    run.write_json(relative / "result.json", result.to_dict())

@@ -1,0 +1,109 @@
+"""What every stage starts from: the float model, its graph, images, board, recipe."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hwmodel import Board, NetworkSpec
+from qat.config import Config
+from qat.data import ImageDataModule, build_data
+from qat.graph import trace
+from qat.models import build_network
+from qat.normalization import Normalization
+from qat.runs import RunFolder
+from qat.tasks import ClassificationTask, Recipe, accuracy, fit, logits_of
+from qat.tasks.fit import Machine, read_checkpoint, write_checkpoint
+from qat.tasks.quantize import load_state
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every stage starts from.
+
+    Args:
+        float_model: Trained float model, in inference mode.
+        network: Its graph with shapes.
+        data: Fit, validation and test images.
+        normalization: Of the images.
+        board: The board that costs are estimated for.
+        recipe: Of the training in full.
+        machine: Devices and precision.
+    """
+
+    float_model: nn.Module
+    network: NetworkSpec
+    data: ImageDataModule
+    normalization: Normalization
+    board: Board
+    recipe: Recipe
+    machine: Machine
+
+
+def train(cfg: Config, run: RunFolder) -> Setup:
+    """Trains the float model, or loads the weights that the configuration names; both only once.
+
+    Returns:
+        What the later stages start from; top-1 on test images is in `float.json`.
+
+    Raises:
+        CheckpointError: Weights are missing, damaged, of other shapes, or could not be written.
+        DataError: Images are missing or damaged.
+        TraceError: The network cannot be mapped to hardware.
+        TrainingError: The loss is not finite, or training was interrupted.
+    """
+    if cfg.trainer.num_threads:
+        torch.set_num_threads(cfg.trainer.num_threads)
+    data = build_data(cfg.data, cfg.seed)
+    model = build_network(cfg.network, cfg.seed)
+    network = trace(model, data.input_shape)
+    normalization, recipe, machine = data.normalization, recipe_of(cfg), machine_of(cfg)
+    kept = run.path / "float.ckpt"
+    if kept.is_file():
+        load_state(model, read_checkpoint(kept), kept)
+    else:
+        if cfg.network.weights:
+            path = Path(cfg.network.weights)
+            load_state(model, read_checkpoint(path), path)
+        else:
+            logger.info("training the float model")
+            float_recipe = replace(
+                recipe, epochs=cfg.trainer.float_epochs, learning_rate=cfg.trainer.float_learning_rate
+            )
+            fit(ClassificationTask(model, normalization, float_recipe), data, machine, run.path / "float")
+        write_checkpoint({"state_dict": model.state_dict()}, kept)
+        (run.path / "float" / "last.ckpt").unlink(missing_ok=True)
+    model.eval()
+    if not (run.path / "float.json").is_file():
+        logits, labels = logits_of(model, data.test_dataloader(), normalization)
+        run.write_json("float.json", {"test_top1": accuracy(logits, labels), "test_images": len(labels)})
+        run.write_json("network.json", network.to_dict())
+    return Setup(model, network, data, normalization, cfg.board.to_board(), recipe, machine)
+
+
+def recipe_of(cfg: Config) -> Recipe:
+    """The recipe of training in full."""
+    trainer = cfg.trainer
+    return Recipe(
+        epochs=trainer.epochs,
+        learning_rate=trainer.learning_rate,
+        weight_decay=trainer.weight_decay,
+        warmup_share=trainer.warmup_share,
+        distillation_weight=trainer.distillation_weight,
+        temperature=trainer.temperature,
+        gradient_clip=trainer.gradient_clip,
+        mask_update_share=trainer.mask_update_share,
+        mask_update_steps=trainer.mask_update_steps,
+    )
+
+
+def machine_of(cfg: Config) -> Machine:
+    """Devices and precision."""
+    trainer = cfg.trainer
+    return Machine(trainer.accelerator, trainer.devices, trainer.strategy, trainer.precision, trainer.progress_bar)
