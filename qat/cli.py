@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,8 +96,6 @@ def _launch(job: Callable[[DictConfig], int | None], description: str, root: str
             codes[-1] = _report(error)
 
     register(description)
-    # Lightning 2.6 asks torch for a tree API that torch has renamed: nothing that a user could mend.
-    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
     try:
         _refuse_code(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name=root)(guarded)()

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from hwmodel import CostReport
 from qat.files import write_bytes
 from qat.report import plots
-from qat.report.results import COLUMNS, Result, result_rows
+from qat.report.results import Result, result_rows
 from qat.report.tables import LAYER_COLUMNS, layer_rows
 
 STYLE = """
@@ -129,7 +129,8 @@ def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _result_table(results: Sequence[Result]) -> str:
-    return _html_table([head for head, _ in COLUMNS], result_rows(results))
+    names, *rows = result_rows(results)
+    return _html_table(names, rows)
 
 
 def _layer_table(cost: CostReport) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -73,8 +73,7 @@ class Result:
         return cls(**data)
 
 
-COLUMNS = (
-    ("network", "name"),
+MEASURES = (
     ("float top-1", "float_top1"),
     ("quantized top-1", "quantized_top1"),
     ("integer top-1", "integer_top1"),
@@ -87,18 +86,19 @@ COLUMNS = (
     ("layer by layer", "baseline_offchip_bits"),
     ("frames / s", "fps"),
 )
-"""Headings of the result table and what each shows."""
+"""Rows of the result table: heading, and what each shows."""
 
 
-def result_rows(results: Iterable[Result]) -> list[list[str]]:
-    """Rows of text, in the order of `COLUMNS`; for terminal, HTML and Markdown alike."""
-    return [[_cell(result, key) for _, key in COLUMNS] for result in results]
+def result_rows(results: Sequence[Result]) -> list[list[str]]:
+    """Rows of text, the first with names: a column per network; for terminal, HTML and Markdown alike."""
+    names = ["", *(result.name for result in results)]
+    return [names, *([heading, *(_cell(result, key) for result in results)] for heading, key in MEASURES)]
 
 
-def markdown(results: Iterable[Result]) -> str:
+def markdown(results: Sequence[Result]) -> str:
     """The result table in Markdown."""
-    heads = [head for head, _ in COLUMNS]
-    lines = [heads, ["---"] * len(heads), *result_rows(results)]
+    names, *rows = result_rows(results)
+    lines = [names, ["---", *["---:"] * len(results)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

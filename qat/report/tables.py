@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from hwmodel import Board, CostReport
-from qat.report.results import COLUMNS, Result, result_rows
+from qat.report.results import Result, result_rows
 
 LAYER_COLUMNS = (
     "layer",
@@ -29,11 +29,12 @@ BITS_PER_KIB = 8192
 
 
 def result_table(results: Sequence[Result], title: str) -> Table:
-    """The networks of a run that were trained in full, one row each."""
+    """The networks of a run that were trained in full, one column each."""
     table = Table(title=title)
-    for heading, key in COLUMNS:
-        table.add_column(heading, justify="left" if key == "name" else "right")
-    for row in result_rows(results):
+    names, *rows = result_rows(results)
+    for name in names:
+        table.add_column(name, justify="right" if name else "left")
+    for row in rows:
         table.add_row(*row)
     return table
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from pytorch_lightning.loggers import CSVLogger
 
 from qat.errors import CheckpointError, TrainingError
 from qat.files import write_text
-from qat.tasks.classification import ClassificationTask
+from qat.tasks.training import TrainingTask
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def fit(
-    task: ClassificationTask,
+    task: TrainingTask,
     data: pl.LightningDataModule,
     machine: Machine,
     folder: Path | None = None,
@@ -142,7 +143,10 @@ def fit(
     last = folder / "last.ckpt" if folder is not None else None
     resume = str(last) if last is not None and last.is_file() else None
     task.train()
-    trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    with warnings.catch_warnings():
+        # Lightning 2.6 asks torch for a tree API that torch has renamed: nothing that a user could mend.
+        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise TrainingError("training was interrupted; run the same command again to go on from the last epoch")
     if folder is not None:
@@ -156,7 +160,7 @@ def _collect_metrics(folder: Path) -> None:
     for path in attempts:
         with open(path, newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                rows[row["epoch"], row["step"], bool(row.get("val_accuracy"))] = row
+                rows[row["epoch"], row["step"], bool(row.get("val_loss"))] = row
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
