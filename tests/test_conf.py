@@ -10,7 +10,7 @@ import pytest
 from hwmodel import load_board
 from qat.compose import CONF_FOLDER, GROUPS, compose_config
 from qat.config import TrainerSettings
-from qat.tasks.classification import Recipe
+from qat.tasks import Recipe
 from qat.tasks.fit import Machine
 
 CHOICES = sorted(

@@ -11,7 +11,6 @@ from typing import Protocol
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwmodel.precision import NetworkConfig
@@ -19,10 +18,12 @@ from qat.convert import QuantNetwork, prepare
 from qat.errors import CheckpointError
 from qat.normalization import Normalization
 from qat.quantizers import WeightQuantizer
-from qat.tasks.classification import ClassificationTask, Recipe, accuracy, logits_of
+from qat.tasks.classification import Classification
 from qat.tasks.fit import Machine, fit, read_checkpoint, write_checkpoint
+from qat.tasks.training import Objective, Recipe, TrainingTask, as_float32, evaluate
 
 CALIBRATION_BATCHES = 8
+CLASSIFICATION = Classification()
 
 
 class Fidelity(Protocol):
@@ -60,6 +61,7 @@ class TrialEvaluator:
         recipe: Of the short training; its schedule is stretched over the trial's steps.
         machine: Devices and precision.
         eval_images: Validation images that score a trial; 0 for all.
+        objective: What is trained for and measured.
     """
 
     float_model: nn.Module
@@ -68,9 +70,10 @@ class TrialEvaluator:
     recipe: Recipe
     machine: Machine
     eval_images: int = 0
+    objective: Objective = CLASSIFICATION
 
     def __call__(self, config: NetworkConfig, fidelity: Fidelity, seed: int) -> Mapping[str, float]:
-        """Metrics of a trial: "accuracy" in [0, 1] and "loss" on validation images.
+        """Metrics of a trial on validation images: "accuracy" in [0, 1], which is the objective's score, and "loss".
 
         Args:
             config: Precision of every layer.
@@ -81,10 +84,11 @@ class TrialEvaluator:
         model = quantize(self.float_model, config, self.data, self.normalization)
         steps = round(fidelity.effort * len(self.data.train_dataloader()))
         if steps > 0:
-            task = ClassificationTask(model, self.normalization, self.recipe, copy.deepcopy(self.float_model))
+            teacher = copy.deepcopy(self.float_model)
+            task = TrainingTask(model, self.normalization, self.recipe, self.objective, teacher)
             fit(task, self.data, replace(self.machine, progress_bar=False), steps=steps)
-        logits, labels = logits_of(model, self._images(self.eval_images), self.normalization)
-        return {"accuracy": accuracy(logits, labels), "loss": float(F.cross_entropy(logits, labels))}
+        figures = evaluate(model, self._images(self.eval_images), self.normalization, self.objective)
+        return {"accuracy": figures[self.objective.score], **figures}
 
     def _images(self, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
         seen = 0
@@ -109,6 +113,7 @@ class SensitivityProbe:
         data: Its augmented fit batches calibrate and probe.
         normalization: Of the images.
         images: Images of the probe; more than 1, rounded up to whole batches.
+        objective: Whose loss is probed.
     """
 
     def __init__(
@@ -118,8 +123,10 @@ class SensitivityProbe:
         data: pl.LightningDataModule,
         normalization: Normalization,
         images: int,
+        objective: Objective = CLASSIFICATION,
     ) -> None:
         self.base = base
+        self.objective = objective
         self.model = quantize(float_model, base, data, normalization).train()
         batches, count = [], 0
         for batch in data.train_dataloader():
@@ -128,11 +135,11 @@ class SensitivityProbe:
             if count >= images:
                 break
         self.x_NCHW = normalization(torch.cat([batch[0] for batch in batches]))
-        self.labels = torch.cat([batch[1] for batch in batches])
+        self.targets = torch.cat([batch[1] for batch in batches])
 
     @torch.no_grad()
     def __call__(self, config: NetworkConfig) -> float:
-        """Cross-entropy on the probe's images.
+        """Loss on the probe's images.
 
         Raises:
             ValueError: More than weights differs from the base.
@@ -145,7 +152,7 @@ class SensitivityProbe:
         try:
             for name, layer in changed.items():
                 layers[name].weight_quantizer = WeightQuantizer(layers[name].weight_OIHW, layer)
-            return float(F.cross_entropy(self.model(self.x_NCHW), self.labels))
+            return float(self.objective.loss(as_float32(self.model(self.x_NCHW)), self.targets))
         finally:
             for name, quantizer in kept.items():
                 layers[name].weight_quantizer = quantizer
@@ -160,6 +167,7 @@ def finetune(
     machine: Machine,
     folder: Path,
     seed: int,
+    objective: Objective = CLASSIFICATION,
 ) -> QuantNetwork:
     """Trains a configuration in full; a fit that was finished before is loaded, one that was interrupted goes on.
 
@@ -172,6 +180,7 @@ def finetune(
         machine: Devices and precision.
         folder: Receives `model.ckpt` (the result), `last.ckpt`, `metrics.csv`.
         seed: Of everything random.
+        objective: What is trained for.
 
     Returns:
         The trained network in inference mode.
@@ -181,7 +190,7 @@ def finetune(
         return load_quantized(float_model, config, result)
     pl.seed_everything(seed, verbose=False)
     model = quantize(float_model, config, data, normalization)
-    task = ClassificationTask(model, normalization, recipe, copy.deepcopy(float_model))
+    task = TrainingTask(model, normalization, recipe, objective, copy.deepcopy(float_model))
     fit(task, data, machine, folder)
     write_checkpoint({"state_dict": model.state_dict()}, result)
     (folder / "last.ckpt").unlink(missing_ok=True)  # three times the size, and no longer needed

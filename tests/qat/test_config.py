@@ -19,7 +19,7 @@ from qat.compose import (
 )
 from qat.config import Config
 from qat.errors import ConfigError
-from qat.tasks.classification import Recipe
+from qat.tasks import Recipe
 
 
 @pytest.fixture(scope="module")

@@ -256,7 +256,7 @@ def test_the_probe_ranks_precisions_and_leaves_the_base_alone(trained: nn.Module
     network = trace(trained, (3, 8, 8))
     base = uniform(network, 8, 4)
     probe = SensitivityProbe(trained, base, Stripes(), NORMALIZATION, 100)
-    assert len(probe.labels) == 128
+    assert len(probe.targets) == 128
 
     def changed(bits: int, act: int = 4) -> NetworkConfig:
         return NetworkConfig(tuple((n, LayerConfig(bits, act) if n == "conv2" else c) for n, c in base.layers))

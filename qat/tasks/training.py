@@ -1,0 +1,218 @@
+"""Training of a float or quantized network towards an objective, with a float teacher as a second target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from qat.convert import QuantNetwork
+from qat.errors import ConfigError, TrainingError
+from qat.normalization import Normalization
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Args:
+        epochs: Passes over the fit images, >= 1.
+        learning_rate: Peak of the schedule, > 0.
+        weight_decay: AdamW's, on weights only, >= 0.
+        warmup_share: Share of the steps with rising learning rate, in [0, 1); the rest falls as a cosine.
+        distillation_weight: Share of the loss that comes from the teacher's logits, in [0, 1].
+        temperature: Softens the logits of teacher and student, > 0.
+        gradient_clip: Largest gradient norm; 0 for none.
+        mask_update_share: Share of the steps in which sparse planes are chosen anew, in [0, 1].
+        mask_update_steps: Steps between two choices, >= 1.
+
+    Raises:
+        ConfigError: A field is out of range.
+    """
+
+    epochs: int = 10
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    warmup_share: float = 0.05
+    distillation_weight: float = 0.7
+    temperature: float = 3.0
+    gradient_clip: float = 0.0
+    mask_update_share: float = 0.5
+    mask_update_steps: int = 50
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("epochs", self.epochs >= 1, ">= 1"),
+            ("learning_rate", self.learning_rate > 0, "> 0"),
+            ("weight_decay", self.weight_decay >= 0, ">= 0"),
+            ("warmup_share", 0 <= self.warmup_share < 1, "in [0, 1)"),
+            ("distillation_weight", 0 <= self.distillation_weight <= 1, "in [0, 1]"),
+            ("temperature", self.temperature > 0, "> 0"),
+            ("gradient_clip", self.gradient_clip >= 0, ">= 0"),
+            ("mask_update_share", 0 <= self.mask_update_share <= 1, "in [0, 1]"),
+            ("mask_update_steps", self.mask_update_steps >= 1, ">= 1"),
+        )
+        for name, ok, expected in checks:
+            if not ok:
+                raise ConfigError(f"trainer.{name}={getattr(self, name)!r}, expected {expected}")
+
+
+class Meter(Protocol):
+    """Gathers what a network answers, batch by batch."""
+
+    def update(self, outputs: Any, targets: Tensor) -> None:
+        """Takes in a batch: float32 outputs of the network, targets as the data module delivers them."""
+
+    def compute(self) -> dict[str, float]:
+        """Figures over all batches so far: at least the objective's score, and "loss"."""
+
+
+class Objective(Protocol):
+    """What a network is trained for.  Outputs are what the network returns: a tensor, or a tuple of tensors."""
+
+    @property
+    def score(self) -> str:
+        """Name of the figure that selects, in [0, 1], larger is better: "accuracy", "ap50"."""
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Loss of a batch against its targets, a scalar."""
+
+    def distillation_loss(self, outputs: Any, teacher_outputs: Any, temperature: float) -> Tensor:
+        """Loss of a batch against a teacher's outputs, a scalar."""
+
+    def meter(self) -> Meter:
+        """An empty meter."""
+
+
+class TrainingTask(pl.LightningModule):
+    """Trains `model` on batches of (uint8 images NCHW, targets N...).
+
+    Args:
+        model: Float model or `QuantNetwork`.
+        normalization: Applied to every batch.
+        recipe: How to train.
+        objective: What for.
+        teacher: Float model whose outputs are imitated; None for targets alone.  It is never trained or saved.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        normalization: Normalization,
+        recipe: Recipe,
+        objective: Objective,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.normalization = normalization
+        self.recipe = recipe
+        self.objective = objective
+        # In a tuple, so that the teacher's weights are no part of this module's checkpoints.
+        self._teacher = () if teacher is None else (teacher.eval().requires_grad_(False),)
+        self._meter = objective.meter()
+
+    def forward(self, images_NCHW: Tensor) -> Any:
+        """Outputs for uint8 images."""
+        return self.model(self.normalization(images_NCHW))
+
+    def on_fit_start(self) -> None:
+        """Brings the teacher to the model's device."""
+        for teacher in self._teacher:
+            teacher.to(self.device)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one batch.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        images_NCHW, targets = batch
+        self._update_masks()
+        x_NCHW = self.normalization(images_NCHW)
+        outputs = as_float32(self.model(x_NCHW))
+        loss = self.objective.loss(outputs, targets)
+        for teacher in self._teacher:
+            with torch.no_grad():
+                answers = as_float32(teacher(x_NCHW))
+            imitation = self.objective.distillation_loss(outputs, answers, self.recipe.temperature)
+            loss = torch.lerp(loss, imitation, self.recipe.distillation_weight)
+        if not bool(torch.isfinite(loss)):
+            raise TrainingError(
+                f"the loss became {loss.item()} at step {self.global_step}; earlier checkpoints are intact. "
+                f"Try a smaller trainer.learning_rate (now {self.recipe.learning_rate}), trainer.gradient_clip=1 or "
+                "trainer.precision=32-true"
+            )
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def _update_masks(self) -> None:
+        total = float(self.trainer.estimated_stepping_batches)
+        due = self.global_step % self.recipe.mask_update_steps == 0
+        if isinstance(self.model, QuantNetwork) and due and self.global_step <= self.recipe.mask_update_share * total:
+            self.model.repick_masks()
+
+    def on_validation_epoch_start(self) -> None:
+        """Begins to gather figures."""
+        self._meter = self.objective.meter()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Gathers a validation batch."""
+        images_NCHW, targets = batch
+        self._meter.update(as_float32(self(images_NCHW)), targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the figures of all validation batches, `val_loss` among them."""
+        for name, value in self._meter.compute().items():
+            self.log(f"val_{name}", value, prog_bar=name == self.objective.score)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; weight decay on weights only; warm-up, then a cosine to zero."""
+        decayed: list[nn.Parameter] = []
+        free: list[nn.Parameter] = []
+        for name, parameter in self.model.named_parameters():
+            (decayed if parameter.dim() > 1 and name.endswith("weight") else free).append(parameter)
+        groups = [{"params": decayed, "weight_decay": self.recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=self.recipe.learning_rate)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        warmup = int(self.recipe.warmup_share * total)
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def as_float32(outputs: Any) -> Any:
+    """Outputs of a network, each tensor in float32."""
+    return outputs.float() if isinstance(outputs, Tensor) else tuple(output.float() for output in outputs)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], normalization: Normalization, objective: Objective
+) -> dict[str, float]:
+    """Figures of a model in inference mode: at least `objective.score`, and "loss".
+
+    Args:
+        model: Float or quantized network.
+        batches: Of (uint8 images, targets); only one is held at a time.
+        normalization: Of the images.
+        objective: What is measured.
+    """
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    meter = objective.meter()
+    for images_NCHW, targets in batches:
+        meter.update(as_float32(model(normalization(images_NCHW.to(device)))), targets.to(device))
+    model.train(training)
+    return meter.compute()
