@@ -21,7 +21,7 @@ from qat.quantizers import ActQuantizer, WeightQuantizer
 class QuantWeighted(nn.Module):
     """Convolution or linear layer with quantized weights, its batch norm and its ReLU.
 
-    Batch norm is trained unfolded on the output of the quantized weights; `qat.deploy` folds it.
+    Batch norm is trained unfolded on the output of the quantized weights; `qat.deployment` folds it.
 
     Args:
         node: The layer in the traced graph; its module's weights are copied.

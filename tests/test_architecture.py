@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ALLOWED: dict[str, set[str]] = {
     # What a room of qat may import from qat; hwmodel is open to all of them.
+    "__init__": {"convert", "deployment", "export", "graph"},
     "errors": set(),
     "files": {"errors"},
     "integer": set(),
@@ -29,14 +30,14 @@ ALLOWED: dict[str, set[str]] = {
     "graph": {"errors"},
     "layers": {"errors", "graph", "integer", "masks", "quantizers"},
     "convert": {"errors", "graph", "integer", "layers", "masks", "quantizers"},
-    "deploy": {"convert", "errors", "graph", "integer", "layers", "masks", "normalization", "quantizers"},
+    "deployment": {"convert", "errors", "graph", "integer", "layers", "masks", "normalization", "quantizers"},
     "models": {"config", "errors"},
     "data": {"config", "errors", "normalization"},
-    "tasks": {"convert", "deploy", "errors", "files", "layers", "masks", "normalization", "quantizers"},
+    "tasks": {"convert", "deployment", "errors", "files", "layers", "masks", "normalization", "quantizers"},
     "search": {"errors", "files"},
     "export": {"errors", "files", "integer"},
     "report": {"errors", "files"},
-    "export/lowering": {"convert", "deploy", "errors", "export", "integer", "normalization"},
+    "export/lowering": {"convert", "deployment", "errors", "export", "integer", "normalization"},
 }
 SINGLE = "export/lowering"
 """The one file of `qat.export` that takes a torch model in; the others only know integers."""
@@ -44,7 +45,7 @@ SINGLE = "export/lowering"
 TOP = {"pipeline"}
 """May import every room, and no room may import it."""
 
-WITHOUT_TORCH = ("errors", "files", "integer", "config", "compose", "runs", "cli", "export", "report")
+WITHOUT_TORCH = ("__init__", "errors", "files", "integer", "config", "compose", "runs", "cli", "export", "report")
 """Rooms of qat that are imported without torch: integers are checked by code that has nothing of the training side."""
 
 
@@ -90,7 +91,7 @@ def modules(package: str, rooms: tuple[str, ...]) -> list[str]:
 
 
 def test_every_room_of_qat_is_listed() -> None:
-    rooms = {room for room, _ in sources("qat")} - {"__init__"}
+    rooms = {room for room, _ in sources("qat")}
     assert rooms <= set(ALLOWED) | TOP, "a new room: say in ALLOWED what it may import"
 
 

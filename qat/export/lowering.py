@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from hwmodel.dataflow import Schedule
 from qat.convert import QuantNetwork
-from qat.deploy import lower
+from qat.deployment import DeployedNetwork, lower
+from qat.errors import ExportError
 from qat.export.packed import PackedModel, save_packed
 from qat.normalization import Normalization
 
 
 def export(
-    model: QuantNetwork,
-    folder: Path,
+    model: QuantNetwork | DeployedNetwork,
+    folder: str | Path,
     schedule: Schedule | None = None,
     normalization: Normalization | None = None,
     class_names: tuple[str, ...] = (),
@@ -21,17 +23,28 @@ def export(
     """Lowers a trained model to integers and writes its packed folder, whole or not at all.
 
     Args:
-        model: Calibrated or trained quantized network.
+        model: Calibrated or trained quantized network, or what `qat.deploy` made of one.
         folder: Where the packed files go.
         schedule: Folding of each layer, which decides how wide memory words are; None packs unfolded streams.
-        normalization: What turns 8-bit images into the model's input; by default division by 255.
+        normalization: What turns 8-bit images into the model's input; by default division by 255.  A deployed network
+            has its own.
         class_names: Names of the classes, for the manifest.
 
     Returns:
         The packed model, as `load_packed` would read it.
 
     Raises:
-        ExportError: The model cannot be lowered to integers; the message names the layer.
+        ExportError: The model cannot be lowered to integers; the message names the layer.  Or the model is none that
+            can be exported, or a normalization was given for a deployed network.
     """
+    if isinstance(model, DeployedNetwork):
+        if normalization is not None:
+            raise ExportError("normalization: a deployed network has its own; give it to qat.deploy instead")
+        return save_packed(replace(model.integers, class_names=tuple(class_names)), folder, schedule)
+    if not isinstance(model, QuantNetwork):
+        raise ExportError(
+            f"model is a {type(model).__name__}, expected what qat.prepare or qat.deploy returns; a float model goes "
+            "through qat.prepare first"
+        )
     normalization = normalization or Normalization.unit(model.network.input_channels)
     return save_packed(lower(model, normalization, class_names), folder, schedule)

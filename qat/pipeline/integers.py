@@ -11,7 +11,7 @@ import numpy as np
 from hwmodel import NetworkConfig, Schedule
 from qat.config import Config
 from qat.convert import QuantNetwork
-from qat.deploy import DeployedNetwork, deploy
+from qat.deployment import DeployedNetwork, deploy
 from qat.errors import RunFolderError
 from qat.export import export as export_packed
 from qat.export import load_packed

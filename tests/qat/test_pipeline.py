@@ -12,7 +12,7 @@ from hwmodel import BudgetError
 from qat import pipeline
 from qat.compose import compose_config
 from qat.config import Config
-from qat.deploy import DeployedNetwork
+from qat.deployment import DeployedNetwork
 from qat.errors import CheckpointError, ConfigError, PackedFormatError, RunFolderError, SearchError
 from qat.report import Result
 from qat.runs import RunFolder

@@ -11,7 +11,7 @@ from torch import nn
 
 from hwmodel import Granularity, LayerConfig, NetworkConfig, WeightFormat
 from qat.convert import prepare
-from qat.deploy import deploy
+from qat.deployment import deploy
 from qat.export import load_packed, save_packed
 from qat.graph import trace
 from tests.qat.nets import NORMALIZATION, EveryOp, Residual, images, settle

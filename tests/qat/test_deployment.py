@@ -9,7 +9,7 @@ from torch import nn
 
 from hwmodel import Granularity, LayerConfig, NetworkConfig, WeightFormat, uniform
 from qat.convert import prepare
-from qat.deploy import deploy, lower
+from qat.deployment import deploy, lower
 from qat.errors import ExportError
 from qat.graph import trace
 from tests.qat.nets import NORMALIZATION, EveryOp, Residual, images, settle
@@ -40,8 +40,8 @@ def test_integers_follow_training_layer_by_layer(model_type, layer: LayerConfig)
     quantized = _quantized(settle(model_type()), layer)
     deployed = deploy(quantized, NORMALIZATION)
     codes = deployed.layer_codes(images(8, seed=5))
-    scales = {"input": float(quantized.input_quantizer.scale)}
     with torch.no_grad():
+        scales = {"input": float(quantized.input_quantizer.scale)}
         values = {"input": quantized.input_quantizer(NORMALIZATION(images(8, seed=5)))}
         for spec in quantized.network.layers:
             scales[spec.name] = deployed.integers.layers[spec.name].ofm_scale
@@ -86,7 +86,7 @@ def test_a_dead_channel_exports() -> None:
         model.bn1.bias[0] = 1.0  # type: ignore[index,operator,union-attr]
     quantized = _quantized(model, LayerConfig(2, 4))
     codes = deploy(quantized, NORMALIZATION).layer_codes(images(2))["conv1"][:, 0]
-    expected = round(1.0 / float(quantized.weighted_layers["conv1"].ofm_quantizer.scale))
+    expected = round(1.0 / float(quantized.weighted_layers["conv1"].ofm_quantizer.scale.detach()))
     assert set(codes.unique().tolist()) == {min(expected, 15)}
 
 
