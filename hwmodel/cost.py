@@ -9,7 +9,7 @@ from hwmodel.cycles import layer_cycles, reach
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
 from hwmodel.energy import dram_energy_pj, mac_energy_pj, on_chip_energy_pj
 from hwmodel.network import INPUT, LayerSpec, NetworkSpec, Op
-from hwmodel.precision import LayerConfig, NetworkConfig, ofm_bit_widths
+from hwmodel.precision import LOOKUP_BIT_WIDTH, LayerConfig, NetworkConfig, ofm_bit_widths, operand_bit_width
 from hwmodel.report import CostReport, LayerCost, MemoryCost
 from hwmodel.resources import (
     FRAME_ENGINE,
@@ -26,7 +26,7 @@ from hwmodel.resources import (
     shared_memories,
     weight_memories,
 )
-from hwmodel.storage import MULTIPLIER_BITS, SHIFT_BITS, WeightStorage, weight_storage
+from hwmodel.storage import BIAS_BITS, MULTIPLIER_BITS, SHIFT_BITS, WeightStorage, weight_storage
 from hwmodel.traffic import elements, place, tensor_bits, waiting_rows
 
 DRAM = "dram"
@@ -141,7 +141,8 @@ def pipelined_operation_memories(
 ) -> tuple[Memory, ...]:
     """Memories of a pipelined layer without weights: its rows, and the operands' rows that wait."""
     memories = list(operation_memories(layer, bit_width, plan))
-    for tensor in layer.inputs if layer.op in (Op.ADD, Op.CONCAT) else ():
+    waiting = layer.inputs if layer.op in (Op.ADD, Op.CONCAT) else layer.inputs[:1] if layer.op is Op.MUL else ()
+    for tensor in waiting:
         channels = elements(network, tensor) // (layer.in_height * layer.in_width)
         depth = waiting_rows(network)[layer.name, tensor] * layer.in_width * -(-channels // plan.simd)
         memories.append(Memory(layer.name, "shortcut", depth, plan.simd * bit_width))
@@ -150,7 +151,7 @@ def pipelined_operation_memories(
 
 def operation_bit_width(layer: LayerSpec, config: NetworkConfig, widths: Mapping[str, int]) -> int:
     """Bits of the codes that a layer without weights works on."""
-    return config.sum_bit_width if layer.op is Op.ADD else widths[layer.name]
+    return operand_bit_width(layer, config.sum_bit_width) or widths[layer.name]
 
 
 def memory_rows(memories: tuple[Memory, ...], board: Board) -> tuple[MemoryCost, ...]:
@@ -206,9 +207,15 @@ def dram_cycles(bits: int, board: Board) -> int:
 
 
 def operation_stored_bits(layer: LayerSpec) -> int:
-    """Stored bits of a layer without weights: the multipliers and the shift of its rescaling."""
+    """Stored bits of a layer without weights: the multipliers and the shift of its rescaling, or its table."""
     if layer.op in (Op.ADD, Op.CONCAT, Op.AVG_POOL):
         return MULTIPLIER_BITS * len(layer.inputs) + SHIFT_BITS
+    if layer.op is Op.MUL:
+        return MULTIPLIER_BITS + SHIFT_BITS
+    if layer.op is Op.SCALE:
+        return (MULTIPLIER_BITS + BIAS_BITS) * layer.out_channels + 2 * SHIFT_BITS
+    if layer.op is Op.LOOKUP:
+        return LOOKUP_BIT_WIDTH << LOOKUP_BIT_WIDTH
     return 0
 
 

@@ -58,8 +58,8 @@ def pixel_order_cycles(layer: LayerSpec, pixel_folds: Count, ingest_cycles: Coun
         without padding, as seen in RTL simulation.
     """
     rows, columns = layer.out_height, layer.out_width
-    padded_height = layer.in_height + 2 * layer.padding[0]
-    padded_width = layer.in_width + 2 * layer.padding[1]
+    padded_height = layer.in_height + layer.padding[0] + layer.end_padding[0]
+    padded_width = layer.in_width + layer.padding[1] + layer.end_padding[1]
     within_row = layer.stride[1]
     to_next_row = layer.stride[0] * padded_width - (columns - 1) * layer.stride[1]
     to_next_frame = padded_height * padded_width - (rows - 1) * layer.stride[0] * padded_width

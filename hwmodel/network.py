@@ -31,13 +31,18 @@ class Op(StrEnum):
     CONCAT = "concat"
     REORG = "reorg"  # space to depth: `stride` rows and columns become channels (YOLOv2's passthrough)
     FLATTEN = "flatten"
+    MUL = "mul"  # a feature map times a gate: the second operand has one value per channel
+    SCALE = "scale"  # multiplier and bias per channel: a batch norm that follows no convolution
+    LOOKUP = "lookup"  # a function of each code, from a table; `activation` says which
+    SHUFFLE = "shuffle"  # channels of `groups` equal parts interleaved: part 0's first, part 1's first, ...
+    SLICE = "slice"  # `out_channels` channels from `first_channel` on
 
 
 WEIGHTED = (Op.CONV, Op.LINEAR)
-RELAYING = (Op.MAX_POOL, Op.SUBSAMPLE, Op.UPSAMPLE, Op.REORG, Op.FLATTEN)
+RELAYING = (Op.MAX_POOL, Op.SUBSAMPLE, Op.UPSAMPLE, Op.REORG, Op.FLATTEN, Op.SHUFFLE, Op.SLICE)
 """Operations that pass codes on unchanged: same scale, same bit width, no arithmetic."""
 
-ACTIVATIONS = ("none", "relu", "relu6", "leaky_relu")
+ACTIVATIONS = ("none", "relu", "relu6", "leaky_relu", "hard_swish", "hard_sigmoid", "silu", "sigmoid", "tanh")
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,11 @@ class LayerSpec:
         kernel_size: Kernel rows and columns, each >= 1.
         stride: Row and column stride (for `upsample`: the factors), each >= 1.
         padding: Rows and columns of zeros on each side, each >= 0.
+        padding_end: Rows of zeros below and columns at the right, where they are not those of `padding`.
         dilation: Row and column dilation, each >= 1.
-        groups: Convolution groups; divides both channel counts.
-        activation: One of `ACTIVATIONS`, fused into the layer.
+        groups: Convolution groups, divides both channel counts; for `shuffle` the parts that are interleaved.
+        activation: One of `ACTIVATIONS`, fused into the layer; for `lookup` the function.
+        first_channel: First channel that a `slice` keeps.
 
     Raises:
         SpecError: A field is out of range or the output shape does not follow from the input shape.
@@ -80,6 +87,8 @@ class LayerSpec:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     activation: str = "none"
+    padding_end: tuple[int, int] | None = None
+    first_channel: int = 0
 
     def __post_init__(self) -> None:
         try:
@@ -88,6 +97,9 @@ class LayerSpec:
             raise SpecError(f"layer {self.name!r}: op={self.op!r} is not one of {[str(o) for o in Op]}") from None
         for name in ("inputs", "kernel_size", "stride", "padding", "dilation"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.padding_end is not None:
+            end = tuple(self.padding_end)
+            object.__setattr__(self, "padding_end", None if end == self.padding else end)
         positive = ("in_channels", "in_height", "in_width", "out_channels", "out_height", "out_width", "groups")
         for name in positive:
             self._require(isinstance(getattr(self, name), int) and getattr(self, name) >= 1, name, "an integer >= 1")
@@ -95,6 +107,8 @@ class LayerSpec:
             pair = getattr(self, name)
             ok = len(pair) == 2 and all(isinstance(v, int) and v >= low for v in pair)
             self._require(ok, name, f"two integers >= {low}")
+        ok = len(self.end_padding) == 2 and all(isinstance(v, int) and v >= 0 for v in self.end_padding)
+        self._require(ok, "padding_end", "two integers >= 0, or None")
         self._require(self.activation in ACTIVATIONS, "activation", f"one of {list(ACTIVATIONS)}")
         self._require(len(self.inputs) >= 1, "inputs", "at least one producer")
         self._check_shapes()
@@ -109,9 +123,26 @@ class LayerSpec:
             self._require(
                 self.out_channels % self.groups == 0, "groups", f"a divisor of out_channels={self.out_channels}"
             )
-        if self.op in (Op.MAX_POOL, Op.AVG_POOL, Op.UPSAMPLE, Op.ADD, Op.CONCAT):
+        if self.op in (
+            Op.MAX_POOL,
+            Op.AVG_POOL,
+            Op.UPSAMPLE,
+            Op.ADD,
+            Op.CONCAT,
+            Op.MUL,
+            Op.SCALE,
+            Op.LOOKUP,
+            Op.SHUFFLE,
+        ):
             self._require(self.out_channels == self.in_channels, "out_channels", f"in_channels={self.in_channels}")
-        if self.op in (Op.ADD, Op.CONCAT):
+        if self.op is Op.SHUFFLE:
+            self._require(self.in_channels % self.groups == 0, "groups", f"a divisor of in_channels={self.in_channels}")
+        last = self.in_channels - self.out_channels if self.op is Op.SLICE else 0
+        ok = isinstance(self.first_channel, int) and 0 <= self.first_channel <= last
+        self._require(ok, "first_channel", f"0..{last}" if last >= 0 else f"at most {self.in_channels} channels")
+        if self.op is Op.MUL:
+            self._require(len(self.inputs) == 2, "inputs", "a feature map and its gate")
+        elif self.op in (Op.ADD, Op.CONCAT):
             self._require(len(self.inputs) >= 2, "inputs", "at least two producers")
         else:
             self._require(len(self.inputs) == 1, "inputs", "exactly one producer")
@@ -134,10 +165,15 @@ class LayerSpec:
             return size * self.stride[axis]
         if self.op is Op.REORG:
             return size // self.stride[axis]
-        if self.op in (Op.ADD, Op.CONCAT):
+        if self.op in (Op.ADD, Op.CONCAT, Op.MUL):
             return size
         reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
-        return (size + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
+        return (size + self.padding[axis] + self.end_padding[axis] - reach) // self.stride[axis] + 1
+
+    @property
+    def end_padding(self) -> tuple[int, int]:
+        """Rows of zeros below and columns of zeros at the right."""
+        return self.padding if self.padding_end is None else self.padding_end
 
     @property
     def has_weights(self) -> bool:
@@ -204,6 +240,8 @@ class NetworkSpec:
         if layer.op is Op.CONCAT:
             channels = sum(shape[0] for shape in operands)
             got = {(channels, *shape[1:]) for shape in operands}
+        elif layer.op is Op.MUL and operands[1] == (layer.in_channels, 1, 1):
+            got = {operands[0]}
         else:
             got = set(operands)
         if got != {want}:

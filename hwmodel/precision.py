@@ -250,20 +250,29 @@ def uniform(
     return NetworkConfig(tuple(layers.items()), sum_bit_width=sum_bit_width)
 
 
+LOOKUP_BIT_WIDTH = 8
+"""Most bits that a table of codes asks for: 256 entries."""
+
+
+def operand_bit_width(layer: LayerSpec, sum_bit_width: int) -> int | None:
+    """Bits at which an operation without weights reads its operands; None where it passes on what is asked of it."""
+    if layer.op in (Op.ADD, Op.MUL, Op.SCALE):
+        return sum_bit_width
+    return min(sum_bit_width, LOOKUP_BIT_WIDTH) if layer.op is Op.LOOKUP else None
+
+
 def ofm_bit_widths(network: NetworkSpec, config: NetworkConfig) -> dict[str, int]:
     """Bits of each tensor as its producer writes it, by producer name (`"input"` included).
 
     A tensor is as wide as its widest reader asks for; pooling, concatenation and other relaying layers ask for
-    what is asked of them; additions ask for `sum_bit_width`.  Results of the network have `output_bit_width`.
+    what is asked of them; of the others see `operand_bit_width`.  Results of the network have `output_bit_width`.
     """
     widths: dict[str, int] = {}
 
     def asked_by(reader: LayerSpec) -> int:
         if reader.has_weights:
             return config[reader.name].act_bit_width
-        if reader.op is Op.ADD:
-            return config.sum_bit_width
-        return widths[reader.name]
+        return operand_bit_width(reader, config.sum_bit_width) or widths[reader.name]
 
     for name in (*(layer.name for layer in reversed(network.layers)), INPUT):
         readers = network.consumers[name]

@@ -12,6 +12,7 @@ Every memory has an owner and a purpose, and is mapped by `hwmodel.memory`.  Siz
 | line_buffer  | ifm rows                          | W * C / ingest channels           | rows * ingest channels * a  |
 | sums         | partial sums of a row or a frame  | pixels                            | pe * accumulator bits       |
 | frame_buffer | whole feature maps                | bits / width                      | simd * 8                    |
+| table        | codes of a function of codes      | 2 ** bits                         | lanes * bits                |
 | shortcut     | rows that wait for an addition    | rows * W * C / lanes              | lanes * bits                |
 """
 
@@ -160,7 +161,7 @@ def line_buffer_shape(layer: LayerSpec, act_bit_width: int, ingest_channels: Cou
 
 
 def operation_memories(layer: LayerSpec, bit_width: int, plan: Execution) -> tuple[Memory, ...]:
-    """Row memories of a pipelined pooling, upsampling or reorganising layer (waiting rows of additions are apart)."""
+    """Rows, parameters or tables of a pipelined layer without weights (waiting rows of additions are apart)."""
     lanes = plan.simd
     per_row = -(-layer.in_channels // lanes)
     if layer.op in (Op.MAX_POOL, Op.AVG_POOL) and layer.kernel_size != (1, 1):
@@ -172,6 +173,10 @@ def operation_memories(layer: LayerSpec, bit_width: int, plan: Execution) -> tup
     if layer.op in (Op.UPSAMPLE, Op.REORG):  # rows that go out again, or that become channels
         rows = 1 if layer.op is Op.UPSAMPLE else layer.stride[0]
         return (Memory(layer.name, "line_buffer", rows * layer.in_width * per_row, lanes * bit_width),)
+    if layer.op is Op.SCALE:
+        return (Memory(layer.name, "parameters", per_row, lanes * (MULTIPLIER_BITS + BIAS_BITS)),)
+    if layer.op is Op.LOOKUP:
+        return (Memory(layer.name, "table", 1 << bit_width, lanes * bit_width),)
     return ()
 
 
@@ -209,9 +214,9 @@ def pipelined_array(
 
 def operation_array(layer: LayerSpec, bit_width: int, plan: Execution) -> ArrayUse:
     """LUTs and DSP slices of a pipelined layer without weights."""
-    if layer.op in (Op.FLATTEN, Op.SUBSAMPLE, Op.UPSAMPLE, Op.REORG):
+    if layer.op in (Op.FLATTEN, Op.SUBSAMPLE, Op.UPSAMPLE, Op.REORG, Op.SHUFFLE, Op.SLICE, Op.LOOKUP):
         return ArrayUse(0 * plan.simd, 0 * plan.simd)
-    dsp = plan.simd * {Op.ADD: len(layer.inputs), Op.AVG_POOL: 1}.get(layer.op, 0)
+    dsp = plan.simd * {Op.ADD: len(layer.inputs), Op.AVG_POOL: 1, Op.MUL: 2, Op.SCALE: 1}.get(layer.op, 0)
     return ArrayUse(round_up(plan.simd * bit_width * POOL_LUTS_PER_BIT * max(2, len(layer.inputs))), dsp)
 
 

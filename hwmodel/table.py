@@ -32,8 +32,8 @@ from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, Schedule
 from hwmodel.energy import DRAM_PJ_PER_BIT, mac_energy_pj, on_chip_energy_pj
 from hwmodel.errors import BudgetError, SpecError
-from hwmodel.network import INPUT, LayerSpec, NetworkSpec, Op
-from hwmodel.precision import LayerConfig, NetworkConfig
+from hwmodel.network import INPUT, LayerSpec, NetworkSpec
+from hwmodel.precision import LayerConfig, NetworkConfig, operand_bit_width
 from hwmodel.resources import (
     FRAME_ENGINE,
     SUMMED,
@@ -292,7 +292,7 @@ class CostTable:
                     row["baseline_offchip_bits"] += tensor_bits(self.network, tensor, width, self.schedule.host)
             layer = self.network.by_name.get(tensor)
             if layer is not None and not layer.has_weights and self.schedule[tensor].data_flow.is_pipelined:
-                bit_width = self._widths["sum_bit_width"] if layer.op is Op.ADD else width
+                bit_width = operand_bit_width(layer, self._widths["sum_bit_width"]) or width
                 plan = self.schedule[tensor]
                 array = operation_array(layer, bit_width, plan)
                 row["lut"], row["dsp"] = array.lut, array.dsp
@@ -416,8 +416,8 @@ def _width_readers(network: NetworkSpec, widths: Mapping[str, int]) -> tuple[dic
         for reader in network.consumers[name]:
             if reader.has_weights:
                 readers[name].add(column[reader.name])
-            elif reader.op is Op.ADD:
-                floor[name] = max(floor[name], widths["sum_bit_width"])
+            elif (asked := operand_bit_width(reader, widths["sum_bit_width"])) is not None:
+                floor[name] = max(floor[name], asked)
             else:
                 readers[name] |= readers[reader.name]
                 floor[name] = max(floor[name], floor[reader.name])

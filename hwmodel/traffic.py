@@ -122,7 +122,7 @@ def place(network: NetworkSpec, flows: tuple[DataFlow, ...]) -> Placement:
 
 
 def _kind(network: NetworkSpec, reader: LayerSpec, tensor: str) -> str:
-    if reader.op not in (Op.ADD, Op.CONCAT):
+    if reader.op not in (Op.ADD, Op.CONCAT, Op.MUL):
         return "ifm"
     position = network.layers.index(reader)
     return "ifm" if position and network.layers[position - 1].name == tensor else "shortcut"
@@ -160,7 +160,7 @@ def _frame_buffers(
 
 @lru_cache(maxsize=256)
 def waiting_rows(network: NetworkSpec) -> Mapping[tuple[str, str], int]:
-    """Rows of each operand of an `add` or `concat` that wait for the slowest operand in a pipeline.
+    """Rows of each operand of an `add`, `concat` or `mul` that wait for the slowest operand in a pipeline.
 
     A layer hands on a row when it has the rows that its kernel needs and has computed one row itself.
     """
@@ -170,7 +170,7 @@ def waiting_rows(network: NetworkSpec) -> Mapping[tuple[str, str], int]:
     for layer in network.layers:
         scale = network.input_height / layer.in_height
         start = max(lag[tensor] for tensor in layer.inputs)
-        if layer.op in (Op.ADD, Op.CONCAT):
+        if layer.op in (Op.ADD, Op.CONCAT, Op.MUL):
             for tensor in layer.inputs:
                 waiting[layer.name, tensor] = min(layer.in_height, ceil((start - lag[tensor]) / scale) + 1)
         needed = reach(layer, 0) - 1 - layer.padding[0]
