@@ -1,6 +1,30 @@
 """Networks that torchvision lacks, and the one door to any network."""
 
 from qat.models.build import build_network
+from qat.models.darknet import (
+    Darknet,
+    darknet19,
+    digits_yolo,
+    sim_yolo_v2_fpga,
+    yolov2_tiny_voc,
+    yolov2_voc,
+    yolov3,
+    yolov3_tiny,
+)
 from qat.models.resnet_cifar import ResNetCifar, digits_resnet, resnet20, resnet56
 
-__all__ = ["ResNetCifar", "build_network", "digits_resnet", "resnet20", "resnet56"]
+__all__ = [
+    "Darknet",
+    "ResNetCifar",
+    "build_network",
+    "darknet19",
+    "digits_resnet",
+    "digits_yolo",
+    "resnet20",
+    "resnet56",
+    "sim_yolo_v2_fpga",
+    "yolov2_tiny_voc",
+    "yolov2_voc",
+    "yolov3",
+    "yolov3_tiny",
+]

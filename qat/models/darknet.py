@@ -1,0 +1,460 @@
+"""Networks of the darknet family: one readable table each, and the module that runs a table.
+
+A table lists what happens to the feature map, row by row; a row reads the row before it unless it says otherwise.
+Rows that others refer to carry a label.
+
+Source:
+    github.com/pjreddie/darknet, cfg/*.cfg of the same names; Sim-YOLO-v2: Nguyen et al., IEEE TVLSI 27(8), 2019,
+    table IV.  Three things differ, so that hardware can run them:
+    - leaky ReLU has the slope 1/8 (darknet: 0.1), a shift; `Darknet(table, negative_slope=0.1)` is darknet's,
+    - a 2x2 max pooling of stride 1, which pads one row and column at the end, is 3x3 with padding 1,
+    - reorg is space to depth (darknet's own indexing mixes rows of different channels).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from qat.errors import ConfigError
+from qat.models.heads import Anchors, YoloHead
+
+HARDWARE_SLOPE = 0.125
+"""Slope of leaky ReLU below zero; a power of two is a shift."""
+
+PRIOR_OBJECTNESS = 0.01
+"""Share of anchors that hold an object, as a new head believes.  Source: RetinaNet (arXiv 1708.02002), section 4.1."""
+
+
+@dataclass(frozen=True)
+class Conv:
+    """Convolution, padded by half the kernel, with batch norm unless it is a head.
+
+    Args:
+        filters: Channels of the ofm; 0 stands for what the following `Detect`, or the number of classes, asks for.
+        kernel: Rows and columns.
+        stride: Of rows and columns.
+        batch_norm: Whether batch norm stands between sum and activation; else there is a bias.
+        activation: leaky, relu or linear.
+        label: What other rows call this one.
+    """
+
+    filters: int
+    kernel: int = 3
+    stride: int = 1
+    batch_norm: bool = True
+    activation: str = "leaky"
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Max pooling."""
+
+    kernel: int = 2
+    stride: int = 2
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Reorg:
+    """Space to depth."""
+
+    factor: int = 2
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Upsample:
+    """Nearest-neighbour upsampling."""
+
+    factor: int = 2
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Route:
+    """Goes on from an earlier row, or from the channels of several side by side."""
+
+    sources: tuple[str, ...]
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """Adds an earlier row."""
+
+    source: str
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Average:
+    """Mean over the whole map; the network's result."""
+
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Detect:
+    """The map so far is a result of the network: boxes of some anchors.
+
+    Args:
+        anchors: Widths and heights, in pixels of the image.
+        softmax: Whether a box has one class of all (YOLOv2), or each class on its own (YOLOv3).
+        label: What other rows call this one.
+    """
+
+    anchors: Anchors
+    softmax: bool
+    label: str = ""
+
+
+Row = Conv | Pool | Reorg | Upsample | Route | Shortcut | Average | Detect
+
+
+@dataclass(frozen=True)
+class Table:
+    """A network of the darknet family.
+
+    Args:
+        name: What reports call it.
+        rows: What happens, in order.
+        in_channels: Channels of the image.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    in_channels: int = 3
+
+
+class Darknet(nn.Module):
+    """Runs a table.  Convolutions are called conv0, conv1, ... in order, as in `hwmodel`'s tables.
+
+    Args:
+        table: What happens.
+        num_classes: Of the boxes, or of the image where the table has no `Detect`.
+        negative_slope: Slope of leaky ReLU below zero.
+
+    Raises:
+        ConfigError: A row refers to one that is not there, or a head has no convolution before it.
+    """
+
+    def __init__(self, table: Table, num_classes: int, negative_slope: float = HARDWARE_SLOPE) -> None:
+        super().__init__()
+        self.table = table
+        self.num_classes = num_classes
+        heads: list[YoloHead] = []
+        self._steps: list[tuple[Row, str, tuple[int, ...]]] = []
+        shapes: list[tuple[int, float]] = []  # channels, and pixels of the image per pixel of the map
+        counts: dict[str, int] = {}
+        for number, row in enumerate(_with_filters(table, num_classes)):
+            sources = self._sources(row, number)
+            channels, pixels = shapes[sources[0]] if number else (table.in_channels, 1.0)
+            kind = type(row).__name__.lower()
+            name = f"{kind}{counts.get(kind, 0)}"
+            counts[kind] = counts.get(kind, 0) + 1
+            if isinstance(row, Conv):
+                self._add_conv(name, row, channels, negative_slope)
+                channels, pixels = row.filters, pixels * row.stride
+            elif isinstance(row, Pool):
+                kernel = row.kernel if row.stride > 1 else row.kernel // 2 * 2 + 1
+                self.add_module(name, nn.MaxPool2d(kernel, row.stride, (kernel - 1) // 2))
+                pixels *= row.stride
+            elif isinstance(row, Reorg):
+                self.add_module(name, nn.PixelUnshuffle(row.factor))
+                channels, pixels = channels * row.factor**2, pixels * row.factor
+            elif isinstance(row, Upsample):
+                self.add_module(name, nn.Upsample(scale_factor=row.factor, mode="nearest"))
+                pixels /= row.factor
+            elif isinstance(row, Route):
+                channels = sum(shapes[source][0] for source in sources)
+            elif isinstance(row, Average):
+                self.add_module(name, nn.AdaptiveAvgPool2d(1))
+            elif isinstance(row, Detect):
+                heads.append(YoloHead(row.anchors, round(pixels), num_classes, row.softmax))
+            shapes.append((channels, pixels))
+            self._steps.append((row, name, sources))
+        self.heads = tuple(heads)
+        self._init_heads()
+
+    def _sources(self, row: Row, number: int) -> tuple[int, ...]:
+        labels = {step[0].label: position for position, step in enumerate(self._steps) if step[0].label}
+        wanted = row.sources if isinstance(row, Route) else (row.source,) if isinstance(row, Shortcut) else ()
+        missing = [label for label in wanted if label not in labels]
+        if missing:
+            raise ConfigError(
+                f"network {self.table.name!r}, row {number} ({type(row).__name__}): refers to {missing}, earlier rows "
+                f"are labelled {list(labels)}"
+            )
+        found = tuple(labels[label] for label in wanted)
+        return found if isinstance(row, Route) else (number - 1, *found)
+
+    def _add_conv(self, name: str, row: Conv, channels: int, negative_slope: float) -> None:
+        padding = row.kernel // 2
+        conv = nn.Conv2d(channels, row.filters, row.kernel, row.stride, padding, bias=not row.batch_norm)
+        nn.init.kaiming_normal_(conv.weight, negative_slope if row.activation == "leaky" else 0.0)
+        self.add_module(name, conv)
+        number = name.removeprefix("conv")
+        if row.batch_norm:
+            self.add_module(f"norm{number}", nn.BatchNorm2d(row.filters))
+        if row.activation == "leaky":
+            self.add_module(f"act{number}", nn.LeakyReLU(negative_slope))
+        elif row.activation == "relu":
+            self.add_module(f"act{number}", nn.ReLU())
+
+    @torch.no_grad()
+    def _init_heads(self) -> None:
+        """New heads answer "no object" everywhere, so that the many empty cells do not drown the first steps."""
+        heads = iter(self.heads)
+        for before, after in zip(self._steps, self._steps[1:], strict=False):
+            if isinstance(after[0], Detect):
+                conv = self._modules[before[1]]
+                assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+                conv.weight.normal_(0.0, 0.01)
+                objectness = conv.bias.zero_().view(len(next(heads).anchors), -1)[:, 4]
+                objectness.fill_(math.log(PRIOR_OBJECTNESS / (1 - PRIOR_OBJECTNESS)))
+
+    def convolutions(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d | None]]:
+        """Convolutions and their batch norms, in order."""
+        found = []
+        for row, name, _ in self._steps:
+            if isinstance(row, Conv):
+                conv, norm = self._modules[name], self._modules.get(name.replace("conv", "norm"))
+                assert isinstance(conv, nn.Conv2d) and (norm is None or isinstance(norm, nn.BatchNorm2d))
+                found.append((conv, norm))
+        return found
+
+    def forward(self, x_NCHW: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Maps of the heads, each (N, anchors * (5 + classes), H, W); logits (N, classes) without a head.
+
+        Args:
+            x_NCHW: Normalised images.
+        """
+        results: list[Tensor] = []
+        maps: list[Tensor] = []
+        for row, name, sources in self._steps:
+            operands = [maps[source] for source in sources] if maps else [x_NCHW]
+            result = operands[0]
+            if isinstance(row, Route) and len(operands) > 1:
+                result = torch.cat(operands, 1)
+            elif isinstance(row, Shortcut):
+                result = operands[0] + operands[1]
+            elif isinstance(row, Conv):
+                number = name.removeprefix("conv")
+                for part in (name, f"norm{number}", f"act{number}"):
+                    if part in self._modules:
+                        result = getattr(self, part)(result)
+            elif name in self._modules:
+                result = getattr(self, name)(result)
+            if isinstance(row, Detect):
+                results.append(result)
+            maps.append(result)
+        if not results:
+            return maps[-1].flatten(1)
+        return results[0] if len(results) == 1 else tuple(results)
+
+
+def _with_filters(table: Table, num_classes: int) -> list[Row]:
+    """The rows, with the filters of the last convolutions filled in."""
+    rows = list(table.rows)
+    for number, row in enumerate(rows):
+        if not isinstance(row, Detect | Average):
+            continue
+        before = rows[number - 1] if number else None
+        if not isinstance(before, Conv) or (isinstance(row, Detect) and (before.batch_norm or before.label)):
+            raise ConfigError(
+                f"network {table.name!r}, row {number} ({type(row).__name__}): expected a convolution right before it, "
+                "without batch norm and label before a Detect"
+            )
+        filters = len(row.anchors) * (5 + num_classes) if isinstance(row, Detect) else num_classes
+        if before.filters not in (0, filters):
+            raise ConfigError(
+                f"network {table.name!r}, row {number - 1}: filters={before.filters}, expected {filters} for "
+                f"{num_classes} classes"
+            )
+        rows[number - 1] = replace(before, filters=filters)
+    return rows
+
+
+HEAD = Conv(0, 1, batch_norm=False, activation="linear")
+
+
+def body(*layers: tuple[int, int] | str) -> tuple[Row, ...]:
+    """Rows of (filters, kernel) and "pool"; a word after a convolution, "=label", labels it."""
+    rows: list[Row] = []
+    for layer in layers:
+        if layer == "pool":
+            rows.append(Pool())
+        elif isinstance(layer, str):
+            rows[-1] = replace(rows[-1], label=layer.removeprefix("="))
+        else:
+            rows.append(Conv(*layer))
+    return tuple(rows)
+
+
+def cells(anchors: Sequence[tuple[float, float]], pixels: int = 32) -> Anchors:
+    """Anchors in pixels, of anchors in cells of so many pixels."""
+    return tuple((width * pixels, height * pixels) for width, height in anchors)
+
+
+VOC_ANCHORS = cells(((1.3221, 1.73145), (3.19275, 4.00944), (5.05587, 8.09892), (9.47112, 4.84053), (11.2364, 10.0071)))
+"""Of yolov2-voc.cfg."""
+
+TINY_VOC_ANCHORS = cells(((1.08, 1.19), (3.42, 4.41), (6.63, 11.38), (9.42, 5.11), (16.62, 10.52)))
+"""Of yolov2-tiny-voc.cfg and yolo-voc.2.0.cfg."""
+
+COCO_ANCHORS: Anchors = (
+    (10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326),
+)  # fmt: skip
+"""Of yolov3.cfg: three for each head, the finest first."""
+
+TINY_COCO_ANCHORS: Anchors = ((10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319))
+"""Of yolov3-tiny.cfg."""
+
+_STAGES_1_TO_4 = body(
+    (32, 3), "pool",
+    (64, 3), "pool",
+    (128, 3), (64, 1), (128, 3), "pool",
+    (256, 3), (128, 1), (256, 3), "pool",
+)  # fmt: skip
+_STAGE_5 = body((512, 3), (256, 1), (512, 3), (256, 1), (512, 3))
+_STAGE_6 = body((1024, 3), (512, 1), (1024, 3), (512, 1), (1024, 3))
+
+DARKNET19 = Table(
+    "darknet19",
+    (*_STAGES_1_TO_4, *_STAGE_5, Pool(), *_STAGE_6, Conv(0, 1, batch_norm=False, activation="linear"), Average()),
+)
+YOLOV2_TINY_VOC = Table(
+    "yolov2_tiny_voc",
+    (
+        *body((16, 3), "pool", (32, 3), "pool", (64, 3), "pool", (128, 3), "pool", (256, 3), "pool", (512, 3)),
+        Pool(2, 1),
+        *body((1024, 3), (1024, 3)),
+        HEAD,
+        Detect(TINY_VOC_ANCHORS, softmax=True),
+    ),
+)
+YOLOV2_VOC = Table(
+    "yolov2_voc",
+    (
+        *_STAGES_1_TO_4,
+        *_STAGE_5[:-1],
+        Conv(512, label="fine"),
+        Pool(),
+        *_STAGE_6,
+        *body((1024, 3), (1024, 3), "=coarse"),
+        Route(("fine",)),
+        Conv(64, 1),
+        Reorg(label="passed"),
+        Route(("passed", "coarse")),
+        Conv(1024),
+        HEAD,
+        Detect(VOC_ANCHORS, softmax=True),
+    ),
+)
+SIM_YOLO_V2_FPGA = Table(
+    "sim_yolo_v2_fpga",
+    (
+        *_STAGES_1_TO_4,
+        *_STAGE_5,
+        Pool(),
+        *body((1024, 3), (512, 1), (1024, 3)),
+        HEAD,
+        Detect(VOC_ANCHORS, softmax=True),
+    ),
+)
+"""As built on VC707.  Its anchors are not published; those of YOLOv2 stand in."""
+
+YOLOV3_TINY = Table(
+    "yolov3_tiny",
+    (
+        *body((16, 3), "pool", (32, 3), "pool", (64, 3), "pool", (128, 3), "pool", (256, 3), "=fine", "pool"),
+        Conv(512),
+        Pool(2, 1),
+        *body((1024, 3), (256, 1), "=neck", (512, 3)),
+        HEAD,
+        Detect(TINY_COCO_ANCHORS[3:], softmax=False),
+        Route(("neck",)),
+        Conv(128, 1),
+        Upsample(label="up"),
+        Route(("up", "fine")),
+        Conv(256),
+        HEAD,
+        Detect(TINY_COCO_ANCHORS[:3], softmax=False),
+    ),
+)
+
+
+def _residual_stage(filters: int, blocks: int, label: str) -> tuple[Row, ...]:
+    rows: list[Row] = [Conv(filters, stride=2, label=f"{label}.0")]
+    for block in range(1, blocks + 1):
+        rows += [Conv(filters // 2, 1), Conv(filters), Shortcut(f"{label}.{block - 1}", label=f"{label}.{block}")]
+    rows[-1] = replace(rows[-1], label=label)
+    return tuple(rows)
+
+
+def _pyramid_level(filters: int, anchors: Anchors, neck: str) -> tuple[Row, ...]:
+    half = filters // 2
+    return (
+        *body((half, 1), (filters, 3), (half, 1), (filters, 3), (half, 1), f"={neck}", (filters, 3)),
+        HEAD,
+        Detect(anchors, softmax=False),
+    )
+
+
+def _finer_level(filters: int, neck: str, stage: str) -> tuple[Row, ...]:
+    return (Route((neck,)), Conv(filters, 1), Upsample(label=f"{neck}.up"), Route((f"{neck}.up", stage)))
+
+
+YOLOV3 = Table(
+    "yolov3",
+    (
+        Conv(32),
+        *_residual_stage(64, 1, "stage1"),
+        *_residual_stage(128, 2, "stage2"),
+        *_residual_stage(256, 8, "stage3"),
+        *_residual_stage(512, 8, "stage4"),
+        *_residual_stage(1024, 4, "stage5"),
+        *_pyramid_level(1024, COCO_ANCHORS[6:], "neck1"),
+        *_finer_level(256, "neck1", "stage4"),
+        *_pyramid_level(512, COCO_ANCHORS[3:6], "neck2"),
+        *_finer_level(128, "neck2", "stage3"),
+        *_pyramid_level(256, COCO_ANCHORS[:3], "neck3"),
+    ),
+)
+DIGITS_YOLO = Table(
+    "digits_yolo",
+    tuple(
+        replace(row, activation="relu") if isinstance(row, Conv) and row.batch_norm else row
+        for row in (
+            *body((16, 3), "pool", (32, 3), "pool", (64, 3), "pool", (96, 3), (96, 3)),
+            HEAD,
+            Detect(((16.0, 16.0), (24.0, 24.0), (36.0, 36.0)), softmax=True),
+        )
+    ),
+    in_channels=1,
+)
+"""A small detector for grey scenes of digits, 96x96 and up; ReLU, so that 4-bit codes need no sign."""
+
+
+def _factory(table: Table) -> Callable[..., Darknet]:
+    def build(num_classes: int, negative_slope: float = HARDWARE_SLOPE) -> Darknet:
+        return Darknet(table, num_classes, negative_slope)
+
+    build.__name__ = build.__qualname__ = table.name
+    build.__doc__ = f"The table of {table.name} for so many classes, with random weights."
+    return build
+
+
+darknet19 = _factory(DARKNET19)
+yolov2_tiny_voc = _factory(YOLOV2_TINY_VOC)
+yolov2_voc = _factory(YOLOV2_VOC)
+sim_yolo_v2_fpga = _factory(SIM_YOLO_V2_FPGA)
+yolov3_tiny = _factory(YOLOV3_TINY)
+yolov3 = _factory(YOLOV3)
+digits_yolo = _factory(DIGITS_YOLO)
