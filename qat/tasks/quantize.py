@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -221,8 +221,22 @@ def load_state(model: nn.Module, checkpoint: Mapping[str, object], path: Path) -
         raise CheckpointError(f"weights file {path} holds no state dict")
     if all(str(name).startswith("module.") for name in state):
         state = {str(name).removeprefix("module."): value for name, value in state.items()}
-    try:
-        model.load_state_dict(dict(state))
-    except RuntimeError as error:
-        reason = str(error).replace("\n\t", " ")
-        raise CheckpointError(f"weights file {path} does not fit the network: {reason}") from error
+    own = model.state_dict()
+    shapes = [
+        f"{name} is {tuple(value.shape)}, expected {tuple(own[name].shape)}"
+        for name, value in state.items()
+        if name in own and isinstance(value, Tensor) and value.shape != own[name].shape
+    ]
+    faults = (
+        ("missing", [name for name in own if name not in state]),
+        ("unknown", [name for name in state if name not in own]),
+        ("of another shape", shapes),
+    )
+    if any(names for _, names in faults):
+        reasons = "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in faults if names)
+        raise CheckpointError(f"weights file {path} does not fit the network: {reasons}")
+    model.load_state_dict(dict(state))
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
