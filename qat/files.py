@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
+import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qat.errors import RunFolderError
 
@@ -20,6 +25,25 @@ def write_text(path: Path, text: str) -> None:
         RunFolderError: The file could not be written (disk full, no permission); what was there is intact.
     """
     write_bytes(path, text.encode())
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows of plain values twice, as CSV for spreadsheets and as JSON; what a row lacks is empty or left out.
+
+    Args:
+        path: The files, without suffix: `runs/a/metrics` makes `metrics.csv` and `metrics.json`.
+        rows: The rows; columns come in the order in which they first occur.
+
+    Raises:
+        RunFolderError: A file could not be written; what was there is intact.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path.with_suffix(".csv"), text.getvalue())
+    write_text(path.with_suffix(".json"), json.dumps(list(rows), indent=1) + "\n")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

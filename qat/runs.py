@@ -5,15 +5,13 @@
 | `config.yaml`                | every setting, resolved                                                           |
 | `overrides.yaml`             | what was given on the command line                                                |
 | `environment.json`           | of each command in the folder: date, seed, versions, revision, device, threads    |
-| `metrics.csv`, `metrics.json`| one row for each thing measured                                                   |
+| `summary.csv`, `summary.json`| one row for each network trained in full                                          |
 | `<script>.log`               | what the script said                                                              |
 """
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
-import io
 import json
 import os
 import platform
@@ -163,22 +161,6 @@ class RunFolder:
             raise RunFolderError(f"{path} does not exist; the step that makes it has not run in this folder") from error
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{path} is damaged: {error}; remove it and run the same command again") from error
-
-    def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Adds a row to `metrics.json` and `metrics.csv`; columns may differ from row to row.
-
-        Raises:
-            RunFolderError: A file could not be written, or `metrics.json` is damaged.
-        """
-        rows = self.read_json("metrics.json") if (self.path / "metrics.json").exists() else []
-        rows.append(dict(row))
-        columns = list(dict.fromkeys(name for each in rows for name in each))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        self.write_json("metrics.json", rows)
-        write_text(self.path / "metrics.csv", text.getvalue())
 
     def _check_writable(self) -> None:
         probe = self.path / f".write_check.{os.getpid()}"

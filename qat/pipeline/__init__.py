@@ -5,7 +5,7 @@ on where the last one stopped.
 
     float.ckpt  network.json  sensitivity.json  trials.sqlite  trials.csv
     networks/<name>/  config.json  cost.json  schedule.json  model.ckpt  metrics.csv  packed/  result.json
-    summary.json  report.html  plots/
+    summary.csv  summary.json  report.html  plots/
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from qat.deployment import DeployedNetwork, deploy
 from qat.errors import RunFolderError
 from qat.export import export as export_packed
 from qat.export import load_packed
+from qat.files import write_rows
 from qat.pipeline.records import NETWORKS, results
 from qat.pipeline.setup import Setup, train
 from qat.runs import RunFolder
@@ -84,5 +85,5 @@ def verify(cfg: Config, run: RunFolder) -> int:
         )
         run.write_json(f"{NETWORKS}/{result.name}/result.json", verified.to_dict())
         total += differing
-    run.write_json("summary.json", [result.to_dict() for result in results(run)])
+    write_rows(run.path / "summary", [result.to_dict() for result in results(run)])
     return total

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -19,7 +17,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from qat.errors import CheckpointError, TrainingError
-from qat.files import write_text
+from qat.files import write_rows
 from qat.tasks.training import TrainingTask
 
 
@@ -161,11 +159,5 @@ def _collect_metrics(folder: Path) -> None:
         with open(path, newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 rows[row["epoch"], row["step"], bool(row.get("val_loss"))] = row
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows.values())
-    write_text(folder / "metrics.csv", text.getvalue())
     numbers = [{name: float(value) for name, value in row.items() if value} for row in rows.values()]
-    write_text(folder / "metrics.json", json.dumps(numbers, indent=1) + "\n")
+    write_rows(folder / "metrics", numbers)

@@ -12,7 +12,7 @@ from qat import files
 from qat.compose import compose_config, config_from_dict, to_config
 from qat.config import Config
 from qat.errors import RunFolderError
-from qat.files import write_text
+from qat.files import write_rows, write_text
 from qat.runs import RunFolder
 
 
@@ -98,16 +98,14 @@ def test_unwritable_folder_is_refused_before_work(tmp_path: Path) -> None:
         RunFolder.create(_config(tmp_path / "file" / "run"))
 
 
-def test_metrics_are_kept_as_csv_and_json(tmp_path: Path) -> None:
-    run = RunFolder.create(_config(tmp_path / "run"))
-    run.append_metrics({"name": "float", "top1": 0.91})
-    run.append_metrics({"name": "mix", "top1": 0.9, "bits": 1.25})
-    rows = list(csv.DictReader((run.path / "metrics.csv").read_text(encoding="utf-8").splitlines()))
-    assert rows == [
+def test_rows_are_kept_as_csv_and_json(tmp_path: Path) -> None:
+    rows = [{"name": "float", "top1": 0.91}, {"name": "mix", "top1": 0.9, "bits": 1.25}]
+    write_rows(tmp_path / "summary", rows)
+    assert list(csv.DictReader((tmp_path / "summary.csv").read_text(encoding="utf-8").splitlines())) == [
         {"name": "float", "top1": "0.91", "bits": ""},
         {"name": "mix", "top1": "0.9", "bits": "1.25"},
     ]
-    assert run.read_json("metrics.json")[1] == {"name": "mix", "top1": 0.9, "bits": 1.25}
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == rows
 
 
 def test_missing_and_damaged_json(tmp_path: Path) -> None:
