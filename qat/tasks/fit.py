@@ -159,5 +159,8 @@ def _collect_metrics(folder: Path) -> None:
         with open(path, newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 rows[row["epoch"], row["step"], bool(row.get("val_loss"))] = row
-    numbers = [{name: float(value) for name, value in row.items() if value} for row in rows.values()]
+    numbers = [
+        {name: int(value) if name in ("epoch", "step") else float(value) for name, value in row.items() if value}
+        for row in rows.values()
+    ]
     write_rows(folder / "metrics", numbers)
