@@ -10,8 +10,6 @@ on where the last one stopped.
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from qat.config import Config
 from qat.pipeline.costing import cost
 from qat.pipeline.integers import export, verify
@@ -35,5 +33,5 @@ def demo(cfg: Config, run: RunFolder) -> int:
     export(cfg, run)
     differing = verify(cfg, run)
     report(cfg, run)
-    show(run, Console())
+    show(run)
     return differing

@@ -14,6 +14,9 @@ from qat.runs import RunFolder
 TRIALS: Final = "trials.sqlite"
 NETWORKS: Final = "networks"
 
+LOG_WIDTH = 120
+"""Columns of tables that go to a file; a terminal says itself how wide it is."""
+
 
 def results(run: RunFolder) -> list[Result]:
     """The networks of a run that were trained in full: mixes first, then uniform ones, smallest first.
@@ -28,8 +31,11 @@ def results(run: RunFolder) -> list[Result]:
     return sorted(found, key=lambda result: (result.kind, -result.compression))
 
 
-def show(run: RunFolder, console: Console) -> None:
+def show(run: RunFolder) -> None:
     """Prints the result table and where things lie."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
     console.print(result_table(results(run), f"{run.path.name}: trained in full, measured on test images"))
     console.print(f"report:       {run.path / 'report.html'}", soft_wrap=True)
     console.print(f"packed files: {run.path / NETWORKS}/<network>/packed", soft_wrap=True)

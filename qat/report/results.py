@@ -83,7 +83,7 @@ MEASURES = (
     ("compression", "compression"),
     ("RAMB18", "bram18"),
     ("off-chip / frame", "offchip_bits"),
-    ("layer by layer", "baseline_offchip_bits"),
+    ("off-chip layer by layer", "baseline_offchip_bits"),
     ("frames / s", "fps"),
 )
 """Rows of the result table: heading, and what each shows."""
