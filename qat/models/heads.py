@@ -81,7 +81,7 @@ class YoloHead:
 
     def split(self, map_NCHW: Tensor) -> Raw:
         """Takes a map (N, A * (5 + C), H, W) apart."""
-        parts = map_NCHW.view(len(map_NCHW), len(self.anchors), -1, *map_NCHW.shape[2:])
+        parts = map_NCHW.reshape(len(map_NCHW), len(self.anchors), -1, *map_NCHW.shape[2:])
         return Raw(parts[:, :, :4], parts[:, :, 4], parts[:, :, 5:])
 
     def boxes(self, box_NA4HW: Tensor) -> Tensor:

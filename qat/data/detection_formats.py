@@ -1,0 +1,212 @@
+"""Readers of annotations: Pascal VOC, COCO, YOLO.  All check every box and report what they leave out."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+from PIL import Image
+
+from qat.data.boxes import Boxes, BoxReader, BoxReport
+from qat.data.detection_files import Files, read_image
+from qat.errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+@dataclass(frozen=True)
+class AnnotatedFiles:
+    """Images in files, with boxes.
+
+    Args:
+        files: Where the images lie.
+        names: Their names.
+        boxes: In the same order.
+        class_names: Names of the classes.
+        report: What was found while reading.
+        mode: How images are decoded: "RGB" or "L".
+    """
+
+    files: Files
+    names: tuple[str, ...]
+    boxes: tuple[Boxes, ...]
+    class_names: tuple[str, ...]
+    report: BoxReport
+    mode: str = "RGB"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, index: int) -> Image.Image:
+        """A decoded image.
+
+        Raises:
+            DataError: It is missing or damaged.
+        """
+        return read_image(self.files, self.names[index], self.mode)
+
+
+def read_voc(
+    files: Files, splits: Sequence[str], class_names: Sequence[str] | None = None, mode: str = "RGB"
+) -> dict[str, AnnotatedFiles]:
+    """Images of `ImageSets/Main/<split>.txt`, with `Annotations/<id>.xml` and `JPEGImages/<id>.*`.
+
+    Args:
+        files: The data set; everything may lie in one folder below.
+        splits: Which lists to read.
+        class_names: Known classes; None takes every class that occurs, sorted.
+        mode: How images are decoded.
+
+    Raises:
+        DataError: A list, an annotation or an image is missing or damaged.
+
+    Source: Everingham et al., "The PASCAL VOC Challenge 2012 Development Kit", section 8.
+    """
+    names = files.names()
+    known = set(names)
+    images = {}
+    for name in names:
+        stem, suffix = posixpath.splitext(name)
+        if suffix.lower() in IMAGE_SUFFIXES and "JPEGImages" in name.split("/"):
+            images[stem] = name
+    parsed: dict[str, list[tuple[str, tuple[float, float], list[tuple[str, list[float], bool]]]]] = {}
+    for split in splits:
+        prefixes = [n.removesuffix(f"ImageSets/Main/{split}.txt") for n in names]
+        prefixes = [p for p, n in zip(prefixes, names, strict=True) if p != n]
+        if len(prefixes) != 1:
+            raise DataError(f"{files.where} has {len(prefixes)} files ImageSets/Main/{split}.txt, expected one")
+        (prefix,) = prefixes
+        listed = files.read(f"{prefix}ImageSets/Main/{split}.txt").decode("utf-8", "replace").split("\n")
+        entries = []
+        for entry in (line.split()[0] for line in listed if line.strip()):
+            annotation, image = f"{prefix}Annotations/{entry}.xml", images.get(f"{prefix}JPEGImages/{entry}")
+            if annotation not in known or image is None:
+                missing = annotation if annotation not in known else f"{prefix}JPEGImages/{entry}.*"
+                raise DataError(f"{files.where} has no {missing}, which ImageSets/Main/{split}.txt names")
+            entries.append((image, *_parse_voc(files, annotation)))
+        parsed[split] = entries
+    if class_names is None:
+        class_names = sorted({name for entries in parsed.values() for *_, raw in entries for name, *_ in raw})
+    result = {}
+    for split, entries in parsed.items():
+        reader = BoxReader(class_names)
+        boxes = tuple(reader.read(image, size, raw) for image, size, raw in entries)
+        images_of_split = tuple(image for image, *_ in entries)
+        result[split] = AnnotatedFiles(files, images_of_split, boxes, tuple(class_names), reader.report, mode)
+    return result
+
+
+def _parse_voc(files: Files, name: str) -> tuple[tuple[float, float], list[tuple[str, list[float], bool]]]:
+    data = files.read(name)
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        raise DataError(f"annotation {name!r} in {files.where} declares a document type, which VOC files do not")
+    try:
+        root = ElementTree.fromstring(data)
+        size = (float(_text(root, "size/width")), float(_text(root, "size/height")))
+        raw = []
+        for item in root.iter("object"):
+            box = [float(_text(item, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
+            raw.append((_text(item, "name"), box, item.findtext("difficult", "0").strip() == "1"))
+    except (ElementTree.ParseError, ValueError) as error:
+        raise DataError(f"annotation {name!r} in {files.where} is damaged: {error}") from error
+    return size, raw
+
+
+def _text(node: ElementTree.Element, path: str) -> str:
+    text = node.findtext(path)
+    if text is None or not text.strip():
+        raise ValueError(f"<{path}> is missing in <{node.tag}>")
+    return text.strip()
+
+
+def read_coco(files: Files, annotations: str, images: str, mode: str = "RGB") -> AnnotatedFiles:
+    """Images of a COCO `instances_*.json`.
+
+    Args:
+        files: The data set.
+        annotations: Name of the json file.
+        images: Folder of the images, below `files`.
+        mode: How images are decoded.
+
+    Raises:
+        DataError: A file is missing or damaged, or a box belongs to no image.
+
+    Source: cocodataset.org, "Data format", object detection.
+    """
+    try:
+        document = json.loads(files.read(annotations))
+        categories = {int(c["id"]): str(c["name"]) for c in document["categories"]}
+        pictures = {int(i["id"]): (str(i["file_name"]), (float(i["width"]), float(i["height"])))
+                    for i in document["images"]}  # fmt: skip
+        raw: dict[int, list[tuple[str, list[float], bool]]] = {number: [] for number in pictures}
+        for item in document["annotations"]:
+            left, top, width, height = (float(value) for value in item["bbox"])
+            number, category = int(item["image_id"]), int(item["category_id"])
+            if number not in raw:
+                raise DataError(
+                    f"{annotations!r} in {files.where}: a box belongs to image {number}, which is not listed"
+                )
+            name = categories.get(category, f"category {category}")
+            raw[number].append((name, [left, top, left + width, top + height], bool(item.get("iscrowd", 0))))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{annotations!r} in {files.where} is damaged: {type(error).__name__} {error}") from error
+    class_names = tuple(categories[number] for number in sorted(categories))
+    reader = BoxReader(class_names)
+    boxes = tuple(reader.read(name, size, raw[number]) for number, (name, size) in pictures.items())
+    names = tuple(posixpath.join(images, name) for name, _ in pictures.values())
+    _require_images(files, names, annotations)
+    return AnnotatedFiles(files, names, boxes, class_names, reader.report, mode)
+
+
+def read_yolo(files: Files, images: str, labels: str, class_names: Sequence[str], mode: str = "RGB") -> AnnotatedFiles:
+    """Images with one text file each: lines of class, centre x, centre y, width, height, as shares of the image.
+
+    An image without a text file has no box.
+
+    Args:
+        files: The data set.
+        images: Folder of the images.
+        labels: Folder of the text files.
+        class_names: Names of the classes; a line names one by its place.
+        mode: How images are decoded.
+
+    Raises:
+        DataError: There is no image, or a text file is damaged.
+
+    Source: github.com/AlexeyAB/Yolo_mark, README.
+    """
+    known = files.names()
+    names = tuple(
+        name
+        for name in known
+        if posixpath.dirname(name) == images.rstrip("/") and name.lower().endswith(IMAGE_SUFFIXES)
+    )
+    if not names:
+        raise DataError(f"{files.where} has no image in {images!r}")
+    reader, boxes, texts = BoxReader(class_names), [], set(known)
+    for name in names:
+        text = posixpath.join(labels, posixpath.splitext(posixpath.basename(name))[0] + ".txt")
+        lines = files.read(text).decode("utf-8", "replace").splitlines() if text in texts else []
+        boxes.append(reader.read(name, (1.0, 1.0), [_parse_yolo(line, text, class_names) for line in lines if line]))
+    return AnnotatedFiles(files, names, tuple(boxes), tuple(class_names), reader.report, mode)
+
+
+def _parse_yolo(line: str, where: str, class_names: Sequence[str]) -> tuple[str, list[float], bool]:
+    try:
+        number, x, y, width, height = (float(part) for part in line.split())
+    except ValueError as error:
+        raise DataError(f"{where}: {line!r}, expected class, centre x, centre y, width, height") from error
+    is_known = number == int(number) and 0 <= number < len(class_names)
+    name = class_names[int(number)] if is_known else f"class {number:g}"
+    return name, [x - width / 2, y - height / 2, x + width / 2, y + height / 2], False
+
+
+def _require_images(files: Files, names: Sequence[str], annotations: str) -> None:
+    missing = sorted(set(names) - set(files.names()))
+    if missing:
+        raise DataError(
+            f"{files.where} lacks {len(missing)} of {len(names)} images of {annotations!r}: {missing[0]!r} is the first"
+        )
