@@ -17,7 +17,7 @@ def stage(config: Config, run: RunFolder) -> None:
 
     train(config, run)
     found = run.read_json("float.json")
-    print(f"float top-1 {found['test_top1']:.2%} on {found['test_images']} test images; {run.path}")
+    print(f"float model: {found}; {run.path}")
 
 
 if __name__ == "__main__":

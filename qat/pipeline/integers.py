@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from hwmodel import NetworkConfig, Schedule
 from qat.config import Config
@@ -19,7 +19,6 @@ from qat.files import write_rows
 from qat.pipeline.records import NETWORKS, results
 from qat.pipeline.setup import Setup, train
 from qat.runs import RunFolder
-from qat.tasks import logits_of
 from qat.tasks.quantize import load_quantized
 
 
@@ -49,6 +48,7 @@ def _load(setup: Setup, folder: Path) -> QuantNetwork:
     return load_quantized(setup.float_model, config, folder / "model.ckpt")
 
 
+@torch.no_grad()
 def verify(cfg: Config, run: RunFolder) -> int:
     """Compares the packed files with the deployed model, code for code, over all test images and all layers.
 
@@ -66,21 +66,25 @@ def verify(cfg: Config, run: RunFolder) -> int:
             raise RunFolderError(f"{folder} has no packed files; run scripts/export.py first")
         packed = load_packed(folder / "packed")
         deployed: DeployedNetwork = deploy(_load(setup, folder), setup.normalization)
-        differing, codes, labels = 0, [], []
-        for images, batch_labels in setup.data.test_dataloader():
+        meter, differing, lost, won = setup.objective.meter(), 0, 0, 0
+        paired = False
+        for images, targets in setup.data.test_dataloader():
             ours = deployed.layer_codes(images)
             theirs = packed.layer_codes(images.numpy())
             differing += sum(int((ours[name].numpy() != theirs[name]).sum()) for name in ours)
-            codes.append(packed.run(images.numpy()))
-            labels.append(batch_labels.numpy())
-        hits = np.concatenate(codes).argmax(1) == np.concatenate(labels)
-        logits, targets = logits_of(setup.float_model, setup.data.test_dataloader(), setup.normalization)
-        float_hits = (logits.argmax(1) == targets).numpy()
+            outputs = torch.from_numpy(packed.run(images.numpy())).float() * packed.output_scale
+            meter.update(outputs, targets)
+            hits = setup.objective.hits(outputs, targets)
+            float_hits = setup.objective.hits(setup.float_model(setup.normalization(images)), targets)
+            if hits is not None and float_hits is not None:
+                paired = True
+                lost += int((float_hits & ~hits).sum())
+                won += int((hits & ~float_hits).sum())
         verified = replace(
             result,
-            integer_top1=float(hits.mean()),
-            lost=int((float_hits & ~hits).sum()),
-            won=int((hits & ~float_hits).sum()),
+            integer_score=meter.compute()[setup.objective.score],
+            lost=lost if paired else None,
+            won=won if paired else None,
             differing_codes=differing,
         )
         run.write_json(f"{NETWORKS}/{result.name}/result.json", verified.to_dict())

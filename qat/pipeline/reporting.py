@@ -62,7 +62,7 @@ def _curve(path: Path) -> list[tuple[int, float]]:
 def _notes(cfg: Config, found: list[Result]) -> list[str]:
     """What a reader must know to read the figures right."""
     images = found[0].images
-    spread = 100 * (found[0].float_top1 * (1 - found[0].float_top1) / images) ** 0.5
+    spread = 100 * (found[0].float_score * (1 - found[0].float_score) / images) ** 0.5
     notes = [
         f"Test accuracy is on {images} images that neither training nor search saw; all networks on the same ones. One "
         f"network's standard error is about {spread:.1f} points: read 'lost / won', the paired comparison with float.",
@@ -78,7 +78,7 @@ def _notes(cfg: Config, found: list[Result]) -> list[str]:
     for uniform in (result for result in found if result.kind == "uniform"):
         peers = [mix for mix in mixes if mix.stored_bits <= uniform.stored_bits * 1.005]
         for mix in peers:
-            gain = 100 * (mix.quantized_top1 - uniform.quantized_top1)
+            gain = 100 * (mix.quantized_score - uniform.quantized_score)
             verdict = "better" if gain > 0 else "not better"
             notes.append(
                 f"At equal size or less, {mix.name} ({mix.compression:.2f}x) is {verdict} than {uniform.name} "

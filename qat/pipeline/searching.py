@@ -26,7 +26,7 @@ from qat.search.sensitivity import SensitivityProfile, measure
 from qat.search.space import SearchSpace
 from qat.search.store import TrialStore
 from qat.search.trial import Fidelity
-from qat.tasks import Recipe, accuracy, logits_of
+from qat.tasks import Recipe, evaluate
 from qat.tasks.quantize import SensitivityProbe, TrialEvaluator, finetune
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,13 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
     space, costs, targets = plan(cfg)
     setup = train(cfg, run)
     evaluator = TrialEvaluator(
-        setup.float_model, setup.data, setup.normalization, setup.recipe, setup.machine, cfg.search.eval_images or 0
+        setup.float_model,
+        setup.data,
+        setup.normalization,
+        setup.recipe,
+        setup.machine,
+        cfg.search.eval_images or 0,
+        setup.objective,
     )
     with TrialStore(run.path / TRIALS) as store:
         found = run_search(
@@ -98,7 +104,9 @@ def _sensitivity(cfg: Config, setup: Setup, space: SearchSpace) -> SensitivityPr
     """Measures how much each layer's loss grows at each of its choices."""
     torch.manual_seed(cfg.seed)
     base = _base(space)
-    probe = SensitivityProbe(setup.float_model, base, setup.data, setup.normalization, cfg.search.sensitivity_images)
+    probe = SensitivityProbe(
+        setup.float_model, base, setup.data, setup.normalization, cfg.search.sensitivity_images, setup.objective
+    )
     with Progress(
         TextColumn("sensitivity"),
         BarColumn(),
@@ -129,19 +137,28 @@ def train_in_full(cfg: Config, run: RunFolder, setup: Setup, name: str, config: 
     run.write_json(relative / "schedule.json", schedule.to_dict())
     run.write_json(relative / "cost.json", report.to_dict())
     model = finetune(
-        setup.float_model, config, setup.data, setup.normalization, setup.recipe, setup.machine, folder, cfg.seed
+        setup.float_model,
+        config,
+        setup.data,
+        setup.normalization,
+        setup.recipe,
+        setup.machine,
+        folder,
+        cfg.seed,
+        setup.objective,
     )
-    logits, labels = logits_of(model, setup.data.test_dataloader(), setup.normalization)
-    float_logits, _ = logits_of(setup.float_model, setup.data.test_dataloader(), setup.normalization)
+    figures = evaluate(model, setup.data.test_dataloader(), setup.normalization, setup.objective)
+    float_figures = run.read_json("float.json")
     result = Result(
         name=name,
         kind="mix" if name.startswith("mix") else "uniform",
-        images=len(labels),
-        float_top1=accuracy(float_logits, labels),
-        quantized_top1=accuracy(logits, labels),
-        integer_top1=None,
-        lost=0,
-        won=0,
+        images=float_figures["images"],
+        score=setup.objective.score,
+        float_score=float_figures[setup.objective.score],
+        quantized_score=figures[setup.objective.score],
+        integer_score=None,
+        lost=None,
+        won=None,
         differing_codes=None,
         stored_bits=report.stored_bits,
         bits_per_weight=report.bits_per_weight,

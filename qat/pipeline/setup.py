@@ -16,7 +16,7 @@ from qat.graph import trace
 from qat.models import build_network
 from qat.normalization import Normalization
 from qat.runs import RunFolder
-from qat.tasks import ClassificationTask, Recipe, accuracy, fit, logits_of
+from qat.tasks import Classification, Objective, Recipe, TrainingTask, evaluate, fit
 from qat.tasks.fit import Machine, read_checkpoint, write_checkpoint
 from qat.tasks.quantize import load_state
 
@@ -32,6 +32,7 @@ class Setup:
         network: Its graph with shapes.
         data: Fit, validation and test images.
         normalization: Of the images.
+        objective: What networks are trained for and measured by.
         board: The board that costs are estimated for.
         recipe: Of the training in full.
         machine: Devices and precision.
@@ -41,6 +42,7 @@ class Setup:
     network: NetworkSpec
     data: ImageDataModule
     normalization: Normalization
+    objective: Objective
     board: Board
     recipe: Recipe
     machine: Machine
@@ -50,7 +52,7 @@ def train(cfg: Config, run: RunFolder) -> Setup:
     """Trains the float model, or loads the weights that the configuration names; both only once.
 
     Returns:
-        What the later stages start from; top-1 on test images is in `float.json`.
+        What the later stages start from; scores on test images are in `float.json`.
 
     Raises:
         CheckpointError: Weights are missing, damaged, of other shapes, or could not be written.
@@ -64,6 +66,7 @@ def train(cfg: Config, run: RunFolder) -> Setup:
     model = build_network(cfg.network, cfg.seed)
     network = trace(model, data.input_shape)
     normalization, recipe, machine = data.normalization, recipe_of(cfg), machine_of(cfg)
+    objective = Classification()
     kept = run.path / "float.ckpt"
     if kept.is_file():
         load_state(model, read_checkpoint(kept), kept)
@@ -76,15 +79,15 @@ def train(cfg: Config, run: RunFolder) -> Setup:
             float_recipe = replace(
                 recipe, epochs=cfg.trainer.float_epochs, learning_rate=cfg.trainer.float_learning_rate
             )
-            fit(ClassificationTask(model, normalization, float_recipe), data, machine, run.path / "float")
+            fit(TrainingTask(model, normalization, float_recipe, objective), data, machine, run.path / "float")
         write_checkpoint({"state_dict": model.state_dict()}, kept)
         (run.path / "float" / "last.ckpt").unlink(missing_ok=True)
     model.eval()
     if not (run.path / "float.json").is_file():
-        logits, labels = logits_of(model, data.test_dataloader(), normalization)
-        run.write_json("float.json", {"test_top1": accuracy(logits, labels), "test_images": len(labels)})
+        figures = evaluate(model, data.test_dataloader(), normalization, objective)
+        run.write_json("float.json", {**figures, "images": data.test_images})
         run.write_json("network.json", network.to_dict())
-    return Setup(model, network, data, normalization, cfg.board.to_board(), recipe, machine)
+    return Setup(model, network, data, normalization, objective, cfg.board.to_board(), recipe, machine)
 
 
 def recipe_of(cfg: Config) -> Recipe:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hwmodel import CostReport
-from qat.report.results import Result
+from qat.report.results import Result, score_name
 
 BLUE, ORANGE, GREY, GREEN = "#2b6cb0", "#dd6b20", "#a0aec0", "#2f855a"
 BIT_COLOURS = {
@@ -43,19 +43,22 @@ def front(trials: Sequence[tuple[float, float]], results: Sequence[Result]) -> F
         chosen = [result for result in results if result.kind == kind]
         if chosen:
             label = "uniform bits, trained in full (test)" if kind == "uniform" else "found mix, trained in full (test)"
-            points = [(r.compression, 100 * r.quantized_top1) for r in chosen]
-            sizes, scores = zip(*points, strict=True)
-            axes.scatter(sizes, scores, s=60, color=colour, marker=marker, label=label, zorder=3)
+            points = [(r.compression, 100 * r.quantized_score) for r in chosen]
+            compressions, scores = zip(*points, strict=True)
+            axes.scatter(compressions, scores, s=60, color=colour, marker=marker, label=label, zorder=3)
             for result, point in zip(chosen, points, strict=True):
                 axes.annotate(result.name, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
     if results:
-        axes.axhline(100 * results[0].float_top1, color=GREEN, linewidth=1, linestyle="--", label="float (test)")
+        axes.axhline(100 * results[0].float_score, color=GREEN, linewidth=1, linestyle="--", label="float (test)")
     axes.set_xscale("log")
+    sizes = [size for size, _ in trials] + [result.compression for result in results]
+    if sizes:
+        axes.set_xlim(min(sizes) / 1.25, max(sizes) * 1.4)  # room for names
     ticks = [2, 4, 8, 12, 16, 24, 32]
     axes.set_xticks(ticks, [f"{tick}x" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("compression, everything stored counted")
-    axes.set_ylabel("top-1 in %")
+    axes.set_ylabel(f"{score_name(results)} in %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="best")
     return figure
@@ -145,7 +148,7 @@ def training(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
         if points:
             axes.plot([epoch + 1 for epoch, _ in points], [100 * value for _, value in points], marker=".", label=name)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("validation top-1 in %")
+    axes.set_ylabel("validation score in %")
     axes.grid(alpha=0.3)
     if curves:
         axes.legend(fontsize=8)
@@ -167,7 +170,7 @@ def progress(trials: Sequence[tuple[int, str, float]]) -> Figure:
         axes.scatter(numbers, values, s=14, color=colour, alpha=0.5)
         axes.plot(numbers, np.maximum.accumulate(values), color=colour, drawstyle="steps-post", label=target)
     axes.set_xlabel("trial")
-    axes.set_ylabel("validation top-1 in %\nafter short training")
+    axes.set_ylabel("validation score in %\nafter short training")
     axes.grid(alpha=0.3)
     if trials:
         axes.legend(fontsize=8)

@@ -17,11 +17,13 @@ class Result:
         name: Folder of the network below `networks/`, for example "mix_22.66x" or "uniform_w1".
         kind: "mix" for a configuration that the search found, "uniform" for the same precision in all layers.
         images: Test images.
-        float_top1: Share of test images that the float model classifies correctly, in [0, 1].
-        quantized_top1: The same for the network in the arithmetic of training.
-        integer_top1: The same for integer inference from the packed files; None before `verify`.
-        lost: Images that only the float model classifies correctly, and
-        won: those that only the integers do (paired comparison).
+        score: What is measured on them: a key of `SCORES`, or another name.
+        float_score: Score of the float model, in [0, 1].
+        quantized_score: The same for the network in the arithmetic of training.
+        integer_score: The same for integer inference from the packed files; None before `verify`.
+        lost: Images that only the float model gets right, and
+        won: those that only the integers do (paired comparison); None before `verify`, and where an image is not
+            simply right or wrong.
         differing_codes: Codes in which the packed files and the deployed model differ; None before `verify`.
         stored_bits: Everything stored.
         bits_per_weight: Stored bits per weight of the float model.
@@ -37,11 +39,12 @@ class Result:
     name: str
     kind: str
     images: int
-    float_top1: float
-    quantized_top1: float
-    integer_top1: float | None
-    lost: int
-    won: int
+    score: str
+    float_score: float
+    quantized_score: float
+    integer_score: float | None
+    lost: int | None
+    won: int | None
     differing_codes: int | None
     stored_bits: int
     bits_per_weight: float
@@ -73,10 +76,13 @@ class Result:
         return cls(**data)
 
 
+SCORES = {"accuracy": "top-1", "ap50": "AP50"}
+"""What readers call the scores."""
+
 MEASURES = (
-    ("float top-1", "float_top1"),
-    ("quantized top-1", "quantized_top1"),
-    ("integer top-1", "integer_top1"),
+    ("float {score}", "float_score"),
+    ("quantized {score}", "quantized_score"),
+    ("integer {score}", "integer_score"),
     ("lost / won images", "paired"),
     ("differing codes", "differing_codes"),
     ("bits / weight", "bits_per_weight"),
@@ -89,10 +95,17 @@ MEASURES = (
 """Rows of the result table: heading, and what each shows."""
 
 
+def score_name(results: Sequence[Result]) -> str:
+    """What readers call the score of a run."""
+    return SCORES.get(results[0].score, results[0].score) if results else "score"
+
+
 def result_rows(results: Sequence[Result]) -> list[list[str]]:
     """Rows of text, the first with names: a column per network; for terminal, HTML and Markdown alike."""
     names = ["", *(result.name for result in results)]
-    return [names, *([heading, *(_cell(result, key) for result in results)] for heading, key in MEASURES)]
+    score = score_name(results)
+    rows = ([heading.format(score=score), *(_cell(result, key) for result in results)] for heading, key in MEASURES)
+    return [names, *rows]
 
 
 def markdown(results: Sequence[Result]) -> str:
@@ -103,14 +116,14 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def _cell(result: Result, key: str) -> str:
-    if key == "paired" and result.integer_top1 is None:
-        return "not verified"
+    if key == "paired" and result.lost is None:
+        return "not verified" if result.integer_score is None else f"{result.images} in all"
     if key == "paired":
         return f"{result.lost} / {result.won} of {result.images}"
     value = getattr(result, key)
     if value is None:
         return "not verified"
-    if key.endswith("_top1"):
+    if key.endswith("_score"):
         return f"{100 * value:.2f} %"
     if key.endswith("offchip_bits"):
         return f"{value / 8192:.1f} KiB"

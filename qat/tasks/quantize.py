@@ -222,20 +222,19 @@ def load_state(model: nn.Module, checkpoint: Mapping[str, object], path: Path) -
     if all(str(name).startswith("module.") for name in state):
         state = {str(name).removeprefix("module."): value for name, value in state.items()}
     own = model.state_dict()
-    shapes = [
-        f"{name} is {tuple(value.shape)}, expected {tuple(own[name].shape)}"
+    shapes = {
+        name: f"{name} is {tuple(value.shape)}, expected {tuple(own[name].shape)}"
         for name, value in state.items()
         if name in own and isinstance(value, Tensor) and value.shape != own[name].shape
-    ]
-    faults = (
-        ("missing", [name for name in own if name not in state]),
-        ("unknown", [name for name in state if name not in own]),
-        ("of another shape", shapes),
-    )
+    }
+    # torch knows which entries an older file may lack.
+    fitting = {name: value for name, value in state.items() if name not in shapes}
+    missing, unknown = model.load_state_dict(fitting, strict=False)
+    missing = [name for name in missing if name not in shapes]
+    faults = (("missing", missing), ("unknown", unknown), ("of another shape", list(shapes.values())))
     if any(names for _, names in faults):
         reasons = "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in faults if names)
         raise CheckpointError(f"weights file {path} does not fit the network: {reasons}")
-    model.load_state_dict(dict(state))
 
 
 def _first(names: Sequence[str]) -> str:

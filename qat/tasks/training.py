@@ -85,6 +85,9 @@ class Objective(Protocol):
     def distillation_loss(self, outputs: Any, teacher_outputs: Any, temperature: float) -> Tensor:
         """Loss of a batch against a teacher's outputs, a scalar."""
 
+    def hits(self, outputs: Any, targets: Tensor) -> Tensor | None:
+        """Which images of a batch are answered right, bool (N,); None where an image is not simply right or wrong."""
+
     def meter(self) -> Meter:
         """An empty meter."""
 

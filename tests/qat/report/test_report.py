@@ -17,9 +17,10 @@ MIX = Result(
     name="mix_16x",
     kind="mix",
     images=500,
-    float_top1=0.91,
-    quantized_top1=0.9,
-    integer_top1=0.898,
+    score="accuracy",
+    float_score=0.91,
+    quantized_score=0.9,
+    integer_score=0.898,
     lost=10,
     won=4,
     differing_codes=0,
@@ -33,7 +34,16 @@ MIX = Result(
     baseline_offchip_bits=81920,
     fps=1234.5,
 )
-UNIFORM = replace(MIX, name="uniform_w2", kind="uniform", integer_top1=None, differing_codes=None, compression=14.7)
+UNIFORM = replace(
+    MIX,
+    name="uniform_w2",
+    kind="uniform",
+    integer_score=None,
+    lost=None,
+    won=None,
+    differing_codes=None,
+    compression=14.7,
+)
 
 
 def _text(table: object, width: int) -> str:

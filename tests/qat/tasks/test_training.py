@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwmodel import LayerConfig, WeightFormat, uniform
@@ -18,11 +17,12 @@ from hwmodel.precision import NetworkConfig
 from qat.errors import CheckpointError, ConfigError, TrainingError
 from qat.graph import trace
 from qat.search.trial import Fidelity
-from qat.tasks import ClassificationTask, Recipe, accuracy, fit, logits_of
+from qat.tasks import Classification, Recipe, TrainingTask, evaluate, fit
 from qat.tasks.fit import Machine, read_checkpoint, write_checkpoint
 from qat.tasks.quantize import SensitivityProbe, TrialEvaluator, finetune, load_quantized, load_state, quantize
 from tests.qat.nets import NORMALIZATION, Residual
 
+OBJECTIVE = Classification()
 CPU = Machine(accelerator="cpu", progress_bar=False)
 
 
@@ -83,9 +83,8 @@ def trained() -> nn.Module:
     """A float network that tells the quarters apart."""
     torch.manual_seed(0)
     model = Quarters()
-    fit(ClassificationTask(model, NORMALIZATION, Recipe(learning_rate=1e-2)), Stripes(), CPU, steps=60)
-    logits, labels = logits_of(model, Stripes().val_dataloader(), NORMALIZATION)
-    assert accuracy(logits, labels) > 0.95
+    fit(TrainingTask(model, NORMALIZATION, Recipe(learning_rate=1e-2), OBJECTIVE), Stripes(), CPU, steps=60)
+    assert evaluate(model, Stripes().val_dataloader(), NORMALIZATION, OBJECTIVE)["accuracy"] > 0.95
     return model.eval()
 
 
@@ -96,13 +95,13 @@ def test_training_restores_what_one_bit_destroyed(trained: nn.Module) -> None:
     model = quantize(trained, config, data, NORMALIZATION)
 
     def loss() -> float:
-        return float(F.cross_entropy(*logits_of(model, data.val_dataloader(), NORMALIZATION)))
+        return evaluate(model, data.val_dataloader(), NORMALIZATION, OBJECTIVE)["loss"]
 
     before = loss()
-    task = ClassificationTask(model, NORMALIZATION, Recipe(learning_rate=1e-2), teacher=trained)
+    task = TrainingTask(model, NORMALIZATION, Recipe(learning_rate=1e-2), OBJECTIVE, teacher=trained)
     fit(task, data, CPU, steps=80)
     assert loss() < 0.5 * before
-    assert accuracy(*logits_of(model, data.val_dataloader(), NORMALIZATION)) > 0.9
+    assert evaluate(model, data.val_dataloader(), NORMALIZATION, OBJECTIVE)["accuracy"] > 0.9
     assert not any("teacher" in name for name in task.state_dict())
 
 
@@ -135,9 +134,11 @@ def test_an_interrupted_fit_goes_on_and_ends_as_if_nothing_had_happened(trained:
     config = uniform(trace(trained, (3, 8, 8)), 1, 4)
     recipe = Recipe(epochs=4, learning_rate=5e-3)
 
-    def task() -> ClassificationTask:
+    def task() -> TrainingTask:
         torch.manual_seed(0)
-        return ClassificationTask(quantize(trained, config, Stripes(), NORMALIZATION), NORMALIZATION, recipe, trained)
+        return TrainingTask(
+            quantize(trained, config, Stripes(), NORMALIZATION), NORMALIZATION, recipe, OBJECTIVE, trained
+        )
 
     whole = task()
     fit(whole, Stripes(), CPU, tmp_path / "whole")
@@ -157,20 +158,20 @@ def test_sparse_planes_settle_and_keep_their_density(trained: nn.Module) -> None
     model = quantize(trained, config, Stripes(), NORMALIZATION)
     counts = [int(w.weight_quantizer.mask.sum()) for w in model.weighted_layers.values()]  # type: ignore[union-attr]
     recipe = Recipe(learning_rate=1e-2, mask_update_share=0.5, mask_update_steps=2)
-    fit(ClassificationTask(model, NORMALIZATION, recipe), Stripes(), CPU, steps=10)
+    fit(TrainingTask(model, NORMALIZATION, recipe, OBJECTIVE), Stripes(), CPU, steps=10)
     assert counts == [int(w.weight_quantizer.mask.sum()) for w in model.weighted_layers.values()]  # type: ignore[union-attr]
 
 
 def test_a_loss_that_is_not_finite_stops_training_with_advice(trained: nn.Module, tmp_path: Path) -> None:
     model = Quarters()
-    fit(ClassificationTask(model, NORMALIZATION, Recipe(epochs=1)), Stripes(), CPU, tmp_path)
+    fit(TrainingTask(model, NORMALIZATION, Recipe(epochs=1), OBJECTIVE), Stripes(), CPU, tmp_path)
     kept = read_checkpoint(tmp_path / "last.ckpt")
     with torch.no_grad():
         model.linear.weight.fill_(float("nan"))
     with pytest.raises(
         TrainingError, match=r"the loss became nan at step 0; earlier checkpoints are intact. Try a smaller"
     ):
-        fit(ClassificationTask(model, NORMALIZATION, Recipe(epochs=2)), Stripes(), CPU, steps=4)
+        fit(TrainingTask(model, NORMALIZATION, Recipe(epochs=2), OBJECTIVE), Stripes(), CPU, steps=4)
     assert kept.keys() == read_checkpoint(tmp_path / "last.ckpt").keys()
 
 
@@ -189,7 +190,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: 
 
 
 def test_a_full_disk_during_a_fit_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fit(ClassificationTask(Quarters(), NORMALIZATION, Recipe(epochs=1)), Stripes(), CPU, tmp_path)
+    fit(TrainingTask(Quarters(), NORMALIZATION, Recipe(epochs=1), OBJECTIVE), Stripes(), CPU, tmp_path)
     before = (tmp_path / "last.ckpt").read_bytes()
 
     def full(descriptor: int) -> None:
@@ -197,7 +198,7 @@ def test_a_full_disk_during_a_fit_is_one_clear_error(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
-        fit(ClassificationTask(Quarters(), NORMALIZATION, Recipe(epochs=3)), Stripes(), CPU, tmp_path)
+        fit(TrainingTask(Quarters(), NORMALIZATION, Recipe(epochs=3), OBJECTIVE), Stripes(), CPU, tmp_path)
     assert (tmp_path / "last.ckpt").read_bytes() == before
 
 
