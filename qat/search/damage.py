@@ -1,159 +1,187 @@
-"""Prior of the accuracy surrogate: quantization damage is close to a sum over layers.
+"""Model behind the accuracy surrogate: quantization damage is close to a sum over layers, and never negative.
 
-Inputs are x = (v_1 .. v_D, q_1 .. q_D, n_1 .. n_D): v_l is layer l's measured loss increase, q_l its square root
-(training repairs large damage by more than small damage), n_l the square root of its format's noise (what remains if
-the measurement says nothing).  Layer l's accuracy falls by w_l per unit of each kind, with unknown weights
+A point's features are d[l, k] >= 0, damage of kind k in dimension l (see `qat.search.surrogate`).  Standardised
+accuracy is
 
-    w_l ~ Normal(beta, (tau * beta)^2),  beta > 0 per kind,
+    y(x) = constant - sum_l exp(tau * z_l) * sum_k beta_k * d[l, k](x) + u(x) + noise,   z_l ~ Normal(0, 1),
 
-so that the prior knows the direction of every effect, expects sizes as the profile has them, and learns each layer's
-own.  Integrating the weights out gives a Gaussian process with
+has the kinds' effects beta_k > 0, a layer's own weight exp(tau * z_l) > 0, and a smooth Gaussian process u of small
+variance for what layers do together.  Since all weights are positive, no finite number of noisy trials can make
+damage look like a gain: with weights of either sign that is what a search finds first, because it looks for it.
 
-    mean(x) = constant - beta_v * sum(v) - beta_q * sum(q) - beta_n * sum(n)
-    k(x, x') = tau^2 * (beta_v^2 <v, v'> + beta_q^2 <q, q'> + beta_n^2 <n, n'>) + s * exp(-|q - q'|^2 / (2 l^2)),
-
-whose last term leaves room for interactions.  Seven numbers are inferred, noise and constant included, whatever the
-number of layers: the fit is sound from a handful of trials on.
+Parameters are at the maximum of their posterior; around it y is linear in them, so the posterior of y is that of a
+Gaussian process (Laplace's approximation) whose mean is y at that maximum.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from scipy.linalg import solve_triangular
+from scipy.optimize import minimize
+from scipy.spatial.distance import cdist
 
-with warnings.catch_warnings():
-    # linear_operator 0.6 decorates a function with torch.jit.script while it is imported; nothing here uses it.
-    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
-    from botorch.fit import fit_gpytorch_mll
-    from botorch.models import SingleTaskGP
-    from gpytorch.constraints import GreaterThan, Positive
-    from gpytorch.kernels import Kernel
-    from gpytorch.likelihoods import GaussianLikelihood
-    from gpytorch.means import Mean
-    from gpytorch.mlls import ExactMarginalLogLikelihood
-    from gpytorch.priors import LogNormalPrior
+from qat.search.trial import FloatArray
 
-KINDS = ("loss_effect", "root_effect", "noise_effect")
-"""The betas of v, q and n, in the order of the inputs."""
-
-LENGTH_SCALE = 2.0
-"""l, for inputs at mean squared distance 1 from their centre.
-
-Fixed: inferred from few trials it tends to shrink until the smooth term explains the observation noise.
-"""
+CONSTANT_STD = 1.5
+EFFECT_MEDIAN, EFFECT_STD = 0.5, 1.0
+DISAGREEMENT_MEDIAN, DISAGREEMENT_STD = 0.7, 0.4
+NOISE_MEDIAN, NOISE_STD = 0.05, 1.0
+SMOOTH_MEDIAN, SMOOTH_STD = 0.03, 1.0
+"""Priors for outcomes of unit variance: medians, and standard deviations of the logarithm; the constant's prior is
+normal around the best outcome."""
 
 SMALLEST_NOISE_VARIANCE = 1e-4
-"""Of standardised accuracies; keeps the covariance matrix well conditioned in double precision."""
+"""Keeps the covariance matrix well conditioned in double precision."""
 
 
-class DamageKernel(Kernel):
-    """The covariance of the module's docstring.
-
-    Args:
-        dimensions: D.
-    """
-
-    has_lengthscale = False
-
-    # Name, and median and spread (of the logarithm) of the prior, for accuracies of unit variance.
-    HYPERPARAMETERS = (
-        *((name, 0.3, 1.0) for name in KINDS),
-        ("disagreement", 0.7, 0.4),  # tau; near 1 or above, many layers would gain from damage
-        ("smooth_scale", 0.03, 1.0),  # s
-    )
-
-    def __init__(self, dimensions: int) -> None:
-        super().__init__()
-        self._parts = [slice(i * dimensions, (i + 1) * dimensions) for i in range(3)]
-        for name, median, spread in self.HYPERPARAMETERS:
-            self.register_parameter(f"raw_{name}", torch.nn.Parameter(torch.zeros(1, dtype=torch.double)))
-            self.register_constraint(f"raw_{name}", Positive())
-            self.register_prior(
-                f"{name}_prior",
-                LogNormalPrior(math.log(median), spread),
-                lambda module, name=name: module.value(name),
-                lambda module, value, name=name: module.set_value(name, value),
-            )
-            self.set_value(name, median)
-
-    def value(self, name: str) -> Tensor:
-        """The hyperparameter of this name, > 0."""
-        raw: Tensor = getattr(self, f"raw_{name}_constraint").transform(getattr(self, f"raw_{name}"))
-        return raw
-
-    def set_value(self, name: str, value: float | Tensor) -> None:
-        """Sets a hyperparameter to a value > 0."""
-        constraint = getattr(self, f"raw_{name}_constraint")
-        tensor = torch.as_tensor(value, dtype=torch.double).reshape(1)
-        self.initialize(**{f"raw_{name}": constraint.inverse_transform(tensor)})
-
-    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: Any) -> Tensor:
-        """Covariance of shape (..., n, m), or (..., n) with `diag`."""
-        kinds = [(x1[..., part], x2[..., part]) for part in self._parts]
-        if diag:
-            dots = [(a * b).sum(-1) for a, b in kinds]
-            squared = ((kinds[1][0] - kinds[1][1]) ** 2).sum(-1)
-        else:
-            dots = [a @ b.mT for a, b in kinds]
-            a, b = kinds[1]
-            squared = ((a**2).sum(-1)[..., :, None] + (b**2).sum(-1)[..., None, :] - 2 * dots[1]).clamp_min(0)
-        total: Tensor = self.value("smooth_scale") * torch.exp(-0.5 / LENGTH_SCALE**2 * squared)
-        for name, dot in zip(KINDS, dots, strict=True):
-            total = total + (self.value("disagreement") * self.value(name)) ** 2 * dot
-        return total
-
-    def expected_effect(self, x: Tensor) -> Tensor:
-        """The mean without its constant; shape (..., n)."""
-        effects = [-self.value(name) * x[..., part].sum(-1) for name, part in zip(KINDS, self._parts, strict=True)]
-        total: Tensor = torch.stack(effects).sum(0)
-        return total
-
-
-class DamageMean(Mean):
-    """The mean of the module's docstring.
+@dataclass(frozen=True)
+class DamageModel:
+    """Posterior of standardised accuracy.  Made by `fit_damage`.
 
     Args:
-        kernel: Holds the betas.
+        constant: Value of a point without damage.
+        effects: beta, shape (kinds,).
+        weights: exp(tau * z), shape (dimensions,).
+        disagreement: tau.
+        noise_variance: Of one observation.
+        smooth_variance: Of u.
+        length_squared: Of u's covariance, which is that variance times exp(-distance^2 / (2 * length_squared)).
+        inputs: Damages of the trials, shape (n, dimensions, kinds).
+        smooth_weights: Shape (n,): u(x) is its covariance with the trials times these.
+        slopes: Derivative of y to the parameters at the trials, shape (n, parameters).
+        cholesky: Of the trials' covariance, shape (n, n).
     """
 
-    def __init__(self, kernel: DamageKernel) -> None:
-        super().__init__()
-        self._kernel = (kernel,)  # in a tuple, so that its parameters are not registered twice
-        self.register_parameter("constant", torch.nn.Parameter(torch.zeros((), dtype=torch.double)))
+    constant: float
+    effects: FloatArray
+    weights: FloatArray
+    disagreement: float
+    noise_variance: float
+    smooth_variance: float
+    length_squared: float
+    inputs: FloatArray
+    smooth_weights: FloatArray
+    slopes: FloatArray
+    cholesky: FloatArray
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Prior mean of shape (..., n)."""
-        mean: Tensor = self.constant + self._kernel[0].expected_effect(x)
-        return mean
+    def posterior(self, damages: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Mean and standard deviation of noise-free y.
+
+        Args:
+            damages: Shape (m, dimensions, kinds).
+
+        Returns:
+            Shape (m,) each; standard deviations are > 0.
+        """
+        smooth = self.smooth_variance * np.exp(-_distances(damages, self.inputs) / (2 * self.length_squared))
+        mean = self.constant - (damages @ self.effects) @ self.weights + smooth @ self.smooth_weights
+        slopes = _slopes(damages, self.effects, self.weights, self.disagreement)
+        solved = solve_triangular(self.cholesky, (slopes @ self.slopes.T + smooth).T, lower=True)
+        variance = (slopes**2).sum(axis=1) + self.smooth_variance - (solved**2).sum(axis=0)
+        return mean, np.sqrt(np.maximum(variance, 1e-10))
 
 
-def fit_damage(inputs: Tensor, outcomes: Tensor) -> tuple[DamageKernel, DamageMean, float]:
-    """Infers the hyperparameters: the maximum of likelihood times prior.
+def fit_damage(damages: FloatArray, outcomes: FloatArray) -> DamageModel:
+    """Infers the parameters: the maximum of likelihood times prior.
 
     Args:
-        inputs: Shape (n, 3 * dimensions), double precision.
-        outcomes: Standardised accuracies, shape (n, 1).
-
-    Returns:
-        Kernel and mean, and the variance of the observation noise.
+        damages: Shape (n, dimensions, kinds), >= 0, scaled so that the sum over dimensions is about 1.
+        outcomes: Standardised accuracies, shape (n,).
     """
-    kernel = DamageKernel(inputs.shape[-1] // 3)
-    mean = DamageMean(kernel)
-    likelihood = GaussianLikelihood(
-        noise_prior=LogNormalPrior(-3.0, 1.0),
-        noise_constraint=GreaterThan(SMALLEST_NOISE_VARIANCE, transform=None, initial_value=0.05),
+    count, dimensions, kinds = damages.shape
+    distances = _distances(damages, damages)
+    apart = distances[distances > 0]
+    length_squared = float(np.median(apart)) if apart.size else 1.0
+    correlation = np.exp(-distances / (2 * length_squared))
+    # In the eigenvectors of the correlation every covariance matrix of the search for the maximum is diagonal.
+    eigenvalues, vectors = np.linalg.eigh(correlation)
+    eigenvalues = np.maximum(eigenvalues, 0.0)
+    rotated_inputs = np.tensordot(vectors.T, damages, 1)
+    rotated_ones, rotated_outcomes = vectors.sum(axis=0), vectors.T @ outcomes
+
+    centre = np.concatenate(
+        [
+            [outcomes.max()],
+            np.full(kinds, math.log(EFFECT_MEDIAN)),
+            np.zeros(dimensions),
+            np.log([DISAGREEMENT_MEDIAN, NOISE_MEDIAN, SMOOTH_MEDIAN]),
+        ]
     )
-    model = SingleTaskGP(
-        inputs, outcomes, likelihood=likelihood, covar_module=kernel, mean_module=mean, outcome_transform=None
+    last_spread = [DISAGREEMENT_STD, NOISE_STD, SMOOTH_STD]
+    spread = np.concatenate([[CONSTANT_STD], np.full(kinds, EFFECT_STD), np.ones(dimensions), last_spread])
+    split = np.cumsum([1, kinds, dimensions])
+
+    def unpack(parameters: FloatArray) -> tuple[float, FloatArray, FloatArray, float, float, float]:
+        constant, effects, own, last = np.split(parameters, split)
+        tau, noise, smooth = np.exp(last).tolist()
+        return float(constant[0]), np.exp(effects), np.exp(tau * own), tau, noise, smooth
+
+    def objective(parameters: FloatArray) -> tuple[float, FloatArray]:
+        """Negative logarithm of likelihood times prior, and its gradient."""
+        constant, effects, weights, tau, noise, smooth = unpack(parameters)
+        variances = smooth * eigenvalues + noise + SMALLEST_NOISE_VARIANCE
+        by_dimension, by_kind = rotated_inputs @ effects, np.einsum("ndk,d->nk", rotated_inputs, weights)
+        residual = rotated_outcomes - constant * rotated_ones + by_dimension @ weights
+        scaled = residual / variances
+        off = (parameters - centre) / spread
+        value = 0.5 * (residual @ scaled + np.log(variances).sum() + off @ off)
+        curvature = 1 / variances - scaled**2
+        by_logarithm = weights * (scaled @ by_dimension)
+        gradient = np.concatenate(
+            [
+                [-rotated_ones @ scaled],
+                effects * (scaled @ by_kind),
+                tau * by_logarithm,
+                [
+                    np.log(weights) @ by_logarithm,
+                    0.5 * noise * curvature.sum(),
+                    0.5 * smooth * (eigenvalues @ curvature),
+                ],
+            ]
+        )
+        return float(value), gradient + off / spread
+
+    # Bounds far outside the priors keep a line search from overflowing.
+    bounds = [(low - 8 * width, low + 8 * width) for low, width in zip(centre, spread, strict=True)]
+    found = minimize(objective, centre, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
+    constant, effects, weights, tau, noise, smooth = unpack(found.x)
+    noise += SMALLEST_NOISE_VARIANCE
+    residual = outcomes - constant + (damages @ effects) @ weights
+    smooth_weights = np.linalg.solve(smooth * correlation + noise * np.eye(count), residual).astype(np.float64)
+    slopes = _slopes(damages, effects, weights, tau)
+    covariance = slopes @ slopes.T + smooth * correlation + noise * np.eye(count)
+    cholesky = np.linalg.cholesky(covariance).astype(np.float64)
+    return DamageModel(
+        constant,
+        effects,
+        weights,
+        tau,
+        noise,
+        smooth,
+        length_squared,
+        damages,
+        smooth_weights,
+        slopes,
+        cholesky,
     )
-    # A fit that fails is retried from a sample of the priors: keep that apart from the caller's random numbers.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        mll = ExactMarginalLogLikelihood(model.likelihood, model)
-        fit_gpytorch_mll(mll, optimizer_kwargs={"options": {"ftol": 1e-6}})
-    model.eval()
-    return kernel, mean, float(likelihood.noise.detach())
+
+
+def _slopes(damages: FloatArray, effects: FloatArray, weights: FloatArray, disagreement: float) -> FloatArray:
+    """Derivative of y to constant, effects and weights, each times its prior standard deviation."""
+    return np.concatenate(
+        [
+            np.full((len(damages), 1), CONSTANT_STD),
+            -EFFECT_STD * effects * np.einsum("ndk,d->nk", damages, weights),
+            -disagreement * weights * (damages @ effects),
+        ],
+        axis=1,
+    )
+
+
+def _distances(first: FloatArray, second: FloatArray) -> FloatArray:
+    """Squared distances between roots of total damage, which training brings closer together; shape (n, m)."""
+    squared: FloatArray = cdist(np.sqrt(first.sum(axis=2)), np.sqrt(second.sum(axis=2)), "sqeuclidean")
+    return squared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,12 @@ from qat.search.trial import BoolArray, CostFunction, FloatArray, IntArray, Targ
 CENTRES = 4
 """Best trials around which the acquisition is searched."""
 
+SMALLEST_RADIUS = 2
+RADIUS_GROWTH = 1.5
+RADIUS_SHRINKAGE = 0.5
+TOLERANCE = 2.0
+"""A trial that ends further below its prediction than this many standard deviations disproves the surrogate."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProposerSettings:
@@ -28,8 +35,9 @@ class ProposerSettings:
         initial_trials: First designs per target before the surrogate takes over, >= 2.
         perturbation: Standard deviation of the logarithm by which first designs reweight the sensitivities, >= 0.
         starts: Climbs per acquisition, >= 1.
-        radius: Most dimensions in which a proposal may differ from the nearest of the best trials, >= 1: far from
-            everything that was tried the surrogate knows little, and there is always more room far away.
+        radius: Most dimensions in which the first proposal may differ from the nearest of the best trials, >= 1: far
+            from everything that was tried the surrogate knows little, and there is always more room far away.  Later
+            ones may go further while predictions prove right, and less far when they do not (`trusted_radius`).
 
     Raises:
         ConfigError: A field is out of range.
@@ -38,7 +46,7 @@ class ProposerSettings:
     initial_trials: int = 4
     perturbation: float = 0.7
     starts: int = 8
-    radius: int = 12
+    radius: int = 6
 
     def __post_init__(self) -> None:
         for name, low in (("initial_trials", 2), ("starts", 1), ("radius", 1)):
@@ -238,6 +246,8 @@ class Proposer:
         best = float(means.max()) if len(known) else -np.inf
         centres = known[np.argsort(-means, kind="stable")[:CENTRES]]
 
+        radius = trusted_radius(trials, self.settings.radius, surrogate.observation_std)
+
         def score(points: IntArray) -> FloatArray:
             mean, std = surrogate.posterior(points)
             gain = log_expected_improvement(mean, std, best) if np.isfinite(best) else mean + std
@@ -247,7 +257,7 @@ class Proposer:
             new = np.array([tuple(point) not in taken for point in points.tolist()])
             near = np.zeros(len(points), bool) if len(centres) else np.ones(len(points), bool)
             for centre in centres:
-                near |= (points != centre).sum(axis=1) <= self.settings.radius
+                near |= (points != centre).sum(axis=1) <= radius
             inside: BoolArray = new & near & self.feasible(points, target)
             return inside
 
@@ -279,6 +289,28 @@ class Proposer:
         columns = self.cost(self.space.layer_indices(point[None, :]))
         cost = {name: float(np.asarray(values)[0]) for name, values in columns.items()}
         return Proposal(tuple(int(i) for i in point), origin, cost, predicted)
+
+
+def trusted_radius(trials: Sequence[Trial], start: int, observation_std: float) -> int:
+    """In how many dimensions proposals may differ from a good trial, after what became of earlier predictions.
+
+    Args:
+        trials: In the order of proposal; those with an accuracy and a prediction count, of whatever target.
+        start: Radius before there is any, >= 1.
+        observation_std: Standard deviation of one observation, as accuracy.
+
+    Returns:
+        `start`, grown by half for every trial that kept its promise and halved for every one that fell short by more
+        than two standard deviations; at least 2.
+    """
+    radius = float(start)
+    for trial in trials:
+        if trial.is_completed and trial.predicted is not None:
+            mean, std = trial.predicted
+            short = mean - trial.accuracy > TOLERANCE * math.hypot(std, observation_std)
+            radius = max(radius * (RADIUS_SHRINKAGE if short else RADIUS_GROWTH), SMALLEST_RADIUS)
+            radius = min(radius, len(trial.point))
+    return max(int(radius), min(start, SMALLEST_RADIUS))
 
 
 def _log_success(points: IntArray, failures: IntArray, finished: IntArray) -> FloatArray:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qat.errors import ConfigError, SearchError
-from qat.search.proposer import Proposer, ProposerSettings
+from qat.search.proposer import Proposer, ProposerSettings, trusted_radius
 from qat.search.trial import Target, Trial, TrialState
 from tests.qat.search.problems import FIDELITY, TARGET, Problem
 
@@ -87,6 +87,26 @@ def test_search_improves_on_a_misleading_profile() -> None:
         accuracies = problem.accuracy(np.array([t.point for t in trials]))
         gains.append(accuracies[4:].max() - accuracies[:4].max())
     assert np.mean(gains) > 0.001
+
+
+def test_the_radius_follows_what_became_of_predictions() -> None:
+    trial = replace(PROBLEM.completed(PROBLEM.space.sample(1, rng()))[0], metrics={"accuracy": 0.9})
+    kept, broken = replace(trial, predicted=(0.905, 0.003)), replace(trial, predicted=(0.95, 0.003))
+    assert trusted_radius([trial], 6, 0.004) == 6  # a first design promised nothing
+    assert trusted_radius([kept], 6, 0.004) == 9
+    assert trusted_radius([kept] * 9, 6, 0.004) == 10  # all dimensions
+    assert trusted_radius([broken], 6, 0.004) == 3
+    assert trusted_radius([broken] * 9, 6, 0.004) == 2
+    assert trusted_radius([broken, kept], 6, 0.004) == 4
+    assert trusted_radius([broken], 6, 0.1) == 9  # within the noise
+    assert trusted_radius([], 1, 0.004) == 1
+
+
+def test_first_proposals_stay_near_a_good_trial() -> None:
+    trials = search(PROBLEM, 4, seed=0)
+    proposer = Proposer(PROBLEM.space, PROBLEM.cost, PROBLEM.profile, ProposerSettings(radius=2))
+    point = np.array(proposer.propose(trials, TARGET, rng()).point)
+    assert min((point != np.array(t.point)).sum() for t in trials) <= 2
 
 
 def test_same_random_state_and_trials_give_the_same_proposal() -> None:
