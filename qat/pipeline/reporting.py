@@ -8,15 +8,16 @@ from pathlib import Path
 
 from hwmodel import CostReport
 from qat.config import Config
+from qat.files import write_text
 from qat.pipeline.records import NETWORKS, TRIALS, results
-from qat.report import ReportData, Result, write_report
+from qat.report import ReportData, Result, markdown, write_report
 from qat.runs import RunFolder
 from qat.search.sensitivity import SensitivityProfile
 from qat.search.store import TrialStore
 
 
 def report(cfg: Config, run: RunFolder) -> Path:
-    """Writes `report.html` and `plots/` from what the run folder holds.
+    """Writes `report.html`, `plots/` and `summary.md` from what the run folder holds.
 
     Raises:
         RunFolderError: The run has no trained network.
@@ -47,6 +48,7 @@ def report(cfg: Config, run: RunFolder) -> Path:
             "versions": ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version),
         },
     )
+    write_text(run.path / "summary.md", markdown(found) + "\n")
     return write_report(data, run.path)
 
 
