@@ -19,8 +19,11 @@ from hwmodel.network import INPUT, NetworkSpec, Op
 from hwmodel.precision import LayerConfig, NetworkConfig, ofm_bit_widths
 from qat.errors import CheckpointError, TraceError
 from qat.graph import Graph, Node, read_graph
-from qat.layers import QuantAdd, QuantAvgPool, QuantConcat, QuantWeighted, Relay
+from qat.layers import QuantAdd, QuantAvgPool, QuantConcat, QuantLookup, QuantMul, QuantScale, QuantWeighted, Relay
 from qat.quantizers import ActQuantizer
+
+NOT_NEGATIVE = ("relu", "relu6", "sigmoid", "hard_sigmoid")
+"""Activations whose results are never negative: their codes are unsigned."""
 
 NOMINAL_SIZES = (32, 224, *range(4, 65, 4), *range(96, 673, 32), 28, 227, 299, 300)
 """Image sizes tried to order the layers of a model whose input shape was not given; no result depends on them."""
@@ -90,7 +93,13 @@ class QuantNetwork(nn.Module):
             input_quantizer = ActQuantizer(layer.act_bit_width, signed[source]) if narrower else None
             return QuantWeighted(node, layer, ofm_quantizer, input_quantizer)
         if node.op is Op.ADD:
-            return QuantAdd(ofm_quantizer)
+            return QuantAdd(node, ofm_quantizer)
+        if node.op is Op.MUL:
+            return QuantMul(ofm_quantizer)
+        if node.op is Op.SCALE:
+            return QuantScale(node, ofm_quantizer)
+        if node.op is Op.LOOKUP:
+            return QuantLookup(node, ofm_quantizer)
         if node.op is Op.CONCAT:
             return QuantConcat(ofm_quantizer)
         if node.op is Op.AVG_POOL:
@@ -196,12 +205,12 @@ def differences(found: NetworkConfig, expected: NetworkConfig) -> list[str]:
 
 
 def _signedness(graph: Graph) -> dict[str, bool]:
-    """Whether the codes of each tensor may be negative: not behind a ReLU."""
+    """Whether the codes of each tensor may be negative: not behind a ReLU or a sigmoid."""
     signed = {INPUT: True}
     for node in graph.nodes:
         carried = any(signed[name] for name in node.inputs)
-        computes = node.op in (Op.CONV, Op.LINEAR, Op.ADD)
-        signed[node.name] = node.activation != "relu" and ((computes and node.op is not Op.ADD) or carried)
+        makes_signs = node.op in (Op.CONV, Op.LINEAR, Op.SCALE, Op.LOOKUP)
+        signed[node.name] = node.activation not in NOT_NEGATIVE and (makes_signs or carried)
     return signed
 
 

@@ -15,6 +15,7 @@ One shift serves all channels of a layer: the largest multiplier uses all 16 bit
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,13 +23,23 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hwmodel.network import INPUT, LayerSpec, Op
+from hwmodel.network import INPUT, RELAYING, LayerSpec, Op
 from hwmodel.precision import WeightFormat
 from qat.convert import QuantNetwork
 from qat.errors import ExportError
 from qat.graph import Node
-from qat.integer import IntegerLayer, IntegerNetwork, Rescale
-from qat.layers import QuantAdd, QuantAvgPool, QuantConcat, QuantWeighted, relay_function
+from qat.integer import IntegerLayer, IntegerNetwork, Rescale, Table
+from qat.layers import (
+    QuantAdd,
+    QuantAvgPool,
+    QuantConcat,
+    QuantLookup,
+    QuantMul,
+    QuantScale,
+    QuantWeighted,
+    pad_uneven,
+    relay_function,
+)
 from qat.normalization import Normalization
 from qat.quantizers import ActQuantizer
 
@@ -49,17 +60,19 @@ def lower(model: QuantNetwork, normalization: Normalization, class_names: tuple[
     """
     with torch.no_grad():
         scales = {INPUT: float(model.input_quantizer.scale)}
-        largest = {INPUT: _largest_code(model.input_quantizer)}
+        written = {INPUT: model.input_quantizer}  # quantizer whose codes a tensor holds
         layers = {}
-        for spec in model.network.layers:
+        for node, spec in zip(model.graph.nodes, model.network.layers, strict=True):
             layer = model.layer(spec.name)
-            lowered = _lower_layer(layer, spec, [scales[name] for name in spec.inputs])
-            quantizer = getattr(layer, "ofm_quantizer", None)
+            source = written[spec.inputs[0]]
+            if isinstance(layer, QuantLookup):
+                lowered = _lower_lookup(layer, spec, source)
+            else:
+                lowered = _lower_layer(layer, node, spec, [scales[name] for name in spec.inputs])
             scales[spec.name] = lowered.ofm_scale
-            largest[spec.name] = _largest_code(quantizer) if quantizer is not None else largest[spec.inputs[0]]
+            written[spec.name] = getattr(layer, "ofm_quantizer", source)
             if isinstance(layer, QuantWeighted):
-                read = layer.input_quantizer
-                _check_accumulator(lowered, largest[spec.inputs[0]] if read is None else _largest_code(read))
+                _check_accumulator(lowered, _largest_code(layer.input_quantizer or source))
             layers[spec.name] = lowered
         input_codes = _input_codes(model, normalization)
     return IntegerNetwork(model.network, model.config, layers, input_codes, tuple(class_names))
@@ -75,8 +88,8 @@ def _check_accumulator(layer: IntegerLayer, largest_code: int) -> None:
     bound = int(sums.max())
     if bound > ACC_LIMIT:
         raise ExportError(
-            f"layer {layer.name!r}: the accumulator can reach {bound}, more than 32 bits hold ({ACC_LIMIT}); "
-            "use fewer weight or activation bits in this layer"
+            f"layer {layer.name!r}: the accumulator can reach {bound}, more than 32 bits hold ({ACC_LIMIT}); use fewer "
+            "weight or activation bits in this layer, or fewer products per output (groups, pruning)"
         )
 
 
@@ -90,52 +103,75 @@ def _input_codes(model: QuantNetwork, normalization: Normalization) -> NDArray[n
     return np.ascontiguousarray(codes[:, :, 0, 0].numpy().T)
 
 
-def _lower_layer(layer: nn.Module, spec: LayerSpec, input_scales: list[float]) -> IntegerLayer:
+def _lower_layer(layer: nn.Module, node: Node, spec: LayerSpec, input_scales: list[float]) -> IntegerLayer:
     if isinstance(layer, QuantWeighted):
-        return _lower_weighted(layer, spec, input_scales[0])
-    if isinstance(layer, QuantAdd | QuantConcat | QuantAvgPool):
+        return _lower_weighted(layer, node, input_scales[0])
+    if isinstance(layer, QuantScale):
+        gain, offset = _batch_norm(layer.batch_norm, None)
+        return _requantized(node, gain * input_scales[0], offset, layer.ofm_quantizer)
+    if isinstance(layer, QuantAdd | QuantConcat | QuantAvgPool | QuantMul):
         quantizer = layer.ofm_quantizer
         scale = float(quantizer.scale)
         window = spec.kernel_size[0] * spec.kernel_size[1] if spec.op is Op.AVG_POOL else 1
-        factors = np.array(input_scales) / (scale * window)
-        return IntegerLayer(spec.name, rescale=_rescale(spec.name, factors, quantizer), ofm_scale=scale)
+        steps = np.array([math.prod(input_scales)] if spec.op is Op.MUL else input_scales)
+        rescale = _rescale(spec.name, steps / (scale * window), quantizer, node)
+        return IntegerLayer(spec.name, rescale=rescale, ofm_scale=scale)
     return IntegerLayer(spec.name, ofm_scale=input_scales[0])
 
 
-def _lower_weighted(layer: QuantWeighted, spec: LayerSpec, input_scale: float) -> IntegerLayer:
-    name, quantizer = spec.name, layer.weight_quantizer
+def _lower_lookup(layer: QuantLookup, spec: LayerSpec, source: ActQuantizer) -> IntegerLayer:
+    """The table of a function: the very operations of training, on every code that the producer can write."""
+    quantizer = layer.ofm_quantizer
+    codes = torch.arange(source.quant_min, source.quant_max + 1, dtype=torch.float32)
+    results = (layer(codes * source.scale) / quantizer.scale).round().to(torch.int32).numpy()
+    table = Table(results, source.quant_min, quantizer.quant_min, quantizer.quant_max)
+    return IntegerLayer(spec.name, ofm_scale=float(quantizer.scale), table=table)
+
+
+def _lower_weighted(layer: QuantWeighted, node: Node, input_scale: float) -> IntegerLayer:
+    quantizer = layer.weight_quantizer
     input_rescale = None
     if layer.input_quantizer is not None:
         own_scale = float(layer.input_quantizer.scale)
-        input_rescale = _rescale(name, np.array([input_scale / own_scale]), layer.input_quantizer)
+        input_rescale = _rescale(node.name, np.array([input_scale / own_scale]), layer.input_quantizer)
         input_scale = own_scale
-    ofm_scale = float(layer.ofm_quantizer.scale)
-    gain, offset = _batch_norm(layer)
+    channels = layer.weight.shape[0]
+    bias = np.zeros(channels) if layer.bias is None else layer.bias.double().numpy()
+    gain, offset = (np.ones(channels), bias) if layer.batch_norm is None else _batch_norm(layer.batch_norm, bias)
     acc_scale = quantizer.scale.flatten().double().numpy() * input_scale
-    rescale = _rescale(name, gain * acc_scale / ofm_scale, layer.ofm_quantizer)
+    lowered = _requantized(node, gain * acc_scale, offset, layer.ofm_quantizer)
+    mask = quantizer.mask.numpy().copy() if quantizer.mask is not None else None
+    return replace(
+        lowered,
+        weight=quantizer.codes(layer.weight_OIHW).numpy(),
+        mask=mask if quantizer.config.weight_format is not WeightFormat.DENSE else None,
+        input_rescale=input_rescale,
+    )
+
+
+def _requantized(
+    node: Node, gain: NDArray[np.float64], offset: NDArray[np.float64], quantizer: ActQuantizer
+) -> IntegerLayer:
+    """The requantization of acc * gain + offset, per channel."""
+    ofm_scale = float(quantizer.scale)
+    rescale = _rescale(node.name, gain / ofm_scale, quantizer, node)
     bias = offset / ofm_scale * 2.0**rescale.shift
     bias_shift = max(0, math.ceil(math.log2(max(np.abs(bias).max(), 1.0) / 32767)))
-    weight = quantizer.codes(layer.weight_OIHW).numpy()
-    mask = quantizer.mask.numpy().copy() if quantizer.mask is not None else None
     return IntegerLayer(
-        name,
+        node.name,
         rescale=rescale,
-        weight=weight,
-        mask=mask if quantizer.config.weight_format is not WeightFormat.DENSE else None,
         bias=np.clip(np.round(bias / 2.0**bias_shift), -32768, 32767).astype(np.int16),
         bias_shift=bias_shift,
-        input_rescale=input_rescale,
         ofm_scale=ofm_scale,
     )
 
 
-def _batch_norm(layer: QuantWeighted) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Gain and offset per channel of y = gain * z + offset, the layer's own bias included."""
-    channels = layer.weight.shape[0]
-    bias = np.zeros(channels) if layer.bias is None else layer.bias.double().numpy()
-    norm = layer.batch_norm
-    if norm is None:
-        return np.ones(channels), bias
+def _batch_norm(
+    norm: nn.BatchNorm2d, bias: NDArray[np.float64] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Gain and offset per channel of y = gain * z + offset, the bias in front of the norm included."""
+    channels = norm.num_features
+    bias = np.zeros(channels) if bias is None else bias
     assert norm.running_mean is not None and norm.running_var is not None
     weight = torch.ones(channels) if norm.weight is None else norm.weight
     shift = torch.zeros(channels) if norm.bias is None else norm.bias
@@ -143,8 +179,15 @@ def _batch_norm(layer: QuantWeighted) -> tuple[NDArray[np.float64], NDArray[np.f
     return gain, shift.double().numpy() + gain * (bias - norm.running_mean.double().numpy())
 
 
-def _rescale(name: str, factors: NDArray[np.float64], quantizer: ActQuantizer) -> Rescale:
-    """Multipliers and shift for real factors; the largest multiplier uses 15 bits and sign."""
+def _rescale(name: str, factors: NDArray[np.float64], quantizer: ActQuantizer, node: Node | None = None) -> Rescale:
+    """Multipliers and shift for real factors; the largest multiplier uses 15 bits and sign.
+
+    Args:
+        name: Name of the layer, for messages.
+        factors: What sums are multiplied by.
+        quantizer: Of the result.
+        node: The layer, if its activation is part of the requantization.
+    """
     largest = float(np.abs(factors).max())
     if not math.isfinite(largest) or largest == 0:
         raise ExportError(f"layer {name!r}: scale factor {largest} cannot become an integer; was the model calibrated?")
@@ -156,7 +199,15 @@ def _rescale(name: str, factors: NDArray[np.float64], quantizer: ActQuantizer) -
         )
     shift = min(shift, MAX_SHIFT)
     multiplier = np.clip(np.round(factors * 2.0**shift), -32768, 32767).astype(np.int16)
-    return Rescale(multiplier, shift, quantizer.quant_min, quantizer.quant_max)
+    quant_min, quant_max, negative_shift = quantizer.quant_min, quantizer.quant_max, 0
+    activation = "none" if node is None else node.activation
+    if activation in ("relu", "relu6"):
+        quant_min = 0
+    if activation == "relu6":
+        quant_max = int((quantizer(torch.tensor(6.0)) / quantizer.scale).round())
+    if activation == "leaky_relu" and node is not None:
+        negative_shift = -round(math.log2(node.negative_slope))
+    return Rescale(multiplier, shift, quant_min, quant_max, negative_shift)
 
 
 def deploy(model: QuantNetwork, normalization: Normalization | None = None) -> DeployedNetwork:
@@ -188,7 +239,7 @@ class DeployedNetwork(nn.Module):
     def __init__(self, integers: IntegerNetwork, nodes: tuple[Node, ...]) -> None:
         super().__init__()
         self.integers = integers
-        self.moves = {node.name: relay_function(node) for node in nodes if integers.layers[node.name].rescale is None}
+        self.moves = {node.name: relay_function(node) for node in nodes if node.op in RELAYING}
         self.register_buffer("input_codes", torch.from_numpy(integers.input_codes.astype(np.int64)))
 
     @property
@@ -223,6 +274,8 @@ class DeployedNetwork(nn.Module):
     def _layer(self, spec: LayerSpec, layer: IntegerLayer, operands: list[Tensor]) -> Tensor:
         if spec.has_weights:
             return self._weighted(spec, layer, operands[0])
+        if layer.table is not None:
+            return torch.from_numpy(layer.table.codes.astype(np.int64))[operands[0] - layer.table.first_code]
         if layer.rescale is None:
             return self.moves[spec.name](operands[0].double()).long()
         multiplier = torch.from_numpy(layer.rescale.multiplier.astype(np.int64))
@@ -232,7 +285,12 @@ class DeployedNetwork(nn.Module):
         if spec.op is Op.CONCAT:
             parts = [_shift_clamp(x * m, layer.rescale) for x, m in zip(operands, multiplier, strict=True)]
             return torch.cat(parts, 1)
-        window = F.avg_pool2d(operands[0].double(), spec.kernel_size, spec.stride, divisor_override=1)
+        if spec.op is Op.MUL:
+            return _shift_clamp(operands[0] * operands[1] * multiplier, layer.rescale)
+        if spec.op is Op.SCALE:
+            return _shift_clamp(operands[0] * multiplier[None, :, None, None] + _bias(layer), layer.rescale)
+        maps = operands[0].double()
+        window = F.avg_pool2d(maps, spec.kernel_size, spec.stride, spec.padding, divisor_override=1)
         return _shift_clamp(window.long() * multiplier, layer.rescale)
 
     @staticmethod
@@ -243,12 +301,20 @@ class DeployedNetwork(nn.Module):
         reach = int(np.abs(layer.weight.astype(np.int64)).sum((1, 2, 3)).max()) * int(codes.abs().max())
         exact = torch.float32 if reach < 2**24 else torch.float64
         weight = torch.from_numpy(layer.weight).to(exact)
-        acc = F.conv2d(codes.to(exact), weight, None, spec.stride, spec.padding, spec.dilation, spec.groups).long()
+        x = pad_uneven(codes, spec.padding, spec.end_padding).to(exact)
+        acc = F.conv2d(x, weight, None, spec.stride, 0, spec.dilation, spec.groups).long()
         multiplier = torch.from_numpy(layer.rescale.multiplier.astype(np.int64))[None, :, None, None]
-        bias = torch.from_numpy(layer.bias.astype(np.int64) << layer.bias_shift)[None, :, None, None]
-        return _shift_clamp(acc * multiplier + bias, layer.rescale)
+        return _shift_clamp(acc * multiplier + _bias(layer), layer.rescale)
+
+
+def _bias(layer: IntegerLayer) -> Tensor:
+    assert layer.bias is not None
+    return torch.from_numpy(layer.bias.astype(np.int64) << layer.bias_shift)[None, :, None, None]
 
 
 def _shift_clamp(product: Tensor, rescale: Rescale) -> Tensor:
     shifted = (product + (1 << (rescale.shift - 1))) >> rescale.shift
+    if rescale.negative_shift:
+        shift = rescale.shift + rescale.negative_shift
+        shifted = torch.where(product < 0, (product + (1 << (shift - 1))) >> shift, shifted)
     return shifted.clamp(rescale.quant_min, rescale.quant_max)

@@ -4,7 +4,8 @@ All codes are symmetric (zero_point 0).  One operation brings an accumulator to 
 
     y = clamp((acc * multiplier + 2**(shift - 1)) >> shift, quant_min, quant_max)
 
-with a 16-bit signed `multiplier` and an arithmetic shift (rounds half up).  ReLU is `quant_min = 0`.  A bias joins
+with a 16-bit signed `multiplier` and an arithmetic shift (rounds half up).  ReLU is `quant_min = 0`, ReLU6 a smaller
+`quant_max`; leaky ReLU shifts negative products by `negative_shift` more before it rounds.  A bias joins
 behind the multiplier, as in a DSP slice (A * B + C): there it has the resolution of the ofm, not of the accumulator,
 and a channel with almost no gain needs no enormous bias.
 
@@ -17,8 +18,12 @@ Layer by layer (`x` are the codes of the producers, in int64 or wider than the a
 |                   | one multiplier and one bias per output channel                            |
 | add               | acc = sum over operands of multiplier[i] * x[i]; then the shift and clamp |
 | concat            | rescale of operand i with multiplier[i], then concatenation               |
+| mul               | acc = x[0] * x[1], the second operand one code per channel; one multiplier |
+| scale             | acc = x; as conv: one multiplier and one bias per channel                 |
+| lookup            | table[x - first_code]                                                     |
 | avg_pool          | acc = sum over the window; rescale(acc), one multiplier                   |
-| max_pool, subsample, upsample, flatten | codes moved, not changed (padding of max_pool never wins)|
+| max_pool, subsample, upsample, reorg, flatten, shuffle, slice | codes moved, not changed (padding of max_pool |
+|                   | never wins)                                                               |
 
 Padding of convolutions and the padded channels of `subsample` are code 0.
 """
@@ -47,10 +52,29 @@ class Rescale:
         shift: 1..46, the same for all multipliers.
         quant_min: Smallest output code.
         quant_max: Largest output code.
+        negative_shift: 0..7, by so many bits more are negative products shifted (leaky ReLU).
     """
 
     multiplier: NDArray[np.int16]
     shift: int
+    quant_min: int
+    quant_max: int
+    negative_shift: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """A function of codes.
+
+    Args:
+        codes: int32 values within `quant_min..quant_max`, shape (entries,): results of rising input codes.
+        first_code: Input code of the first entry.
+        quant_min: Smallest output code.
+        quant_max: Largest output code.
+    """
+
+    codes: NDArray[np.int32]
+    first_code: int
     quant_min: int
     quant_max: int
 
@@ -61,16 +85,18 @@ class IntegerLayer:
 
     Args:
         name: Name of the layer in the `NetworkSpec`.
-        rescale: Requantization to the ofm's codes; None where codes are only moved.
+        rescale: Requantization to the ofm's codes; None where codes are only moved or come from a table.
         weight: int8 weight codes of shape (O, I/groups, Kh, Kw); None without weights.  In `dense` and `sparse`
             1-bit layers codes are -1, +1 (and 0 where pruned); in `binary_plus_sparse` -16 and +16 for signs,
             -128..127 in significant groups.
         mask: bool, the group grid of `hwmodel.precision.group_shape`: True where a group is in the sparse plane;
             None for `dense` and without weights.
-        bias: int16 per output channel; `bias << bias_shift` joins behind the multiplier.  None without weights.
+        bias: int16 per output channel; `bias << bias_shift` joins behind the multiplier.  None but in layers with
+            weights and `scale`.
         bias_shift: 0..46.
         input_rescale: Requantization of the ifm on the way in, where the producer writes wider codes; one multiplier.
         ofm_scale: Value of one step of the ofm's codes, for those who decode results; not used in inference.
+        table: The function of a `lookup`.
     """
 
     name: str
@@ -81,6 +107,7 @@ class IntegerLayer:
     bias_shift: int = 0
     input_rescale: Rescale | None = None
     ofm_scale: float = 1.0
+    table: Table | None = None
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,9 @@ class QuantWeighted(nn.Module):
             raise TypeError(f"layer {node.name!r} has module {type(module).__name__}, expected Conv2d or Linear")
         self.node_op = node.op
         self.stride, self.padding, self.dilation, self.groups = node.stride, node.padding, node.dilation, node.groups
+        self.padding_end = node.padding_end
         self.relu = node.activation == "relu"
+        self.activation = None if node.activation in ("none", "relu") else activation_function(node)
         self.weight = nn.Parameter(module.weight.detach().clone())
         self.bias = None if module.bias is None else nn.Parameter(module.bias.detach().clone())
         self.batch_norm = None if node.batch_norm is None else _copy_batch_norm(node.batch_norm)
@@ -59,9 +61,15 @@ class QuantWeighted(nn.Module):
         if self.input_quantizer is not None:
             x_NCHW = self.input_quantizer(x_NCHW)
         weight_OIHW = self.weight_quantizer(self.weight_OIHW)
-        y_NCHW = F.conv2d(x_NCHW, weight_OIHW, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        padding = self.padding
+        if self.padding_end is not None:
+            x_NCHW = pad_uneven(x_NCHW, self.padding, self.padding_end)
+            padding = (0, 0)
+        y_NCHW = F.conv2d(x_NCHW, weight_OIHW, self.bias, self.stride, padding, self.dilation, self.groups)
         if self.batch_norm is not None:
             y_NCHW = self.batch_norm(y_NCHW)
+        if self.activation is not None:
+            y_NCHW = self.activation(y_NCHW)
         if self.relu and self.ofm_quantizer.signed:
             y_NCHW = F.relu(y_NCHW)
         out: Tensor = self.ofm_quantizer(y_NCHW)  # an unsigned quantizer clamps at zero: the ReLU costs nothing
@@ -74,11 +82,42 @@ def _copy_batch_norm(batch_norm: nn.BatchNorm2d | nn.BatchNorm1d) -> nn.BatchNor
     return copy
 
 
-class QuantAdd(nn.Module):
-    """Addition of feature maps of different scales, ReLU, requantization."""
+def pad_uneven(x_NCHW: Tensor, begin: tuple[int, int], end: tuple[int, int]) -> Tensor:
+    """Zeros around maps: (rows above, columns at the left), (rows below, columns at the right)."""
+    return F.pad(x_NCHW, (begin[1], end[1], begin[0], end[0]))
 
-    def __init__(self, ofm_quantizer: ActQuantizer) -> None:
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hard_swish": F.hardswish,
+    "hard_sigmoid": F.hardsigmoid,
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+"""Activations by their name in `hwmodel.network.ACTIVATIONS`; leaky ReLU has a slope of its own."""
+
+
+def activation_function(node: Node) -> Callable[[Tensor], Tensor]:
+    """The activation of a layer."""
+    if node.activation == "leaky_relu":
+        slope = node.negative_slope
+        return lambda x: F.leaky_relu(x, slope)
+    return FUNCTIONS[node.activation]
+
+
+class QuantAdd(nn.Module):
+    """Addition of feature maps of different scales, activation, requantization.
+
+    Args:
+        node: The layer in the traced graph.
+        ofm_quantizer: Quantizer of the layer's result.
+    """
+
+    def __init__(self, node: Node, ofm_quantizer: ActQuantizer) -> None:
         super().__init__()
+        self.activation = None if node.activation in ("none", "relu") else activation_function(node)
         self.ofm_quantizer = ofm_quantizer
 
     def forward(self, *xs_NCHW: Tensor) -> Tensor:
@@ -86,6 +125,8 @@ class QuantAdd(nn.Module):
         total = xs_NCHW[0] + xs_NCHW[1]
         for x_NCHW in xs_NCHW[2:]:
             total = total + x_NCHW
+        if self.activation is not None:
+            total = self.activation(total)
         out: Tensor = self.ofm_quantizer(total)
         return out
 
@@ -103,12 +144,75 @@ class QuantConcat(nn.Module):
         return out
 
 
+class QuantMul(nn.Module):
+    """Feature map times a gate of one value per channel, requantization."""
+
+    def __init__(self, ofm_quantizer: ActQuantizer) -> None:
+        super().__init__()
+        self.ofm_quantizer = ofm_quantizer
+
+    def forward(self, x_NCHW: Tensor, gate_NCHW: Tensor) -> Tensor:
+        """Products on the ofm's grid; the operands may come in either order."""
+        out: Tensor = self.ofm_quantizer(x_NCHW * gate_NCHW)
+        return out
+
+
+class QuantScale(nn.Module):
+    """Batch norm that follows no convolution: a multiplier and a bias per channel, activation, requantization.
+
+    Args:
+        node: The layer in the traced graph; its batch norm is copied.
+        ofm_quantizer: Quantizer of the layer's result.
+    """
+
+    def __init__(self, node: Node, ofm_quantizer: ActQuantizer) -> None:
+        super().__init__()
+        if node.batch_norm is None:
+            raise TypeError(f"layer {node.name!r} has no batch norm")
+        self.batch_norm = _copy_batch_norm(node.batch_norm)
+        self.activation = None if node.activation in ("none", "relu") else activation_function(node)
+        self.ofm_quantizer = ofm_quantizer
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Normalised values on the ofm's grid; an unsigned quantizer's clamp at zero is the ReLU."""
+        y_NCHW = self.batch_norm(x_NCHW)
+        if self.activation is not None:
+            y_NCHW = self.activation(y_NCHW)
+        out: Tensor = self.ofm_quantizer(y_NCHW)
+        return out
+
+
+class QuantLookup(nn.Module):
+    """A function of each code: in hardware a table.
+
+    Args:
+        node: The layer in the traced graph.
+        ofm_quantizer: Quantizer of the layer's result.
+    """
+
+    def __init__(self, node: Node, ofm_quantizer: ActQuantizer) -> None:
+        super().__init__()
+        self.kind = node.activation
+        self.activation = activation_function(node)
+        self.ofm_quantizer = ofm_quantizer
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Values of the function on the ofm's grid."""
+        out: Tensor = self.ofm_quantizer(self.activation(x_NCHW))
+        return out
+
+    def extra_repr(self) -> str:
+        """Text for print(model)."""
+        return self.kind
+
+
 class QuantAvgPool(nn.Module):
-    """Average pooling and requantization."""
+    """Average pooling and requantization; padding counts as zeros."""
 
     def __init__(self, node: Node, ofm_quantizer: ActQuantizer) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.output_size = node.kernel_size, node.stride, node.output_size
+        self.padding = node.padding
         self.ofm_quantizer = ofm_quantizer
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
@@ -116,13 +220,13 @@ class QuantAvgPool(nn.Module):
         if self.output_size is not None:
             y_NCHW = F.adaptive_avg_pool2d(x_NCHW, self.output_size)
         else:
-            y_NCHW = F.avg_pool2d(x_NCHW, self.kernel_size, self.stride)
+            y_NCHW = F.avg_pool2d(x_NCHW, self.kernel_size, self.stride, self.padding)
         out: Tensor = self.ofm_quantizer(y_NCHW)
         return out
 
 
 class Relay(nn.Module):
-    """A layer that moves codes without changing them: pooling by maximum, subsampling, upsampling, flattening.
+    """A layer that moves codes without changing them: largest of a window, subsampling, flattening, shuffles, ...
 
     Args:
         node: The layer in the traced graph.
@@ -146,7 +250,8 @@ def relay_function(node: Node) -> Callable[[Tensor], Tensor]:
     """What a relaying layer does to a tensor of values or codes."""
     rows, columns = node.stride
     if node.op is Op.MAX_POOL:
-        return lambda x: F.max_pool2d(x, node.kernel_size, node.stride, node.padding, node.dilation)
+        ceil = node.ceil_mode
+        return lambda x: F.max_pool2d(x, node.kernel_size, node.stride, node.padding, node.dilation, ceil)
     if node.op is Op.SUBSAMPLE:
         half = node.extra_channels // 2
         return lambda x: F.pad(x[:, :, ::rows, ::columns], (0, 0, 0, 0, half, half))
@@ -154,4 +259,14 @@ def relay_function(node: Node) -> Callable[[Tensor], Tensor]:
         return lambda x: x.repeat_interleave(rows, 2).repeat_interleave(columns, 3)
     if node.op is Op.FLATTEN:
         return lambda x: x.flatten(1)[:, :, None, None]
+    if node.op is Op.SHUFFLE:
+        return lambda x: x.reshape(len(x), node.groups, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+    if node.op is Op.REORG:
+        return lambda x: F.pixel_unshuffle(x, rows)
+    if node.op is Op.SLICE and node.chunk is not None:
+        index, parts = node.chunk
+        return lambda x: x.chunk(parts, 1)[index]
+    if node.op is Op.SLICE and node.channels is not None:
+        first, last = node.channels
+        return lambda x: x[:, first:last]
     raise ValueError(f"layer {node.name!r}: {node.op} does not relay")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import numpy as np
 
@@ -18,9 +19,10 @@ def code_ranges(network: IntegerNetwork) -> Mapping[str, tuple[int, int]]:
     """Smallest and largest code that each tensor can hold, by producer name (`"input"` included)."""
     ranges = {INPUT: (int(network.input_codes.min()), int(network.input_codes.max()))}
     for spec in network.network.layers:
-        rescale = network.layers[spec.name].rescale
-        if rescale is not None:
-            ranges[spec.name] = (rescale.quant_min, rescale.quant_max)
+        layer = network.layers[spec.name]
+        written = layer.rescale or layer.table
+        if written is not None:
+            ranges[spec.name] = (written.quant_min, written.quant_max)
         else:
             low, high = ranges[spec.inputs[0]]
             padded = spec.op is Op.SUBSAMPLE and spec.out_channels > spec.in_channels
@@ -33,7 +35,7 @@ def accumulator_bound(spec: LayerSpec, layer: IntegerLayer, operand_ranges: list
 
     Convolution and linear layers: largest sum of |weight| of an output channel, times the largest |code|.  Average
     pools: the window times the largest |code|.  Additions and concatenations: |multiplier| times |code|, summed over
-    operands (they multiply first).
+    operands (they multiply first).  Gates: the product of both operands' largest |code|.
     """
     largest = [max(-low, high) for low, high in operand_ranges]
     if layer.weight is not None:
@@ -45,6 +47,8 @@ def accumulator_bound(spec: LayerSpec, layer: IntegerLayer, operand_ranges: list
         return 0
     if spec.op is Op.AVG_POOL:
         return spec.kernel_size[0] * spec.kernel_size[1] * largest[0]
+    if spec.op in (Op.MUL, Op.SCALE):
+        return prod(largest)
     products = [abs(int(m)) * code for m, code in zip(layer.rescale.multiplier, largest, strict=True)]
     return sum(products) if spec.op is Op.ADD else max(products)
 
@@ -53,7 +57,8 @@ def accumulator_bounds(network: IntegerNetwork) -> Mapping[str, int]:
     """Largest magnitude of the accumulator of each layer, for any image.
 
     Raises:
-        ExportError: A layer with weights or an average pool can leave int32; the message names it and the cure.
+        ExportError: A layer with weights, an average pool or a gate can leave int32; the message names it and the
+            cure.
     """
     ranges = code_ranges(network)
     bounds = {}

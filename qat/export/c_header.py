@@ -94,6 +94,7 @@ def _layer_row(
         "simd": min(packed.folding.simd, rows * columns * channels),
         "shift": layer.rescale.shift,
         "bias_shift": layer.bias_shift,
+        "negative_shift": layer.rescale.negative_shift,
         "quant_min": layer.rescale.quant_min,
         "quant_max": layer.rescale.quant_max,
         "weights": offsets.get("weights", 0),

@@ -10,17 +10,24 @@ from numpy.typing import NDArray
 from hwmodel.network import RELAYING, LayerSpec, Op
 from hwmodel.precision import LayerConfig, WeightFormat, group_shape, kept_groups
 from qat.errors import ExportError
-from qat.export.bounds import accumulator_bounds
+from qat.export.bounds import accumulator_bounds, code_ranges
 from qat.integer import BINARY_SHIFT, IntegerLayer, IntegerNetwork, Rescale
 
 MAX_SHIFT = 46
 """Largest shift: a 16-bit multiplier or bias, shifted or times an int32 accumulator, stays within 62 bits."""
+
+MAX_NEGATIVE_SHIFT = 7
+"""Smallest slope of a leaky ReLU: 2**-7."""
 
 CODE_LIMITS = (-(2**15), 2**16 - 1)
 """Codes of activations: 16 bits, signed or unsigned."""
 
 MAX_TENSOR_ELEMENTS = 1 << 28
 """Largest feature map, padding included, per image; keeps a crafted description from exhausting the memory."""
+
+
+MOVING = (Op.ADD, Op.CONCAT, Op.MUL, Op.SCALE, Op.LOOKUP, Op.SHUFFLE, Op.SLICE)
+POINTWISE = (1, 1, 1, 1, 0, 0, 0, 0)
 
 
 def check_network(network: IntegerNetwork) -> None:
@@ -44,6 +51,7 @@ def check_network(network: IntegerNetwork) -> None:
             _check_layer(spec, config, network.layers[spec.name])
         except ValueError as error:
             raise ExportError(f"layer {spec.name!r}: {error}") from error
+    _check_tables(network)
     accumulator_bounds(network)
 
 
@@ -65,10 +73,15 @@ def _check_geometry(spec: LayerSpec) -> None:
     if spec.op is Op.SUBSAMPLE:
         if spec.out_channels < spec.in_channels or (*spec.kernel_size, *spec.padding) != (1, 1, 0, 0):
             raise ValueError("subsampling has a 1 x 1 kernel, no padding, and cannot remove channels")
-    elif spec.op is not Op.FLATTEN and not spec.has_weights and spec.out_channels != spec.in_channels:
+    elif spec.op is Op.REORG:
+        if (*spec.kernel_size, *spec.padding) != (1, 1, 0, 0):
+            raise ValueError("space to depth has a 1 x 1 kernel and no padding")
+    elif spec.op in MOVING and (*spec.kernel_size, *spec.stride, *spec.padding, *spec.end_padding) != POINTWISE:
+        raise ValueError(f"{spec.op} has a 1 x 1 kernel, stride 1 and no padding")
+    elif spec.op not in (Op.FLATTEN, Op.SLICE) and not spec.has_weights and spec.out_channels != spec.in_channels:
         raise ValueError(f"{spec.op} of {spec.in_channels} channels cannot give {spec.out_channels}")
-    padded_height = spec.in_height + 2 * spec.padding[0]
-    padded_width = spec.in_width + 2 * spec.padding[1]
+    padded_height = spec.in_height + spec.padding[0] + spec.end_padding[0]
+    padded_width = spec.in_width + spec.padding[1] + spec.end_padding[1]
     largest = max(spec.in_channels * padded_height * padded_width, spec.out_channels * spec.out_height * spec.out_width)
     if largest > MAX_TENSOR_ELEMENTS:
         raise ValueError(f"a feature map has {largest} elements, at most {MAX_TENSOR_ELEMENTS} are supported")
@@ -88,14 +101,17 @@ def _windows_hold_pixels(spec: LayerSpec, axis: int) -> bool:
 def _check_layer(spec: LayerSpec, config: LayerConfig | None, layer: IntegerLayer) -> None:
     if not (isfinite(layer.ofm_scale) and layer.ofm_scale > 0):
         raise ValueError(f"ofm_scale={layer.ofm_scale}, expected a finite number > 0")
-    if spec.op in RELAYING:
+    if (layer.table is not None) != (spec.op is Op.LOOKUP):
+        raise ValueError(
+            f"{spec.op} needs no table, only a lookup has one" if layer.table else "a lookup needs a table"
+        )
+    if spec.op in (*RELAYING, Op.LOOKUP):
         if layer.rescale is not None:
-            raise ValueError(f"{spec.op} only moves codes; it cannot have a rescale")
+            raise ValueError(f"{spec.op} does no arithmetic; it cannot have a rescale")
     elif layer.rescale is None:
         raise ValueError(f"{spec.op} needs a rescale")
     else:
-        operands = spec.out_channels if spec.has_weights else len(spec.inputs)
-        _check_rescale("rescale", layer.rescale, operands)
+        _check_rescale("rescale", layer.rescale, _multipliers(spec))
     if config is not None:
         if layer.weight is None or layer.bias is None:
             raise ValueError("weight and bias are missing")
@@ -103,14 +119,51 @@ def _check_layer(spec: LayerSpec, config: LayerConfig | None, layer: IntegerLaye
         _check_weight(spec, config, layer.weight, layer.mask)
         if layer.input_rescale is not None:
             _check_rescale("input_rescale", layer.input_rescale, 1)
-    elif any(value is not None for value in (layer.weight, layer.mask, layer.bias, layer.input_rescale)):
-        raise ValueError(f"{spec.op} has no weights, mask, bias or input_rescale")
+            if layer.input_rescale.negative_shift:
+                raise ValueError(f"input_rescale.negative_shift={layer.input_rescale.negative_shift}, expected 0")
+    elif any(value is not None for value in (layer.weight, layer.mask, layer.input_rescale)):
+        raise ValueError(f"{spec.op} has no weights, mask or input_rescale")
+    elif spec.op is Op.SCALE:
+        if layer.bias is None:
+            raise ValueError("bias is missing")
+        _check_bias(layer, spec.out_channels)
+    elif layer.bias is not None:
+        raise ValueError(f"{spec.op} has no bias")
+
+
+def _multipliers(spec: LayerSpec) -> int:
+    if spec.has_weights or spec.op is Op.SCALE:
+        return spec.out_channels
+    return 1 if spec.op is Op.MUL else len(spec.inputs)
+
+
+def _check_tables(network: IntegerNetwork) -> None:
+    """Every code that a producer can write has an entry."""
+    ranges = code_ranges(network)
+    for spec in network.network.layers:
+        table = network.layers[spec.name].table
+        if table is None:
+            continue
+        low, high = ranges[spec.inputs[0]]
+        last = table.first_code + len(table.codes) - 1
+        if table.codes.ndim != 1 or not table.first_code <= low <= high <= last:
+            raise ExportError(
+                f"layer {spec.name!r}: its table has entries for codes {table.first_code}..{last}, the ifm reaches "
+                f"{low}..{high}"
+            )
+        if table.codes.min() < table.quant_min or table.codes.max() > table.quant_max:
+            raise ExportError(
+                f"layer {spec.name!r}: its table has codes {table.codes.min()}..{table.codes.max()}, expected within "
+                f"{table.quant_min}..{table.quant_max}"
+            )
 
 
 def _check_rescale(name: str, rescale: Rescale, count: int) -> None:
     _check_int16(f"{name}.multiplier", rescale.multiplier, count)
     if not 1 <= rescale.shift <= MAX_SHIFT:
         raise ValueError(f"{name}.shift={rescale.shift}, expected 1..{MAX_SHIFT}")
+    if not 0 <= rescale.negative_shift <= MAX_NEGATIVE_SHIFT:
+        raise ValueError(f"{name}.negative_shift={rescale.negative_shift}, expected 0..{MAX_NEGATIVE_SHIFT}")
     low, high = CODE_LIMITS
     if not low <= rescale.quant_min <= rescale.quant_max <= high:
         raise ValueError(f"{name} clamps to {rescale.quant_min}..{rescale.quant_max}, expected within {low}..{high}")

@@ -7,6 +7,7 @@ description can neither point outside its data nor ask for memory without bound.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hwmodel.storage import IndexCoding
 from qat.export.bits import BitStream, byte_count, unpack_codes
 from qat.export.index import MAX_PARAMETER
 from qat.export.packing import Folding, PackedLayer, Requantization, expected_streams, stream_bits, unpack_layer
+from qat.export.tables import TableShape, table_shape_of
 from qat.integer import IntegerLayer, IntegerNetwork
 
 INPUT_LAYER = ""
@@ -86,7 +88,10 @@ def _describe_layer(spec: LayerSpec, layer: IntegerLayer, packed: PackedLayer) -
             "quant_max": int(layer.rescale.quant_max),
             "shift": int(layer.rescale.shift),
             "bias_shift": int(layer.bias_shift),
+            "negative_shift": int(layer.rescale.negative_shift),
         }
+    if layer.table is not None:
+        record["table"] = asdict(table_shape_of(layer.table))
     if layer.input_rescale is not None:
         record["input_range"] = [int(layer.input_rescale.quant_min), int(layer.input_rescale.quant_max)]
     if spec.has_weights:
@@ -142,7 +147,7 @@ def _read_layout(body: Mapping[str, Any], network: NetworkSpec, config: NetworkC
         coding, parameter = _read_index(spec, record)
         layer_config = config_of(spec, config)
         names = expected_streams(spec, layer_config, coding, "rescale" in record, "input_range" in record)
-        bits = stream_bits(spec, layer_config, coding, parameter)
+        bits = stream_bits(spec, layer_config, coding, parameter, _read_table(record))
         offset = yield from _read_places(spec.name, record["streams"], bits, names, offset)
 
 
@@ -163,6 +168,14 @@ def _read_places(
         yield layer, name, bits
         offset += byte_count(bits)
     return offset
+
+
+def _read_table(record: Mapping[str, Any]) -> TableShape | None:
+    if "table" not in record:
+        return None
+    shape = TableShape(**record["table"])
+    shape.check()
+    return shape
 
 
 def _read_index(spec: LayerSpec, record: Mapping[str, Any]) -> tuple[IndexCoding, int]:
@@ -231,4 +244,6 @@ def _unpack_layer(
     input_range = tuple(record["input_range"]) if "input_range" in record else None
     if input_range is not None and (len(input_range) != 2 or any(type(v) is not int for v in input_range)):
         raise ValueError(f"input_range is {input_range}, expected two integers")
-    return unpack_layer(spec, config_of(spec, config), packed, requantization, input_range, record["ofm_scale"])
+    return unpack_layer(
+        spec, config_of(spec, config), packed, requantization, input_range, record["ofm_scale"], _read_table(record)
+    )

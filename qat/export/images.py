@@ -6,6 +6,7 @@
 | `values`     | the next kept weights                                    | per cycle * b             |
 | `index_*`    | the next bits of the stream                              | 32                        |
 | `parameters` | filter p: multiplier at bit 32 * p, bias at 32 * p + 16  | pe * 32                   |
+| `table`      | the code of the ofm for the next code of the ifm         | as the table's entries    |
 
 Kept weights per cycle: the density times pe * simd, rounded up.  Folds at the edges are filled up with 0.  Without
 a schedule no engine says how wide its words are: then all streams come in words of 32 bits, and pe = 1.
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.compute import reduction_length
-from hwmodel.network import LayerSpec
+from hwmodel.network import LayerSpec, Op
 from hwmodel.precision import LayerConfig, WeightFormat
 from qat.export.bits import BitStream, pack_codes
 from qat.export.packing import PackedLayer, weight_blocks
@@ -79,6 +80,21 @@ class MemoryImage:
         return text.tobytes()
 
 
+def operation_images(position: int, spec: LayerSpec, packed: PackedLayer, entries: int) -> Iterator[MemoryImage]:
+    """Memories of a layer without weights: the parameters of a `scale`, the table of a `lookup` with its entries."""
+    stem = _stem(position, spec)
+    if spec.op is Op.SCALE:
+        yield MemoryImage(spec.name, "parameters", f"{stem}.parameters", _parameters(packed.streams, 1))
+    if "table" in packed.streams:
+        stream = packed.streams["table"]
+        width = stream.bits // entries
+        yield MemoryImage(spec.name, "table", f"{stem}.table", _in_words(stream, width))
+
+
+def _stem(position: int, spec: LayerSpec) -> str:
+    return f"{position:03d}_{re.sub(r'[^A-Za-z0-9_.-]', '_', spec.name)[:60]}"
+
+
 def layer_images(
     position: int, spec: LayerSpec, config: LayerConfig, packed: PackedLayer, *, scheduled: bool
 ) -> Iterator[MemoryImage]:
@@ -91,7 +107,7 @@ def layer_images(
         packed: Its streams.
         scheduled: Whether the folding comes from a schedule.
     """
-    stem = f"{position:03d}_{re.sub(r'[^A-Za-z0-9_.-]', '_', spec.name)[:60]}"
+    stem = _stem(position, spec)
 
     def image(purpose: str, words: NDArray[np.uint8]) -> MemoryImage:
         return MemoryImage(spec.name, purpose, f"{stem}.{purpose}", words)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.network import LayerSpec
-from qat.integer import Rescale
+from qat.integer import Rescale, Table
 
 Codes = NDArray[np.float32]
 Sums = NDArray[np.floating[Any]]
@@ -39,6 +39,8 @@ def exact_dtype(bound: int) -> type[np.float32] | type[np.float64]:
 class Requantizer:
     """clamp((sum * multiplier + offset) >> shift, quant_min, quant_max), one multiplier and offset per channel.
 
+    Negative sum * multiplier + offset is shifted by `negative_shift` more.
+
     Args:
         rescale: Shift and range.
         multiplier: One per channel, or a single one for all.
@@ -50,10 +52,16 @@ class Requantizer:
         self, rescale: Rescale, multiplier: NDArray[np.integer], offset: NDArray[np.int64] | int, bound: int
     ) -> None:
         self._multiplier = multiplier.astype(np.int64)
-        self._offset = np.broadcast_to(np.int64(offset) + (1 << (rescale.shift - 1)), self._multiplier.shape)
+        self._negative_shift = rescale.negative_shift
+        # The half that rounds joins the offset, unless negative products need another half.
+        self._half = 1 << (rescale.shift - 1)
+        start = np.int64(offset) + (0 if self._negative_shift else self._half)
+        self._offset = np.broadcast_to(start, self._multiplier.shape)
         self._shift = rescale.shift
         self._range = (rescale.quant_min, rescale.quant_max)
         reach = bound * int(np.abs(self._multiplier).max()) + int(np.abs(self._offset).max())
+        if self._negative_shift:
+            reach += self._half << self._negative_shift
         # Powers of two scale floats without loss, so the shift may come first and floor() last.
         self._in_float = reach < FLOAT64_EXACT
         repeats = max(1, CHUNK // self._multiplier.size)
@@ -74,22 +82,31 @@ class Requantizer:
                 values[:] = part
                 values *= self._gains[: part.size]
                 values += self._offsets[: part.size]
+                if self._negative_shift:
+                    np.multiply(values, 2.0**-self._negative_shift, out=values, where=values < 0)
+                    values += 0.5
                 np.floor(values, out=values)
                 np.clip(values, *self._range, out=values)
                 target[:] = values
             else:
                 products = part.astype(np.int64).reshape(-1, self._multiplier.size) * self._multiplier
-                codes = (products + self._offset) >> self._shift
+                products += self._offset
+                codes = self._shifted(products) if self._negative_shift else products >> self._shift
                 target[:] = np.clip(codes, *self._range).reshape(-1)
         return out.reshape(sums.shape)
 
+    def _shifted(self, products: NDArray[np.int64]) -> NDArray[np.int64]:
+        longer = self._shift + self._negative_shift
+        below = (products + (self._half << self._negative_shift)) >> longer
+        return np.where(products < 0, below, (products + self._half) >> self._shift)
 
-def pad(x_NHWC: Codes, padding: tuple[int, int], value: float) -> Codes:
-    """The maps with `padding` rows and columns of `value` on each side."""
-    if padding == (0, 0):
+
+def pad(x_NHWC: Codes, spec: LayerSpec, value: float) -> Codes:
+    """The maps with the layer's padding of `value` around them."""
+    begin, end = spec.padding, spec.end_padding
+    if begin == end == (0, 0):
         return x_NHWC
-    rows, columns = padding
-    return np.pad(x_NHWC, ((0, 0), (rows, rows), (columns, columns), (0, 0)), constant_values=value)
+    return np.pad(x_NHWC, ((0, 0), (begin[0], end[0]), (begin[1], end[1]), (0, 0)), constant_values=value)
 
 
 def taps(x_NHWC: Sums, spec: LayerSpec) -> list[Sums]:
@@ -137,7 +154,7 @@ def convolution(spec: LayerSpec, weight_OIHW: NDArray[np.int8], bound: int) -> C
     matrices = weight_OHWI.reshape(spec.groups, spec.out_channels // spec.groups, -1).transpose(0, 2, 1).copy()
 
     def grouped(x_NHWC: Codes) -> Sums:
-        padded = pad(x_NHWC, spec.padding, 0)
+        padded = pad(x_NHWC, spec, 0)
         width = spec.in_channels // spec.groups
         parts = [
             _matmul(padded[..., group * width : (group + 1) * width], spec, matrices[group])
@@ -161,7 +178,7 @@ def _depthwise(spec: LayerSpec, weight_OHWI: Sums) -> Callable[[Codes], Sums]:
     repeats = spec.out_channels // spec.groups
 
     def depthwise(x_NHWC: Codes) -> Sums:
-        padded: Sums = pad(x_NHWC, spec.padding, 0).astype(kernels.dtype, copy=False)
+        padded: Sums = pad(x_NHWC, spec, 0).astype(kernels.dtype, copy=False)
         if repeats > 1:
             padded = np.repeat(padded, repeats, axis=3)
         views = taps(padded, spec)
@@ -179,7 +196,7 @@ def max_pool(spec: LayerSpec, lowest_code: int) -> Callable[[Codes], Codes]:
     """Largest code of each window; padding has the lowest code that the tensor can hold, so it never wins."""
 
     def largest(x_NHWC: Codes) -> Codes:
-        views = taps(pad(x_NHWC, spec.padding, lowest_code), spec)
+        views = taps(pad(x_NHWC, spec, lowest_code), spec)
         return reduce(np.maximum, views[1:], views[0].copy())
 
     return largest
@@ -190,7 +207,7 @@ def window_sum(spec: LayerSpec, bound: int) -> Callable[[Codes], Sums]:
     dtype: type[Any] = exact_dtype(bound)
 
     def sums(x_NHWC: Codes) -> Sums:
-        views = taps(pad(x_NHWC, spec.padding, 0).astype(dtype, copy=False), spec)
+        views = taps(pad(x_NHWC, spec, 0).astype(dtype, copy=False), spec)
         total = views[0].copy()
         for view in views[1:]:
             total += view
@@ -219,3 +236,36 @@ def upsample(spec: LayerSpec) -> Callable[[Codes], Codes]:
 def flatten(x_NHWC: Codes) -> Codes:
     """(N, 1, 1, C * H * W), channels slowest."""
     return np.ascontiguousarray(x_NHWC.transpose(0, 3, 1, 2)).reshape(x_NHWC.shape[0], 1, 1, -1)
+
+
+def reorg(spec: LayerSpec) -> Callable[[Codes], Codes]:
+    """Space to depth: channel c of a block's pixel (i, j) becomes channel (c * rows + i) * columns + j."""
+    rows, columns = spec.stride
+
+    def moved(x_NHWC: Codes) -> Codes:
+        blocks = x_NHWC.reshape(-1, spec.out_height, rows, spec.out_width, columns, spec.in_channels)
+        return blocks.transpose(0, 1, 3, 5, 2, 4).reshape(-1, spec.out_height, spec.out_width, spec.out_channels)
+
+    return moved
+
+
+def shuffle(spec: LayerSpec) -> Callable[[Codes], Codes]:
+    """Channels of equal parts interleaved."""
+
+    def interleaved(x_NHWC: Codes) -> Codes:
+        parts = x_NHWC.reshape(*x_NHWC.shape[:3], spec.groups, -1)
+        return np.ascontiguousarray(parts.swapaxes(3, 4)).reshape(x_NHWC.shape)
+
+    return interleaved
+
+
+def channel_slice(spec: LayerSpec) -> Callable[[Codes], Codes]:
+    """Channels from `first_channel` on."""
+    kept = slice(spec.first_channel, spec.first_channel + spec.out_channels)
+    return lambda x_NHWC: np.ascontiguousarray(x_NHWC[..., kept])
+
+
+def lookup(table: Table) -> Callable[[Codes], Codes]:
+    """A function of each code."""
+    results, first_code = table.codes.astype(np.float32), table.first_code
+    return lambda x_NHWC: results[x_NHWC.astype(np.int32) - first_code]

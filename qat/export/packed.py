@@ -33,7 +33,7 @@ from qat.export.description import (
     unpack_network,
 )
 from qat.export.folder import write_folder
-from qat.export.images import MemoryImage, layer_images
+from qat.export.images import MemoryImage, layer_images, operation_images
 from qat.export.manifest import MANIFEST, check_files, contents_of, file_entry, manifest_bytes, read_file, read_manifest
 from qat.export.packing import Folding, PackedLayer, pack_layer
 from qat.export.runtime import IntegerRuntime
@@ -202,9 +202,12 @@ def save_packed(
 
 def _memory_images(model: PackedModel, *, scheduled: bool) -> Iterator[MemoryImage]:
     for position, spec in enumerate(model.network.layers):
+        packed = model.packed_layers[spec.name]
         if spec.has_weights:
-            packed = model.packed_layers[spec.name]
             yield from layer_images(position, spec, model.config[spec.name], packed, scheduled=scheduled)
+        else:
+            table = model.integers.layers[spec.name].table
+            yield from operation_images(position, spec, packed, 0 if table is None else len(table.codes))
 
 
 def load_packed(folder: str | Path) -> PackedModel:

@@ -7,11 +7,12 @@ A layer with weights has these streams, in this order:
 | `weights`                    | dense, binary_plus_sparse    | every weight: its code, or its sign            |
 | `values`                     | sparse, binary_plus_sparse   | codes of the kept weights                      |
 | `index_*` (none to two)      | sparse, binary_plus_sparse   | which groups are kept, see `qat.export.index`  |
-| `multipliers`, `biases`      | all                          | int16 per output channel                       |
+| `multipliers`, `biases`      | all; operations `scale`      | int16 per output channel                       |
 | `shifts`                     | all                          | uint8: shift of the multipliers, of the biases |
 | `input_multiplier`, `input_shift` | with a requantized ifm  | int16, uint8                                   |
 
-Additions, concatenations and average pools have `multipliers` (int16, one per operand) and `shifts` (one uint8).
+Additions, concatenations and average pools have `multipliers` (int16, one per operand) and `shifts` (one uint8); gates
+one multiplier.  Lookups have `table`: the codes of the ofm, in as many bits as their range needs.
 
 Order: the products of a filter are counted kernel row, kernel column, input channel (the last fastest).  `weights`
 come in the order in which an array of pe x simd multipliers reads them: block of pe filters, block of simd
@@ -29,11 +30,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.compute import reduction_length
-from hwmodel.network import LayerSpec
+from hwmodel.network import LayerSpec, Op
 from hwmodel.precision import SIGNIFICANT_BIT_WIDTH, LayerConfig, WeightFormat, group_shape, kept_groups
 from hwmodel.storage import IndexCoding
 from qat.export.bits import BitStream, pack_bytes, pack_codes, unpack_codes, unpack_int16
 from qat.export.index import STREAMS, CodedIndex, decode, encode_cheapest
+from qat.export.tables import TableShape, pack_table, unpack_table
 from qat.integer import BINARY_SHIFT, IntegerLayer, Rescale
 
 Code = TypeVar("Code", bound=np.generic)
@@ -83,12 +85,14 @@ class Requantization:
         quant_max: Largest code of the ofm.
         shift: Shift of the multipliers.
         bias_shift: Shift of the biases.
+        negative_shift: By so many bits more are negative products shifted.
     """
 
     quant_min: int
     quant_max: int
     shift: int
     bias_shift: int = 0
+    negative_shift: int = 0
 
 
 def pack_layer(
@@ -161,6 +165,7 @@ def unpack_layer(
     requantization: Requantization | None,
     input_range: tuple[int, int] | None,
     ofm_scale: float,
+    table_shape: TableShape | None = None,
 ) -> IntegerLayer:
     """Inverse of `pack_layer`, given what the manifest holds.
 
@@ -171,28 +176,44 @@ def unpack_layer(
         requantization: Ranges and shifts; None where codes are only moved.
         input_range: Smallest and largest code that the layer reads, where its ifm is requantized.
         ofm_scale: Value of one step of the ofm's codes.
+        table_shape: Of a lookup's table.
 
     Raises:
         ValueError: A stream has another size than the layer needs, or contradicts the manifest.
     """
-    weight, mask, bias, rescale, input_rescale = None, None, None, None, None
+    weight, mask, bias, rescale, input_rescale, table = None, None, None, None, None, None
     streams = packed.streams
     if requantization is not None:
-        count = spec.out_channels if spec.has_weights else len(spec.inputs)
-        shifts = [requantization.shift, *([requantization.bias_shift] if spec.has_weights else [])]
+        count = _multipliers(spec)
+        shifts = [requantization.shift, *([requantization.bias_shift] if _has_bias(spec) else [])]
         if streams["shifts"].data.tolist() != shifts:
             raise ValueError(f"shifts are {streams['shifts'].data.tolist()}, the manifest says {shifts}")
         multiplier = unpack_int16(streams["multipliers"], count)
-        rescale = Rescale(multiplier, requantization.shift, requantization.quant_min, requantization.quant_max)
+        limits = requantization.quant_min, requantization.quant_max
+        rescale = Rescale(multiplier, requantization.shift, *limits, requantization.negative_shift)
+    if _has_bias(spec):
+        bias = unpack_int16(streams["biases"], spec.out_channels)
+    if table_shape is not None:
+        table = unpack_table(streams["table"], table_shape)
     if spec.has_weights:
         assert config is not None
         weight, mask = unpack_weights(spec, config, packed)
-        bias = unpack_int16(streams["biases"], spec.out_channels)
     if input_range is not None:
         shift = int(streams["input_shift"].data[0])
         input_rescale = Rescale(unpack_int16(streams["input_multiplier"], 1), shift, *input_range)
     bias_shift = requantization.bias_shift if requantization is not None else 0
-    return IntegerLayer(spec.name, rescale, weight, mask, bias, bias_shift, input_rescale, ofm_scale)
+    return IntegerLayer(spec.name, rescale, weight, mask, bias, bias_shift, input_rescale, ofm_scale, table)
+
+
+def _has_bias(spec: LayerSpec) -> bool:
+    return spec.has_weights or spec.op is Op.SCALE
+
+
+def _multipliers(spec: LayerSpec) -> int:
+    """Multipliers of a layer with a requantization."""
+    if _has_bias(spec):
+        return spec.out_channels
+    return 1 if spec.op is Op.MUL else len(spec.inputs)
 
 
 def expected_streams(
@@ -207,23 +228,29 @@ def expected_streams(
             names += ["values", *STREAMS[coding]]
         names += ["multipliers", "biases", "shifts"]
     elif has_rescale:
-        names += ["multipliers", "shifts"]
+        names += ["multipliers", *(["biases"] if _has_bias(spec) else []), "shifts"]
+    elif spec.op is Op.LOOKUP:
+        names.append("table")
     if has_input_rescale:
         names += ["input_multiplier", "input_shift"]
     return tuple(names)
 
 
 def stream_bits(
-    spec: LayerSpec, config: LayerConfig | None, coding: IndexCoding, parameter: int
+    spec: LayerSpec,
+    config: LayerConfig | None,
+    coding: IndexCoding,
+    parameter: int,
+    table_shape: TableShape | None = None,
 ) -> dict[str, int | None]:
     """Payload bits that each stream of a layer must have; None where they depend on the content."""
-    operands = spec.out_channels if spec.has_weights else len(spec.inputs)
     bits: dict[str, int | None] = {
-        "multipliers": 16 * operands,
-        "biases": 16 * operands,
-        "shifts": 16 if spec.has_weights else 8,
+        "multipliers": 16 * _multipliers(spec),
+        "biases": 16 * spec.out_channels,
+        "shifts": 16 if _has_bias(spec) else 8,
         "input_multiplier": 16,
         "input_shift": 8,
+        "table": table_shape.entries * table_shape.bit_width if table_shape is not None else 0,
     }
     if config is None:
         return bits
@@ -345,6 +372,8 @@ def _pack_parameters(layer: IntegerLayer) -> Iterable[tuple[str, BitStream]]:
             yield "biases", pack_bytes(layer.bias.astype(np.int16))
             shifts.append(layer.bias_shift)
         yield "shifts", pack_bytes(np.array(shifts, np.uint8))
+    if layer.table is not None:
+        yield "table", pack_table(layer.table)
     if layer.input_rescale is not None:
         yield "input_multiplier", pack_bytes(layer.input_rescale.multiplier.astype(np.int16))
         yield "input_shift", pack_bytes(np.array([layer.input_rescale.shift], np.uint8))

@@ -28,7 +28,7 @@ typedef struct {
     uint32_t group_rows, group_columns, group_channels; /* groups of a filter: each 1, or as the kernel */
     uint32_t kept_groups;
     uint32_t pe, simd;          /* order of `weights` */
-    uint8_t shift, bias_shift;
+    uint8_t shift, bias_shift, negative_shift;
     int32_t quant_min, quant_max;
     size_t weights, values, index_first, index_second, multipliers, biases; /* offsets in bytes */
 } qat_layer;

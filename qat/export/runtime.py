@@ -125,12 +125,18 @@ def _layer_function(
     bound = accumulator_bound(spec, layer, operand_ranges)
     if layer.weight is not None:
         return _weighted(spec, layer, bound, operand_ranges[0])
+    if layer.table is not None:
+        look_up = kernels.lookup(layer.table)
+        return lambda operands: look_up(operands[0])
     if layer.rescale is None:
         moves: dict[Op, Callable[[Codes], Codes]] = {
             Op.MAX_POOL: kernels.max_pool(spec, operand_ranges[0][0]),
             Op.SUBSAMPLE: kernels.subsample(spec),
             Op.UPSAMPLE: kernels.upsample(spec),
+            Op.REORG: kernels.reorg(spec),
             Op.FLATTEN: kernels.flatten,
+            Op.SHUFFLE: kernels.shuffle(spec),
+            Op.SLICE: kernels.channel_slice(spec),
         }
         move = moves[spec.op]
         return lambda operands: move(operands[0])
@@ -138,6 +144,12 @@ def _layer_function(
         window_sum = kernels.window_sum(spec, bound)
         requantize = Requantizer(layer.rescale, layer.rescale.multiplier, 0, bound)
         return lambda operands: requantize(window_sum(operands[0]))
+    if spec.op is Op.SCALE:
+        requantize = Requantizer(layer.rescale, layer.rescale.multiplier, _offset(layer), bound)
+        return lambda operands: requantize(operands[0])
+    if spec.op is Op.MUL:
+        requantize = Requantizer(layer.rescale, layer.rescale.multiplier, 0, bound)
+        return lambda operands: requantize(np.multiply(operands[0], operands[1], dtype=np.float64))
     multipliers = [int(m) for m in layer.rescale.multiplier]
     requantize = Requantizer(layer.rescale, np.ones(1, np.int64), 0, bound)  # the sums are multiplied already
     combine = _add if spec.op is Op.ADD else _concat
@@ -148,16 +160,20 @@ def _weighted(
     spec: LayerSpec, layer: IntegerLayer, bound: int, ifm_range: tuple[int, int]
 ) -> Callable[[list[Codes]], Codes]:
     assert layer.weight is not None
-    assert layer.bias is not None
     assert layer.rescale is not None
     convolution = kernels.convolution(spec, layer.weight, bound)
-    offset = layer.bias.astype(np.int64) << layer.bias_shift
-    requantize = Requantizer(layer.rescale, layer.rescale.multiplier, offset, bound)
+    requantize = Requantizer(layer.rescale, layer.rescale.multiplier, _offset(layer), bound)
     if layer.input_rescale is None:
         return lambda operands: requantize(convolution(operands[0]))
     largest_code = max(-ifm_range[0], ifm_range[1])
     narrow = Requantizer(layer.input_rescale, layer.input_rescale.multiplier, 0, largest_code)
     return lambda operands: requantize(convolution(narrow(operands[0])))
+
+
+def _offset(layer: IntegerLayer) -> NDArray[np.int64]:
+    """Biases behind the multiplier."""
+    assert layer.bias is not None
+    return layer.bias.astype(np.int64) << layer.bias_shift
 
 
 def _add(multipliers: list[int], requantize: Requantizer, operands: list[Codes]) -> Codes:

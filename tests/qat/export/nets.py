@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,25 @@ from numpy.typing import NDArray
 
 from hwmodel.network import INPUT, RELAYING, LayerSpec, NetworkSpec, Op
 from hwmodel.precision import Granularity, LayerConfig, NetworkConfig, WeightFormat, group_shape, kept_groups
-from qat.integer import BINARY_SHIFT, IntegerLayer, IntegerNetwork, Rescale
+from qat.integer import BINARY_SHIFT, IntegerLayer, IntegerNetwork, Rescale, Table
 
-OPS = ("conv", "grouped", "depthwise", "max_pool", "avg_pool", "subsample", "upsample", "add", "concat")
+OPS = (
+    "conv",
+    "grouped",
+    "depthwise",
+    "max_pool",
+    "avg_pool",
+    "subsample",
+    "upsample",
+    "add",
+    "concat",
+    "scale",
+    "lookup",
+    "mul",
+    "shuffle",
+    "slice",
+    "reorg",
+)
 Generator = np.random.Generator
 
 
@@ -23,13 +40,29 @@ def random_network(seed: int, ops: Sequence[str] = OPS, *, with_head: bool = Tru
     shapes = {INPUT: (channels, height, width)}
     specs: list[LayerSpec] = []
     for op in (*ops, *(("flatten", "linear") if with_head else ())):
+        if op == "mul":  # its gate: one value per channel, from a pool over the whole map
+            source = specs[-1].name if specs else INPUT
+            shape = shapes[source]
+            gate = LayerSpec(f"gate{len(specs)}", Op.AVG_POOL, (source,), *shape, shape[0], 1, 1, kernel_size=shape[1:])
+            specs.append(gate)
+            shapes[gate.name] = (shape[0], 1, 1)
+            spec = LayerSpec(f"mul{len(specs)}", Op.MUL, (source, gate.name), *shape, *shape)
+            specs.append(spec)
+            shapes[spec.name] = shape
+            continue
         spec = _random_spec(rng, op, f"{op}{len(specs)}", shapes, specs)
         specs.append(spec)
         shapes[spec.name] = (spec.out_channels, spec.out_height, spec.out_width)
     network = NetworkSpec("random", channels, height, width, tuple(specs))
     config = NetworkConfig(tuple((spec.name, random_config(rng)) for spec in network.weighted))
-    layers = {spec.name: random_layer(rng, spec, config[spec.name] if spec.has_weights else None) for spec in specs}
     input_codes = rng.integers(-128, 128, (channels, 256)).astype(np.int16)
+    ranges, layers = {INPUT: (-128, 127)}, {}
+    for spec in specs:
+        layer = random_layer(rng, spec, config[spec.name] if spec.has_weights else None, ranges[spec.inputs[0]])
+        layers[spec.name] = layer
+        low, high = ranges[spec.inputs[0]]
+        written = layer.rescale or layer.table
+        ranges[spec.name] = (min(low, 0), max(high, 0)) if written is None else (written.quant_min, written.quant_max)
     return IntegerNetwork(network, config, layers, input_codes, ("a", "b"))
 
 
@@ -70,17 +103,29 @@ def random_rescale(rng: Generator, count: int) -> Rescale:
     multiplier = rng.integers(-(2**15), 2**15, count).astype(np.int16)
     shift = int(rng.choice([1, 12, 18, 22, 24, 46]))
     low, high = [(0, 15), (-8, 7), (0, 255), (-128, 127), (-32768, 32767), (0, 1)][rng.integers(6)]
-    return Rescale(multiplier, shift, low, high)
+    return Rescale(multiplier, shift, low, high, int(rng.choice([0, 0, 1, 3, 7])))
 
 
-def random_layer(rng: Generator, spec: LayerSpec, config: LayerConfig | None) -> IntegerLayer:
-    """Numbers of one layer."""
+def random_layer(
+    rng: Generator, spec: LayerSpec, config: LayerConfig | None, read: tuple[int, int] = (-128, 127)
+) -> IntegerLayer:
+    """Numbers of one layer that reads codes in the range `read`."""
+    scale = float(rng.random() + 0.1)
+    if spec.op is Op.LOOKUP:
+        low, high = [(0, 15), (-3, 5), (0, 255), (-128, 127), (-32768, 32767)][rng.integers(5)]
+        codes = rng.integers(low, high + 1, read[1] - read[0] + 1).astype(np.int32)
+        return IntegerLayer(spec.name, ofm_scale=scale, table=Table(codes, read[0], low, high))
+    if spec.op is Op.SCALE:
+        bias = rng.integers(-(2**15), 2**15, spec.out_channels).astype(np.int16)
+        rescale = random_rescale(rng, spec.out_channels)
+        return IntegerLayer(spec.name, rescale, bias=bias, bias_shift=int(rng.choice([0, 5, 46])), ofm_scale=scale)
     if config is None:
-        rescale = None if spec.op in RELAYING else random_rescale(rng, len(spec.inputs))
-        return IntegerLayer(spec.name, rescale, ofm_scale=float(rng.random() + 0.1))
+        operands = 1 if spec.op is Op.MUL else len(spec.inputs)
+        rescale = None if spec.op in RELAYING else random_rescale(rng, operands)
+        return IntegerLayer(spec.name, rescale, ofm_scale=scale)
     weight, mask = random_weight(rng, spec.weight_shape, config)
     bias = rng.integers(-(2**15), 2**15, spec.out_channels).astype(np.int16)
-    narrow = random_rescale(rng, 1) if rng.random() < 0.5 else None
+    narrow = replace(random_rescale(rng, 1), negative_shift=0) if rng.random() < 0.5 else None
     bias_shift = int(rng.choice([0, 5, 12, 46]))
     rescale = random_rescale(rng, spec.out_channels)
     return IntegerLayer(spec.name, rescale, weight, mask, bias, bias_shift, narrow, float(rng.random() + 0.1))
@@ -105,6 +150,8 @@ def _random_spec(
         reach = [geometry.get("dilation", (1, 1))[i] * (geometry["kernel_size"][i] - 1) + 1 for i in (0, 1)]
         if reach[0] > height or reach[1] > width:
             geometry = {"stride": geometry["stride"]}
+        if "padding" in geometry and op != "max_pool":
+            geometry["padding_end"] = pair(0, 3)
     if op == "conv":
         out_channels = int(rng.integers(1, 7))
     elif op in ("grouped", "depthwise"):
@@ -116,6 +163,14 @@ def _random_spec(
         geometry, out_channels = {"stride": pair(1, 3)}, channels + int(rng.integers(0, 4))
     elif op == "upsample":
         geometry = {"stride": pair(1, 3)}
+    elif op == "shuffle":
+        geometry = {"groups": int(rng.choice([d for d in range(1, channels + 1) if channels % d == 0]))}
+    elif op == "slice":
+        first = int(rng.integers(0, channels))
+        geometry, out_channels = {"first_channel": first}, int(rng.integers(1, channels - first + 1))
+    elif op == "reorg":
+        stride = tuple(int(rng.choice([d for d in (1, 2, 3) if size % d == 0])) for size in (height, width))
+        geometry, out_channels = {"stride": stride}, channels * stride[0] * stride[1]
     elif op in ("add", "concat"):
         skip = 0 if op == "add" else 1  # operands of a concatenation may differ in channels
         fits = [n for n, shape in shapes.items() if shape[skip:] == shapes[producer][skip:]]
@@ -138,10 +193,13 @@ def _out_size(op: Op, size: tuple[int, int], geometry: dict[str, Any]) -> tuple[
     padding, dilation = geometry.get("padding", (0, 0)), geometry.get("dilation", (1, 1))
     if op is Op.UPSAMPLE:
         return size[0] * stride[0], size[1] * stride[1]
+    if op is Op.REORG:
+        return size[0] // stride[0], size[1] // stride[1]
     if op in (Op.ADD, Op.CONCAT):
         return size
+    end = geometry.get("padding_end", padding)
     reach = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    return tuple((size[i] + 2 * padding[i] - reach[i]) // stride[i] + 1 for i in (0, 1))  # type: ignore[return-value]
+    return tuple((size[i] + padding[i] + end[i] - reach[i]) // stride[i] + 1 for i in (0, 1))  # type: ignore[return-value]
 
 
 def reference_codes(integers: IntegerNetwork, images: NDArray[np.uint8]) -> dict[str, NDArray[np.int64]]:
@@ -155,7 +213,8 @@ def reference_codes(integers: IntegerNetwork, images: NDArray[np.uint8]) -> dict
 
 
 def _shift_clamp(product: NDArray[np.int64], rescale: Rescale) -> NDArray[np.int64]:
-    shifted = (product + 2 ** (rescale.shift - 1)) >> rescale.shift
+    shift = np.where(product < 0, rescale.shift + rescale.negative_shift, rescale.shift)
+    shifted = (product + (np.int64(1) << (shift - 1))) >> shift
     return np.clip(shifted, rescale.quant_min, rescale.quant_max)
 
 
@@ -172,6 +231,22 @@ def _reference_layer(spec: LayerSpec, layer: IntegerLayer, x: list[NDArray[np.in
         return _shift_clamp(sum(m * operand for m, operand in zip(multiplier, x, strict=True)), layer.rescale)
     if spec.op is Op.CONCAT:
         return np.concatenate([_shift_clamp(m * o, layer.rescale) for m, o in zip(multiplier, x, strict=True)], 1)
+    if spec.op is Op.MUL:
+        return _shift_clamp(x[0] * x[1] * multiplier[0], layer.rescale)
+    if spec.op is Op.SCALE:
+        bias = layer.bias.astype(np.int64) << layer.bias_shift
+        return _shift_clamp(first * multiplier[:, None, None] + bias[:, None, None], layer.rescale)
+    if spec.op is Op.LOOKUP:
+        return np.vectorize(lambda code: layer.table.codes[code - layer.table.first_code], otypes=[np.int64])(first)
+    if spec.op is Op.SHUFFLE:
+        part = spec.in_channels // spec.groups
+        return first[:, [(c % spec.groups) * part + c // spec.groups for c in range(spec.in_channels)]]
+    if spec.op is Op.SLICE:
+        return first[:, spec.first_channel : spec.first_channel + spec.out_channels]
+    if spec.op is Op.REORG:
+        rows, columns = spec.stride
+        blocks = [(c, i, j) for c in range(spec.in_channels) for i in range(rows) for j in range(columns)]
+        return np.stack([first[:, c, i::rows, j::columns] for c, i, j in blocks], 1)
     if spec.op is Op.AVG_POOL:
         return _shift_clamp(_windows(spec, first, 0).sum((4, 5)) * multiplier[0], layer.rescale)
     if spec.op is Op.MAX_POOL:
@@ -188,8 +263,8 @@ def _reference_layer(spec: LayerSpec, layer: IntegerLayer, x: list[NDArray[np.in
 
 def _windows(spec: LayerSpec, x: NDArray[np.int64], fill: int) -> NDArray[np.int64]:
     """(N, C, H', W', Kh, Kw), gathered pixel by pixel."""
-    rows, columns = spec.padding
-    padded = np.pad(x, ((0, 0), (0, 0), (rows, rows), (columns, columns)), constant_values=fill)
+    (top, left), (bottom, right) = spec.padding, spec.end_padding
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
     out = np.empty((*x.shape[:2], spec.out_height, spec.out_width, *spec.kernel_size), np.int64)
     for h, w, i, j in np.ndindex(*out.shape[2:]):
         row, column = h * spec.stride[0] + i * spec.dilation[0], w * spec.stride[1] + j * spec.dilation[1]

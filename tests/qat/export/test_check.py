@@ -68,7 +68,7 @@ CASES: dict[str, tuple[Callable[[], IntegerNetwork], str]] = {
         r"layer 'add': rescale.multiplier is int16 of shape \(3,\), expected int16 of shape \(2,\)",
     ),
     "no rescale": (lambda: _with_layer("add", IntegerLayer("add")), "layer 'add': add needs a rescale"),
-    "moves": (lambda: _with_layer("pool", IntegerLayer("pool", RESCALE)), "max_pool only moves codes"),
+    "moves": (lambda: _with_layer("pool", IntegerLayer("pool", RESCALE)), "max_pool does no arithmetic"),
     "weights of a pool": (
         lambda: _with_layer("pool", IntegerLayer("pool", weight=WEIGHT)),
         "max_pool has no weights",

@@ -51,11 +51,17 @@ def _assert_same(loaded: PackedModel, integers: IntegerNetwork) -> None:
         assert (other.name, other.bias_shift, other.ofm_scale) == (layer.name, layer.bias_shift, layer.ofm_scale)
         for array in ("weight", "mask", "bias"):
             assert np.array_equal(getattr(other, array), getattr(layer, array)), (name, array)
+        assert (layer.table is None) == (other.table is None)
+        if layer.table is not None and other.table is not None:
+            assert np.array_equal(layer.table.codes, other.table.codes)
+            for field in ("first_code", "quant_min", "quant_max"):
+                assert getattr(layer.table, field) == getattr(other.table, field)
         for rescale in ("rescale", "input_rescale"):
             ours, theirs = getattr(layer, rescale), getattr(other, rescale)
             assert (ours is None) == (theirs is None)
             if ours is not None:
                 assert np.array_equal(ours.multiplier, theirs.multiplier)
+                assert ours.negative_shift == theirs.negative_shift
                 assert (ours.shift, ours.quant_min, ours.quant_max) == (
                     theirs.shift,
                     theirs.quant_min,

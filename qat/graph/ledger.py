@@ -1,0 +1,132 @@
+"""What is known while a traced graph is walked: layers so far, and which tensor each traced node stands for."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn, cast
+
+from torch import fx, nn
+
+from hwmodel.network import INPUT
+from qat.errors import TraceError
+from qat.graph.nodes import Node, Pair
+
+
+def pair(value: Any) -> Pair:
+    """Rows and columns of a module's argument, which may be one number."""
+    first, second = (value, value) if isinstance(value, int) else value
+    return int(first), int(second)
+
+
+class Ledger:
+    """Bookkeeping of a walk over traced nodes.
+
+    Args:
+        model: The traced model.
+        traced: Its graph.
+    """
+
+    def __init__(self, model: nn.Module, traced: fx.Graph) -> None:
+        self.model = model
+        self.traced = traced
+        self.modules = dict(model.named_modules())
+        self.nodes: dict[str, Node] = {}
+        self.alias: dict[fx.Node, str] = {}
+        """Layer whose ofm a traced node stands for."""
+        self.passed_on: dict[fx.Node, fx.Node] = {}
+        """Traced nodes that are the same tensor as another one."""
+        self.padding: dict[fx.Node, tuple[int, int, int, int]] = {}
+        """Zero padding that waits for its convolution: top, left, bottom, right."""
+        self.shape_values: set[fx.Node] = set()
+        """Results of size() and the like: only for views."""
+        self.left_out: list[str] = []
+        self._used_modules: dict[int, str] = {}
+
+    def add(self, node: fx.Node, layer: Node) -> None:
+        """A traced node is a layer."""
+        self.nodes[layer.name] = layer
+        self.alias[node] = layer.name
+
+    def forward(self, node: fx.Node) -> None:
+        """A traced node stands for the same tensor as its input."""
+        source = self.argument(node)
+        if source in self.padding:
+            self.refuse(source, "padding that is not directly followed by its convolution")
+        self.alias[node] = self.source(source, node)
+        self.passed_on[node] = source
+
+    def argument(self, node: fx.Node) -> fx.Node:
+        """The traced node of the (first) tensor that `node` reads."""
+        return cast(fx.Node, node.args[0] if node.args else node.kwargs["input"])
+
+    def inputs(self, node: fx.Node) -> tuple[str, ...]:
+        """Producer of the tensor that `node` reads, as `Node.inputs`."""
+        return (self.source(self.argument(node), node),)
+
+    def source(self, node: Any, reader: fx.Node) -> str:
+        """Producer of a traced tensor."""
+        if node not in self.alias:
+            name = node.name if isinstance(node, fx.Node) else repr(node)
+            self.refuse(reader, f"a use of {name!r}, which is not a feature map")
+        return self.alias[node]
+
+    def only_reader_of(self, node: fx.Node) -> Node | None:
+        """The layer before `node`, if nothing but `node` reads its output."""
+        source = self.argument(node)
+        while len(source.users) == 1 and source in self.passed_on:
+            source = self.passed_on[source]
+        layer = self.nodes.get(self.alias.get(source, INPUT))
+        return layer if layer is not None and len(source.users) == 1 else None
+
+    def check_inplace(self, node: fx.Node) -> None:
+        """Refuses an operation in place on a tensor that others read: they would see the changed values, or not."""
+        source = self.argument(node)
+        shared = len(source.users) > 1
+        while not shared and source in self.passed_on:
+            source = self.passed_on[source]
+            shared = len(source.users) > 1
+        if shared:
+            self.refuse(node, "an operation in place on a tensor that others read too; use inplace=False")
+
+    def call_args(self, node: fx.Node, *names: tuple[str, Any]) -> list[Any]:
+        """Arguments after the tensor, by position or keyword, with defaults."""
+        given = dict(zip((name for name, _ in names), node.args[1:], strict=False)) | node.kwargs
+        return [given.get(name, default) for name, default in names]
+
+    def claim(self, node: fx.Node, path: str) -> str:
+        """Name of a layer with weights; each may be used once, since hardware holds its scale once."""
+        module = self.modules[path]
+        if id(module) in self._used_modules:
+            self.refuse(node, "a layer with weights that is used twice; give each use its own layer")
+        self._used_modules[id(module)] = path
+        return path
+
+    def call_name(self, node: fx.Node, what: str) -> str:
+        """A module's path, or for functions the path of the module that calls them plus what they do."""
+        if node.op == "call_module":
+            name = str(node.target)
+        else:
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            path = stack[-1][0] if stack else ""
+            name = f"{path}.{what}" if path else what
+        unique, count = name, 1
+        while unique in self.nodes or (unique in self.modules and node.op != "call_module"):
+            count += 1
+            unique = f"{name}_{count}"
+        return unique
+
+    def where(self, node: fx.Node) -> str:
+        """The place of a traced node, for messages."""
+        if node.op == "call_module":
+            return f"module {str(node.target)!r}"
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        inside = f" in module {stack[-1][0]!r}" if stack and stack[-1][0] else ""
+        return f"operation {node.name!r}{inside}"
+
+    def refuse(self, node: fx.Node, what: str) -> NoReturn:
+        """Raises `TraceError` with the place and what is supported."""
+        raise TraceError(
+            f"{self.where(node)}: {what} cannot be mapped to hardware. Supported are Conv2d, Linear, BatchNorm, "
+            "ReLU, ReLU6, LeakyReLU, Hardswish, Hardsigmoid, SiLU, Sigmoid, Tanh, max and average pooling, nearest "
+            "upsampling, add, channel concat, channel chunk, slice and shuffle, gates of one value per channel, "
+            "space to depth, flatten, and x[:, :, ::s, ::s] with padded channels"
+        )

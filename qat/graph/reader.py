@@ -1,0 +1,344 @@
+"""Recognises hardware layers in a traced graph."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from hwmodel.network import INPUT, Op
+from qat.errors import TraceError
+from qat.graph.geometry import GeometryReader
+from qat.graph.ledger import pair
+from qat.graph.nodes import Graph, Node
+
+FUSING = (Op.CONV, Op.LINEAR, Op.ADD, Op.SCALE)
+"""Operations whose requantization can be a ReLU, ReLU6 or leaky ReLU too."""
+
+MODULE_FUNCTIONS: dict[type[nn.Module], str] = {
+    nn.Hardswish: "hard_swish",
+    nn.Hardsigmoid: "hard_sigmoid",
+    nn.SiLU: "silu",
+    nn.Sigmoid: "sigmoid",
+    nn.Tanh: "tanh",
+}
+CALLED_FUNCTIONS: dict[Any, str] = {
+    F.hardswish: "hard_swish",
+    F.hardsigmoid: "hard_sigmoid",
+    F.silu: "silu",
+    **dict.fromkeys((torch.sigmoid, torch.sigmoid_, F.sigmoid, "sigmoid", "sigmoid_"), "sigmoid"),
+    **dict.fromkeys((torch.tanh, torch.tanh_, F.tanh, "tanh", "tanh_"), "tanh"),
+}
+"""Functions of a code that become tables."""
+
+RELU_CALLS = (F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_")
+SHAPE_ARITHMETIC = (operator.floordiv, operator.mul, operator.add, operator.sub, operator.truediv, int)
+
+
+class Reader(GeometryReader):
+    """Walks the traced nodes once."""
+
+    def __init__(self, model: nn.Module, traced: fx.Graph) -> None:
+        super().__init__(model, traced)
+        self.attributes: dict[fx.Node, str] = {}
+
+    def read(self) -> Graph:
+        """The graph.
+
+        Raises:
+            TraceError: A module or operation cannot be mapped.
+        """
+        output = None
+        for node in self.traced.nodes:
+            if node.op == "placeholder":
+                self._read_placeholder(node)
+            elif node.op == "output":
+                if not isinstance(node.args[0], fx.Node):
+                    raise TraceError(f"{type(self.model).__name__} must return one tensor, it returns {node.args[0]}")
+                output = self.source(node.args[0], node)
+            elif node.op == "call_module":
+                self._read_module(node, self.modules[str(node.target)])
+            elif node.op in ("call_function", "call_method"):
+                self._read_call(node)
+            else:
+                self.attributes[node] = str(node.target)
+        if output is None or output == INPUT:
+            raise TraceError(f"{type(self.model).__name__} has no layer")
+        return Graph(type(self.model).__name__, self._needed_for(output), output, tuple(self.left_out))
+
+    def _needed_for(self, output: str) -> tuple[Node, ...]:
+        needed, queue = set(), [output]
+        while queue:
+            name = queue.pop()
+            if name != INPUT and name not in needed:
+                needed.add(name)
+                queue += self.nodes[name].inputs
+        self.left_out += [name for name in self.nodes if name not in needed]
+        return tuple(node for name, node in self.nodes.items() if name in needed)
+
+    def _read_placeholder(self, node: fx.Node) -> None:
+        if INPUT not in self.alias.values():
+            self.alias[node] = INPUT
+        elif node.users:
+            raise TraceError(f"{self.where(node)}: a network has one input tensor")
+
+    def source(self, node: Any, reader: fx.Node) -> str:
+        """Producer of a traced tensor."""
+        if node in self.attributes:
+            self.refuse(reader, f"the parameter or buffer {self.attributes[node]!r} used outside a layer")
+        return super().source(node, reader)
+
+    # -- modules ------------------------------------------------------------------------------------------------
+
+    def _read_module(self, node: fx.Node, module: nn.Module) -> None:
+        path = str(node.target)
+        if isinstance(module, nn.Conv2d):
+            self._read_conv(node, path, module.padding, module.stride, module.dilation, module.groups)
+        elif isinstance(module, nn.Linear):
+            self._read_linear(node, path)
+        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            self._read_batch_norm(node, module)
+        elif isinstance(module, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.AlphaDropout):
+            self.left_out.append(path)
+            self.forward(node)
+        elif isinstance(module, nn.Flatten):
+            self.read_flatten(node, module.start_dim, module.end_dim)
+        elif isinstance(module, nn.ZeroPad2d | nn.ConstantPad2d) and module.value == 0:
+            self.read_padding(node, tuple(module.padding))
+        elif isinstance(module, nn.MaxPool2d) and not module.return_indices:
+            self.read_max_pool(
+                node, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
+            )
+        elif isinstance(module, nn.AvgPool2d):
+            names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+            self.read_avg_pool(node, *(getattr(module, name) for name in names))
+        elif isinstance(module, nn.AdaptiveAvgPool2d):
+            self.read_adaptive_pool(node, module.output_size)
+        elif isinstance(module, nn.Upsample):
+            self.read_upsample(node, module.scale_factor, module.mode)
+        elif isinstance(module, nn.ChannelShuffle):
+            self.read_shuffle(node, module.groups)
+        elif isinstance(module, nn.PixelUnshuffle):
+            self.read_reorg(node, module.downscale_factor)
+        else:
+            self._read_activation_module(node, module)
+
+    def _read_activation_module(self, node: fx.Node, module: nn.Module) -> None:
+        if getattr(module, "inplace", False):
+            self.check_inplace(node)
+        if isinstance(module, nn.ReLU):
+            self._read_activation(node, "relu")
+        elif isinstance(module, nn.Hardtanh):  # ReLU6 too
+            self._read_clamp(node, module.min_val, module.max_val)
+        elif isinstance(module, nn.LeakyReLU):
+            self._read_activation(node, "leaky_relu", module.negative_slope)
+        elif type(module) in MODULE_FUNCTIONS:
+            self._read_activation(node, MODULE_FUNCTIONS[type(module)])
+        else:
+            self.refuse(node, f"a module of type {type(module).__name__}")
+
+    def _read_conv(self, node: fx.Node, path: str, padding: Any, stride: Any, dilation: Any, groups: int) -> None:
+        module = cast(nn.Conv2d, self.modules[path])
+        if module.padding_mode != "zeros":
+            self.refuse(node, f"padding_mode={module.padding_mode!r}")
+        kernel_size, dilation = pair(module.kernel_size), pair(dilation)
+        if isinstance(padding, str):
+            total = [dilation[axis] * (kernel_size[axis] - 1) if padding == "same" else 0 for axis in range(2)]
+            begin, end = (total[0] // 2, total[1] // 2), (-(-total[0] // 2), -(-total[1] // 2))
+        else:
+            begin = end = pair(padding)
+        top, left, bottom, right = self.padding.pop(self.argument(node), (0, 0, 0, 0))
+        before, after = (begin[0] + top, begin[1] + left), (end[0] + bottom, end[1] + right)
+        self.add(
+            node,
+            Node(
+                self.claim(node, path),
+                Op.CONV,
+                self.inputs(node),
+                kernel_size=kernel_size,
+                stride=pair(stride),
+                padding=before,
+                padding_end=None if after == before else after,
+                dilation=dilation,
+                groups=groups,
+                in_channels=module.in_channels,
+                out_channels=module.out_channels,
+                module=module,
+            ),
+        )
+
+    def _read_linear(self, node: fx.Node, path: str) -> None:
+        module = cast(nn.Linear, self.modules[path])
+        layer = Node(self.claim(node, path), Op.LINEAR, self.inputs(node), module=module)
+        layer.in_channels, layer.out_channels = module.in_features, module.out_features
+        self.add(node, layer)
+
+    def _read_batch_norm(self, node: fx.Node, module: nn.BatchNorm2d | nn.BatchNorm1d) -> None:
+        if module.running_mean is None:
+            self.refuse(node, "a batch norm without running statistics")
+        before = self.only_reader_of(node)
+        name = self.claim(node, str(node.target))
+        bare = before is not None and before.batch_norm is None and before.activation == "none"
+        if bare and before is not None and before.module is not None:
+            before.batch_norm = module
+            self.forward(node)
+            return
+        channels = module.num_features
+        self.add(node, Node(name, Op.SCALE, self.inputs(node), in_channels=channels, batch_norm=module))
+
+    def _read_activation(self, node: fx.Node, activation: str, negative_slope: float = 0.0) -> None:
+        before = self.only_reader_of(node)
+        shifts = activation != "leaky_relu" or is_shift(negative_slope)
+        if activation == "relu" and before is not None and before.activation in ("relu", "relu6"):
+            self.forward(node)
+        elif before is not None and before.op in FUSING and before.activation == "none" and shifts:
+            if activation in ("relu", "relu6", "leaky_relu"):
+                before.activation, before.negative_slope = activation, negative_slope
+                self.forward(node)
+            else:
+                self._add_lookup(node, activation, negative_slope)
+        else:
+            self._add_lookup(node, activation, negative_slope)
+
+    def _add_lookup(self, node: fx.Node, activation: str, negative_slope: float) -> None:
+        name = self.call_name(node, activation)
+        layer = Node(name, Op.LOOKUP, self.inputs(node), activation=activation, negative_slope=negative_slope)
+        self.add(node, layer)
+
+    def _read_clamp(self, node: fx.Node, low: float | None, high: float | None) -> None:
+        if low == 0 and high in (None, float("inf")):
+            self._read_activation(node, "relu")
+        elif (low, high) == (0, 6):
+            self._read_activation(node, "relu6")
+        else:
+            self.refuse(node, f"clamping to {low}..{high}; only 0..6 and 0..infinity are")
+
+    # -- functions and methods ----------------------------------------------------------------------------------
+
+    def _read_call(self, node: fx.Node) -> None:
+        target = node.target
+        if node.kwargs.get("inplace") or (isinstance(target, str) and target.endswith("_")):
+            self.check_inplace(node)
+        if self._is_shape_value(node):
+            self.shape_values.add(node)
+        elif target is operator.getitem and node.args[0] in self.parts:
+            self.read_part(node)
+        elif target in CALLED_FUNCTIONS:
+            self._read_activation(node, CALLED_FUNCTIONS[target])
+        elif target in RELU_CALLS:
+            self._read_activation(node, "relu")
+        elif getattr(target, "__name__", "") == "stochastic_depth" or target in (F.dropout, F.dropout2d):
+            self.left_out.append(self.where(node))
+            self.forward(node)
+        elif reader := _READERS.get(target):
+            reader(self, node)
+        elif target is not torch._assert:
+            self.refuse(node, f"the operation {getattr(target, '__name__', target)!r}")
+
+    def _is_shape_value(self, node: fx.Node) -> bool:
+        if node.target == "size" or (node.target is getattr and node.args[1] == "shape"):
+            return True
+        computed = node.target in (*SHAPE_ARITHMETIC, operator.getitem)
+        return computed and bool(node.args) and node.args[0] in self.shape_values
+
+    def _read_add(self, node: fx.Node) -> None:
+        if node.target in (operator.iadd, "add_"):
+            self.check_inplace(node)
+        if node.kwargs.get("alpha", 1) != 1 or not all(isinstance(arg, fx.Node) for arg in node.args[:2]):
+            self.refuse(node, "an addition of anything but two feature maps")
+        inputs = tuple(self.source(arg, node) for arg in node.args[:2])
+        self.add(node, Node(self.call_name(node, "add"), Op.ADD, inputs))
+
+    def _read_mul(self, node: fx.Node) -> None:
+        if node.target in (operator.imul, "mul_"):
+            self.check_inplace(node)
+        if len(node.args) != 2 or not all(isinstance(arg, fx.Node) for arg in node.args):
+            self.refuse(node, "a multiplication of anything but a feature map and its gate")
+        inputs = tuple(self.source(arg, node) for arg in node.args)
+        self.add(node, Node(self.call_name(node, "mul"), Op.MUL, inputs))
+
+    def _read_functional_conv(self, node: fx.Node) -> None:
+        names = ("weight", "bias", "stride", "padding", "dilation", "groups")
+        weight, bias, *rest = self.call_args(node, *zip(names, (None, None, 1, 0, 1, 1), strict=True))
+        self._read_conv(node, self._owner(node, weight, bias, nn.Conv2d), rest[1], rest[0], rest[2], rest[3])
+
+    def _read_functional_linear(self, node: fx.Node) -> None:
+        weight, bias = self.call_args(node, ("weight", None), ("bias", None))
+        self._read_linear(node, self._owner(node, weight, bias, nn.Linear))
+
+    def _owner(self, node: fx.Node, weight: Any, bias: Any, kind: type[nn.Module]) -> str:
+        """Path of the layer whose weight and bias a functional call uses as they are."""
+        path, _, name = self.attributes.get(weight, "").rpartition(".")
+        owner = self.modules.get(path)
+        own_bias = getattr(owner, "bias", None)
+        same = bias is None if own_bias is None else self.attributes.get(bias) == f"{path}.bias"
+        if not isinstance(owner, kind) or name != "weight" or not same:
+            self.refuse(node, f"a functional call with other weights than those of a {kind.__name__}")
+        return path
+
+    def _read_leaky(self, node: fx.Node) -> None:
+        (slope,) = self.call_args(node, ("negative_slope", 0.01))
+        self._read_activation(node, "leaky_relu", slope)
+
+    def _read_limits(self, node: fx.Node) -> None:
+        names = ("min_val", "max_val") if node.target is F.hardtanh else ("min", "max")
+        defaults = (-1.0, 1.0) if node.target is F.hardtanh else (None, None)
+        self._read_clamp(node, *self.call_args(node, *zip(names, defaults, strict=True)))
+
+
+def is_shift(slope: float) -> bool:
+    """Whether a slope is 2**-k with k in 1..7."""
+    return slope in [2.0**-count for count in range(1, 8)]
+
+
+def _pool_args(reader: Reader, node: fx.Node, *last: tuple[str, Any]) -> list[Any]:
+    return reader.call_args(node, ("kernel_size", None), ("stride", None), ("padding", 0), *last)
+
+
+_READERS: dict[Any, Callable[[Reader, fx.Node], None]] = {
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), Reader._read_add),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), Reader._read_mul),
+    **dict.fromkeys((torch.cat, torch.concat), Reader.read_concat),
+    **dict.fromkeys((F.hardtanh, torch.clamp, "clamp", "clamp_"), Reader._read_limits),
+    **dict.fromkeys(("view", "reshape", torch.reshape), Reader.read_view),
+    **dict.fromkeys(("transpose", torch.transpose), Reader.read_transpose),
+    **dict.fromkeys((torch.chunk, "chunk", torch.split, "split"), Reader.read_chunk),
+    **dict.fromkeys(("mean", torch.mean), Reader.read_mean),
+    F.relu6: lambda reader, node: reader._read_activation(node, "relu6"),
+    F.leaky_relu: Reader._read_leaky,
+    F.conv2d: Reader._read_functional_conv,
+    torch.conv2d: Reader._read_functional_conv,
+    F.linear: Reader._read_functional_linear,
+    "contiguous": Reader.read_contiguous,
+    "expand_as": Reader.forward,
+    operator.getitem: Reader.read_slice,
+    F.pad: Reader.read_pad,
+    **dict.fromkeys(
+        (torch.flatten, "flatten"),
+        lambda reader, node: reader.read_flatten(node, *reader.call_args(node, ("start_dim", 0), ("end_dim", -1))),
+    ),
+    **dict.fromkeys(
+        (F.max_pool2d, torch.max_pool2d),
+        lambda reader, node: reader.read_max_pool(
+            node, *_pool_args(reader, node, ("dilation", 1), ("ceil_mode", False))
+        ),
+    ),
+    F.avg_pool2d: lambda reader, node: reader.read_avg_pool(
+        node,
+        *_pool_args(reader, node, ("ceil_mode", False), ("count_include_pad", True), ("divisor_override", None)),
+    ),
+    F.adaptive_avg_pool2d: lambda reader, node: reader.read_adaptive_pool(
+        node, *reader.call_args(node, ("output_size", None))
+    ),
+    F.interpolate: lambda reader, node: reader.read_upsample(
+        node, *reader.call_args(node, ("size", None), ("scale_factor", None), ("mode", "nearest"))[1:]
+    ),
+    F.pixel_unshuffle: lambda reader, node: reader.read_reorg(
+        node, *reader.call_args(node, ("downscale_factor", None))
+    ),
+    torch.channel_shuffle: lambda reader, node: reader.read_shuffle(node, *reader.call_args(node, ("groups", None))),
+}
