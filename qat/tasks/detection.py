@@ -1,0 +1,134 @@
+"""Detection: the objective of networks that answer with maps of boxes, measured by COCO's average precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.detection import MeanAveragePrecision
+
+from qat.data.boxes import unpack
+from qat.errors import ConfigError
+from qat.models.heads import Detections, Head, Suppression, as_maps, detect
+from qat.tasks.classification import Classification
+from qat.tasks.detection_loss import detection_loss, imitation_loss
+from qat.tasks.training import Objective
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The objective of detectors.  Targets are as in `qat.data.boxes`.
+
+    Args:
+        heads: Meaning of each map.
+        suppression: Which boxes remain where answers are measured.
+        score: What selects: average precision at an overlap of one half.
+    """
+
+    heads: tuple[Head, ...]
+    suppression: Suppression = field(default_factory=Suppression)
+    score: str = "ap50"
+
+    @classmethod
+    def of(cls, model: nn.Module, suppression: Suppression | None = None) -> Detection:
+        """The objective of a network that says what its maps mean in `heads`.
+
+        Raises:
+            ConfigError: The network has no heads.
+        """
+        heads = getattr(model, "heads", ())
+        if not heads:
+            raise ConfigError(
+                f"{type(model).__name__} is no detector: it has no attribute `heads` that says what its maps mean"
+            )
+        return cls(tuple(heads), suppression or Suppression())
+
+    def loss(self, outputs: Tensor | Sequence[Tensor], targets: Tensor) -> Tensor:
+        """Boxes, objectness and classes against true boxes."""
+        return detection_loss(self.heads, outputs, targets)
+
+    def distillation_loss(
+        self, outputs: Tensor | Sequence[Tensor], teacher_outputs: Tensor | Sequence[Tensor], temperature: float
+    ) -> Tensor:
+        """Boxes, objectness and classes against a teacher's."""
+        return imitation_loss(self.heads, outputs, teacher_outputs, temperature)
+
+    def hits(self, outputs: Tensor | Sequence[Tensor], targets: Tensor) -> None:
+        """None: an image with many boxes is not simply right or wrong."""
+
+    def detections(self, outputs: Tensor | Sequence[Tensor]) -> list[Detections]:
+        """Boxes of each image."""
+        return detect(self.heads, outputs, self.suppression)
+
+    def meter(self) -> DetectionMeter:
+        """Measures "ap50", "ap" and "loss"."""
+        return DetectionMeter(self)
+
+
+def objective_of(model: nn.Module) -> Objective:
+    """What a network is for: detection if it says what its maps mean in `heads`, else classification."""
+    return Detection.of(model) if getattr(model, "heads", ()) else Classification()
+
+
+class DetectionMeter:
+    """COCO's average precision over all images: at an overlap of 0.5, and the mean over 0.5, 0.55, ..., 0.95.
+
+    It holds the boxes that were found, not images or maps.
+
+    Args:
+        objective: Decodes and suppresses.
+    """
+
+    def __init__(self, objective: Detection) -> None:
+        self._objective = objective
+        self._metric = MeanAveragePrecision(backend="faster_coco_eval")
+        self._metric.warn_on_many_detections = False
+        self._loss = 0.0
+        self._images = 0
+
+    def update(self, outputs: Tensor | Sequence[Tensor], targets: Tensor) -> None:
+        """Takes in the maps and the true boxes of a batch."""
+        self._loss += float(self._objective.loss(outputs, targets)) * len(targets)
+        self._images += len(targets)
+        rows, columns = self._objective.heads[0].image_size(as_maps(outputs)[0])
+        pixels = torch.tensor([columns, rows, columns, rows], dtype=torch.float32)
+        found = [
+            {"boxes": one.boxes_K4.cpu() * pixels, "scores": one.scores_K.cpu(), "labels": one.labels_K.cpu()}
+            for one in self._objective.detections(outputs)
+        ]
+        true = [
+            {
+                "boxes": torch.from_numpy(own.sides_B4) * pixels,
+                "labels": torch.from_numpy(own.labels_B),
+                "iscrowd": torch.from_numpy(own.ignored_B).long(),
+            }
+            for own in unpack(targets)
+        ]
+        self._metric.update(found, true)
+
+    def compute(self) -> dict[str, float]:
+        """Average precision in [0, 1] under "ap50" and "ap", and "loss"."""
+        values = self._metric.compute()
+        # The library says -1 where there is nothing to find.
+        precision = {"ap50": max(0.0, float(values["map_50"])), "ap": max(0.0, float(values["map"]))}
+        return precision | {"loss": self._loss / max(1, self._images)}
+
+
+@torch.no_grad()
+def evaluate_integers(
+    answer: Callable[[Tensor], Any], batches: Iterable[tuple[Tensor, Tensor]], objective: Detection
+) -> dict[str, float]:
+    """Figures of a network in integers, decoded in float: "ap50", "ap", "loss".
+
+    Args:
+        answer: From uint8 images to maps: output codes times their step.
+        batches: Of (uint8 images, targets).
+        objective: What is measured.
+    """
+    meter = objective.meter()
+    for images_NCHW, targets in batches:
+        meter.update(answer(images_NCHW), targets)
+    return meter.compute()
