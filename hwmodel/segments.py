@@ -1,20 +1,18 @@
-"""The cuts of a network into pipelined, spilled and frame-based layers, with the options of each part."""
+"""The cuts of a network into layers with engines of their own and layers on the shared engine, with all options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hwmodel.compute import Multiplier
 from hwmodel.cost import operation_bit_width, pipelined_operation_memories
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
-from hwmodel.memory import RAMB18_BITS, URAM_BITS, VIVADO_LUTRAM_BITS
 from hwmodel.network import LayerSpec, NetworkSpec
 from hwmodel.options import (
     Array,
@@ -32,8 +30,8 @@ from hwmodel.options import (
 )
 from hwmodel.precision import NetworkConfig, ofm_bit_widths
 from hwmodel.resources import FRAME_ENGINE, SUMMED, Memory, SharedLayer, frame_buffer_shape, shared_layer
-from hwmodel.storage import weight_storage
-from hwmodel.traffic import elements, place, tensor_bits
+from hwmodel.storage import WeightStorage, weight_storage
+from hwmodel.traffic import Placement, elements, place, tensor_bits
 
 FIELDS = tuple(SharedLayer.__dataclass_fields__)
 """Needs of the shared engine, in the order of the rows of their arrays."""
@@ -41,17 +39,21 @@ FIELDS = tuple(SharedLayer.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class Candidate:
-    """Two cuts.
+    """A cut of the network: layers before it, then the rest on the shared engine.
 
     Args:
-        pipelined: Layers before the first cut.
-        spilled: Layers between the cuts.
+        pipelined: Layers before the cut that are pipelined.
+        spilled: Layers before the cut that are spilled; one of the two is 0.
         map_bits: Feature maps that cross the chip's border per frame.
     """
 
     pipelined: int
     spilled: int
     map_bits: int
+
+
+OptionCache = dict[Any, Any]
+"""Options by layer geometry and precision: valid for one network, device family, set of places and space."""
 
 
 class Segments:
@@ -63,90 +65,74 @@ class Segments:
         family: Device family.
         has_uram: Whether weights may lie in UltraRAM.
         space: Which executions are tried.
+        cache: Options that earlier configurations left; they are added to.
     """
 
-    def __init__(self, network: NetworkSpec, config: NetworkConfig, family: str, has_uram: bool, space: Space) -> None:
+    def __init__(
+        self,
+        network: NetworkSpec,
+        config: NetworkConfig,
+        family: str,
+        has_uram: bool,
+        space: Space,
+        cache: OptionCache | None = None,
+    ) -> None:
         self.network = network
         self.config = config
         self.family = family
         self.space = space
         self.places = (WeightPlace.BRAM, WeightPlace.URAM) if has_uram else (WeightPlace.BRAM,)
         self.widths = ofm_bit_widths(network, config)
-        self.storages = {layer.name: weight_storage(layer, config[layer.name]) for layer in network.weighted}
-        self._geometries = {layer.name: geometry(layer) for layer in network.weighted}
-        self._cache: dict[Any, Options] = {}
+        self._cache: OptionCache = {} if cache is None else cache
+        self.storages = {layer.name: self._storage(layer) for layer in network.weighted}
         self._shared: dict[tuple[int, int, bool], Options] = {}
-        self._needed: dict[tuple[int, bool], tuple[Array, Array]] = {}
+
+    def _storage(self, layer: LayerSpec) -> WeightStorage:
+        key = ("storage", layer.name, self.config[layer.name])
+        if key not in self._cache:
+            self._cache[key] = weight_storage(layer, self.config[layer.name])
+        stored: WeightStorage = self._cache[key]
+        return stored
 
     @cached_property
-    def _cuts(self) -> tuple[int, ...]:
-        weighted = [i for i, layer in enumerate(self.network.layers) if layer.has_weights]
-        return (0, *(i for i in weighted if i > 0), len(self.network.layers))
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every cut, least traffic of feature maps first; of equal ones that with the longest pipeline."""
+        end = len(self.network.layers)
+        cuts = (0, *(i for i, layer in enumerate(self.network.layers) if layer.has_weights and i), end)
+        found = [self._candidate(cut, 0) for cut in cuts] + [self._candidate(0, cut) for cut in cuts[1:]]
+        return tuple(sorted(found, key=lambda candidate: (candidate.map_bits, -candidate.pipelined)))
 
-    @cached_property
-    def unspilled(self) -> tuple[Candidate, ...]:
-        """Cuts without spilled layers: nothing crosses the chip's border but the input and the results."""
-        return tuple(self._candidate(cut, cut) for cut in self._cuts)
-
-    def spilled(self, least: Callable[[int, int], float], at_most: float) -> tuple[Candidate, ...]:
-        """Cuts with spilled layers, least traffic of feature maps first.
-
-        Args:
-            least: Lower bound of the streamed weight bits, from the two cuts.
-            at_most: Cuts that are known to need more traffic than this are left out.
-        """
-        base = self.unspilled[0].map_bits
-        pairs = [(first, second) for first in self._cuts for second in self._cuts if second > first]
-        bounds = {pair: least(*pair) for pair in pairs}
-        found = [self._candidate(*pair) for pair in pairs if base + bounds[pair] <= at_most]
-        found = [c for c in found if c.map_bits + bounds[c.pipelined, c.pipelined + c.spilled] <= at_most]
-        return tuple(sorted(found, key=lambda candidate: candidate.map_bits))
-
-    @cached_property
-    def all_cuts(self) -> tuple[Candidate, ...]:
-        """Every pair of cuts."""
-        return (*self.unspilled, *self.spilled(lambda first, second: 0.0, float("inf")))
-
-    @property
-    def first_spilled(self) -> tuple[Candidate, ...]:
-        """The only cut with spilled layers that can equal the least traffic: it spills the first layer alone."""
-        return (self._candidate(0, self._cuts[1]),) if len(self._cuts) > 1 else ()
-
-    def streamed_bound(self, prices: NDArray[np.float64], budgets: Array) -> Callable[[int, int], float]:
-        """Lower bound of the streamed weight bits of any two cuts, from prices of the resources.
-
-        A pipelined layer pays at least its cheapest priced option.  A layer on the shared engine streams its weights
-        or holds them in memories that pay by the bit, but for what may lie in LUTs.
-        """
-        layers = self.network.layers
-        bram18, uram = prices[0] / RAMB18_BITS, prices[1] / URAM_BITS
-        per_bit = min(bram18, uram) if WeightPlace.URAM in self.places else bram18
-        pipelined, shared = [0.0], [[0.0], [0.0]]
-        for index, layer in enumerate(layers):
-            options = self._pipelined(layer, True)
-            pipelined.append(pipelined[-1] + float((options.offchip_bits + options.use @ prices).min()))
-            for is_spilled in (False, True):
-                bits = self.storages[layer.name].weight_bits if layer.has_weights else 0
-                least = bits * min(float(self._reads(index, is_spilled)), per_bit)
-                shared[is_spilled].append(shared[is_spilled][-1] + least)
-        base = float(prices @ budgets) + 2 * VIVADO_LUTRAM_BITS * per_bit
-
-        def bound(first: int, second: int) -> float:
-            spilled = shared[1][second] - shared[1][first]
-            frame = shared[0][len(layers)] - shared[0][second]
-            return float(max(0.0, pipelined[first] + spilled + frame - base))
-
-        return bound
-
-    def _candidate(self, first: int, second: int) -> Candidate:
-        transfers = place(self.network, self._flows(first, second - first)).transfers
+    def _candidate(self, pipelined: int, spilled: int) -> Candidate:
         host = HostInterface()
+        transfers = self._placement(pipelined, spilled).transfers
         bits = sum(tensor_bits(self.network, t.tensor, self.widths[t.tensor], host) for t in transfers)
-        return Candidate(first, second - first, bits)
+        return Candidate(pipelined, spilled, bits)
+
+    def _placement(self, pipelined: int, spilled: int) -> Placement:
+        key = ("placement", pipelined, spilled)
+        if key not in self._cache:
+            self._cache[key] = place(self.network, self._flows(pipelined, spilled))
+        found: Placement = self._cache[key]
+        return found
+
+    def least_cycles(self, candidate: Candidate) -> int:
+        """Cycles per frame that no choice of options is faster than."""
+        layers = self.network.layers
+        own = [int(self._pipelined(layer).cycles.min()) for layer in layers[: candidate.pipelined]]
+        shared = np.zeros(len(self._engine_grid[0]), dtype=np.int64)
+        for index in range(candidate.pipelined, len(layers)):
+            if layers[index].has_weights:
+                shared += self._needs(index, index < candidate.pipelined + candidate.spilled)[1]
+        return max([*own, int(shared.min())])
 
     def groups(self, candidate: Candidate, *, streams: bool) -> tuple[Options, ...]:
-        """Options of each pipelined layer, then of the shared engine if there is one."""
-        groups = [self._pipelined(layer, streams) for layer in self.network.layers[: candidate.pipelined]]
+        """Options of each pipelined layer, then of the shared engine if there is one.
+
+        Args:
+            candidate: The cut.
+            streams: Whether layers on the shared engine may read their weights from off chip.
+        """
+        groups = [self._pipelined(layer) for layer in self.network.layers[: candidate.pipelined]]
         if candidate.pipelined < len(self.network.layers):
             groups.append(self._shared_options(candidate.pipelined, candidate.spilled, streams))
         return tuple(groups)
@@ -176,22 +162,27 @@ class Segments:
         rest = len(self.network.layers) - pipelined - spilled
         return (DataFlow.ROW_PIXEL,) * pipelined + (DataFlow.SPILLED,) * spilled + (DataFlow.FRAME,) * rest
 
-    def _pipelined(self, layer: LayerSpec, streams: bool) -> Options:
+    def _pipelined(self, layer: LayerSpec) -> Options:
+        if layer.has_weights:
+            key: Any = ("pipelined", layer.name, self.config[layer.name])
+        else:
+            key = ("pipelined", layer.name, operation_bit_width(layer, self.config, self.widths))
+        if key not in self._cache:
+            self._cache[key] = self._pipelined_options(layer)
+        options: Options = self._cache[key]
+        return options
+
+    def _pipelined_options(self, layer: LayerSpec) -> Options:
         if not layer.has_weights:
             bit_width = operation_bit_width(layer, self.config, self.widths)
-            key: Any = (layer.name, bit_width)
-            if key not in self._cache:
-                memories_of = partial(pipelined_operation_memories, self.network, layer, bit_width)
-                self._cache[key] = operation_options(layer, bit_width, memories_of, self.family, self.space)
-            return self._cache[key]
-        places = (*self.places, WeightPlace.STREAMED) if streams else self.places
-        config = self.config[layer.name]
-        key = (self._geometries[layer.name], config, streams)
+            memories_of = partial(pipelined_operation_memories, self.network, layer, bit_width)
+            return operation_options(layer, bit_width, memories_of, self.family, self.space)
+        config, storage = self.config[layer.name], self.storages[layer.name]
+        key = (geometry(layer), config)  # layers of equal geometry share their options
         if key not in self._cache:
-            self._cache[key] = weighted_options(
-                key[0], config, self.storages[layer.name], True, self.family, places, self.space
-            )
-        return self._cache[key]
+            self._cache[key] = weighted_options(key[0], config, storage, True, self.family, self.places, self.space)
+        options: Options = self._cache[key]
+        return options
 
     # -- shared engine ----------------------------------------------------------------------------------------------
 
@@ -240,20 +231,24 @@ class Segments:
         needs = [self._needs(i, i < pipelined + spilled) for i in order]
         engines = len(self._engine_grid[0])
         numbers = np.arange(len(order) + 1) if streams else np.array([len(order)])
-        stacked = np.array([need[0] for need in needs]).reshape(len(order), 2, len(FIELDS), engines)
         none = np.zeros((1, len(FIELDS), engines), dtype=np.int64)
-        resident, streamed = stacked[:, 0], stacked[::-1, 1]
-        sums = np.concatenate([none, resident.cumsum(axis=0)])[numbers]
-        sums += np.concatenate([none, streamed.cumsum(axis=0)])[::-1][numbers]
-        maxima = np.concatenate([none, np.maximum.accumulate(resident, axis=0)])[numbers]
-        maxima = np.maximum(maxima, np.concatenate([none, np.maximum.accumulate(streamed, axis=0)])[::-1][numbers])
-        fields = {name: (sums if name in SUMMED else maxima)[:, i] for i, name in enumerate(FIELDS)}
+        resident = np.concatenate([none, [need[0][0] for need in needs]]) if order else none
+        streamed = np.concatenate([none, [need[0][1] for need in needs[::-1]]]) if order else none
+        is_sum = np.array([name in SUMMED for name in FIELDS])
+        if streams:
+            values = np.where(
+                is_sum[:, None],
+                resident.cumsum(axis=0) + streamed.cumsum(axis=0)[::-1],
+                np.maximum(np.maximum.accumulate(resident), np.maximum.accumulate(streamed)[::-1]),
+            )
+        else:
+            values = np.where(is_sum[:, None], resident.sum(axis=0), resident.max(axis=0))[None]
         bits = [self._streamed_bits(i, i < pipelined + spilled) for i in order]
         offchip = np.concatenate([np.cumsum(bits[::-1])[::-1], [0]]).astype(np.int64)[numbers]
         cycles = sum((need[1] for need in needs), np.zeros(engines, dtype=np.int64))
         shape = (len(numbers), engines)
         offchip_bits, resident_layers = (np.broadcast_to(v[:, None], shape) for v in (offchip, numbers))
-        return SharedLayer(**fields), cycles, offchip_bits, resident_layers
+        return SharedLayer(*values.transpose(1, 0, 2)), cycles, offchip_bits, resident_layers
 
     def _streamed_bits(self, index: int, is_spilled: bool) -> int:
         return self.storages[self.network.layers[index].name].weight_bits * self._reads(index, is_spilled)
@@ -266,9 +261,9 @@ class Segments:
 
     def _needs(self, index: int, is_spilled: bool) -> tuple[Array, Array]:
         """What a layer asks of each engine, shape (resident or streamed, fields, engines), and its cycles."""
-        key = (index, is_spilled)
-        if key not in self._needed:
-            layer = self.network.layers[index]
+        layer = self.network.layers[index]
+        key = ("needs", layer.name, self.config[layer.name], is_spilled)
+        if key not in self._cache:
             config, storage = self.config[layer.name], self.storages[layer.name]
             flow = DataFlow.SPILLED if is_spilled else DataFlow.FRAME
             pe, simd = self._engine_grid
@@ -281,13 +276,19 @@ class Segments:
                 need = shared_layer(layer, config, storage, grid)
                 for i, name in enumerate(FIELDS):
                     row[i] = getattr(need, name)
-            self._needed[key] = table, layer_cycles(layer, grids[0])
-        return self._needed[key]
+            self._cache[key] = table, layer_cycles(layer, grids[0])
+        found: tuple[Array, Array] = self._cache[key]
+        return found
 
     def _buffer_use(self, pipelined: int, spilled: int) -> Array:
         pe, simd = self._engine_grid
-        memories = []
-        for buffer in place(self.network, self._flows(pipelined, spilled)).buffers:
-            bits = max(elements(self.network, tensor) * self.widths[tensor] for tensor in buffer.tensors)
-            memories.append(Memory(FRAME_ENGINE, "frame_buffer", *frame_buffer_shape(bits, simd)))
-        return resource_use(memories, 0, 0, self.family, len(pe))
+        sizes = tuple(
+            max(elements(self.network, tensor) * self.widths[tensor] for tensor in buffer.tensors)
+            for buffer in self._placement(pipelined, spilled).buffers
+        )
+        key = ("buffers", sizes)
+        if key not in self._cache:
+            memories = [Memory(FRAME_ENGINE, "frame_buffer", *frame_buffer_shape(bits, simd)) for bits in sizes]
+            self._cache[key] = resource_use(memories, 0, 0, self.family, len(pe))
+        use: Array = self._cache[key]
+        return use

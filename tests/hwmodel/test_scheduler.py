@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,11 +16,14 @@ from hwmodel import (
     Board,
     DataFlow,
     LayerConfig,
+    LayerSchedule,
     LayerSpec,
     Multiplier,
     NetworkConfig,
     NetworkSpec,
     Op,
+    Schedule,
+    WeightPlace,
     estimate,
     load_board,
     load_network,
@@ -26,9 +31,10 @@ from hwmodel import (
     uniform,
 )
 from hwmodel.cost import cost_of, dram_cycles
+from hwmodel.folding import ingest_channels, pipelined_foldings
 from hwmodel.options import RESOURCES, Space
-from hwmodel.scheduler import search
-from hwmodel.segments import Segments
+from hwmodel.scheduler import Scheduler, search
+from hwmodel.segments import Candidate, Segments
 from tests.hwmodel.conftest import conv
 
 SPACE = Space(
@@ -79,7 +85,7 @@ def exhaustive(segments: Segments, board: Board) -> tuple[int, int, int] | None:
     """The best goals over every cut and every choice of options."""
     budgets = np.array([getattr(board, name) for name in RESOURCES])
     best: tuple[int, int, int] | None = None
-    for candidate in segments.all_cuts:
+    for candidate in segments.candidates:
         groups = segments.groups(candidate, streams=True)
         for picks in product(*(range(len(group.cycles)) for group in groups)):
             used = sum(group.use[pick] for group, pick in zip(groups, picks, strict=True))
@@ -106,16 +112,89 @@ def test_equals_exhaustive_search(seed: int) -> None:
         dsp=int(pick.choice([3, 8, 30])),
     )
     segments = Segments(network, config, board.family, board.uram > 0, SPACE)
-    if np.prod([float(len(g.cycles)) for g in segments.groups(segments.unspilled[-1], streams=True)]) > 3000:
+    if (
+        np.prod([float(len(g.cycles)) for g in segments.groups(Candidate(len(network.layers), 0, 0), streams=True)])
+        > 3000
+    ):
         segments = Segments(network, config, board.family, False, replace(SPACE, pipelined_products=1))
         board = replace(board, uram=0)
     best, want = search(segments, board), exhaustive(segments, board)
     assert (best is None) == (want is None)
     if best is not None:
         assert (best.offchip_bits, best.interval_cycles, best.bram18) == want
+        assert best.is_proven
         report = cost_of(network, config, board, segments.write(best.candidate, best.groups, best.picks))
         assert (report.offchip_bits, report.interval_cycles, report.bram18) == want
         assert report.fits
+
+
+def every_schedule(network: NetworkSpec, config: NetworkConfig, space: Space) -> Iterator[Schedule]:
+    """The space as the scheduler's docstring words it, one schedule after the other."""
+    layers = network.layers
+    cuts = [i for i, layer in enumerate(layers) if layer.has_weights or i == 0] + [len(layers)]
+
+    def pipelined(layer: LayerSpec) -> list[LayerSchedule]:
+        if not layer.has_weights:
+            lanes = [n for n in range(1, layer.out_channels + 1) if layer.out_channels % n == 0]
+            return [LayerSchedule(layer.name, space.data_flows[0], 1, n) for n in lanes]
+        multipliers = space.multipliers if config[layer.name].weight_bit_width > 1 else space.multipliers[:1]
+        return [
+            LayerSchedule(layer.name, flow, pe, simd, ingest_channels(layer, pe, simd), multiplier, WeightPlace.BRAM)
+            for pe, simd in pipelined_foldings(layer)
+            if pe <= space.pipelined_pe and pe * simd <= space.pipelined_products
+            for flow in space.data_flows
+            for multiplier in multipliers
+        ]
+
+    for cut, spills in product(cuts, (False, True)):
+        before = [] if spills else [pipelined(layer) for layer in layers[:cut]]
+        shared = layers[0 if spills else cut :]
+        reads = {layer.name: layer.out_height if spills and i < cut else 1 for i, layer in enumerate(layers)}
+        weighted = sorted((layer.name for layer in shared if layer.has_weights), key=lambda name: -reads[name])
+        engines = product(space.shared_pe, space.shared_simd, space.multipliers, range(len(weighted) + 1))
+        for pe, simd, multiplier, resident in engines if shared else [(1, 1, Multiplier.LUT, 0)]:
+            rest = [
+                LayerSchedule(
+                    layer.name,
+                    DataFlow.SPILLED if spills and i < cut else DataFlow.FRAME,
+                    pe,
+                    simd,
+                    1,
+                    multiplier,
+                    WeightPlace.NONE
+                    if not layer.has_weights
+                    else WeightPlace.BRAM
+                    if layer.name in weighted[:resident]
+                    else WeightPlace.STREAMED,
+                )
+                for i, layer in enumerate(shared)
+            ]
+            for plans in product(*before):
+                yield Schedule(network.name, (*plans, *rest))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_equals_the_best_of_all_reports(seed: int) -> None:
+    """Nothing in common with the scheduler but the wording of the space and the report of one schedule."""
+    pick = np.random.default_rng(seed)
+    network = random_network(pick)
+    network = NetworkSpec("random", 2, 8, 8, network.layers[:3])
+    config = random_config(network, pick)
+    board = replace(
+        load_board("vc707"),
+        bram18=int(pick.integers(1, 14)),
+        lut=int(pick.choice([1500, 2500, 5000])),
+        dsp=int(pick.choice([3, 8, 30])),
+    )
+    space = replace(SPACE, pipelined_pe=2, pipelined_products=2, shared_pe=(1, 4), shared_simd=(2,))
+    reports = [cost_of(network, config, board, plan) for plan in every_schedule(network, config, space)]
+    goals = [(r.offchip_bits, r.interval_cycles, r.bram18) for r in reports if r.fits]
+    best = search(Segments(network, config, board.family, False, space), board)
+    assert (best is None) == (not goals)
+    if best is not None:
+        assert (best.offchip_bits, best.interval_cycles, best.bram18) == min(goals)
+        assert best.is_proven
 
 
 def test_options_cost_what_the_report_says() -> None:
@@ -124,7 +203,7 @@ def test_options_cost_what_the_report_says() -> None:
     board = load_board("zcu104")
     segments = Segments(network, config, board.family, True, Space())
     pick = np.random.default_rng(0)
-    for candidate in segments.all_cuts[::40]:
+    for candidate in segments.candidates[::5]:
         groups = segments.groups(candidate, streams=True)
         for _ in range(3):
             picks = [int(pick.integers(len(group.cycles))) for group in groups]
@@ -159,3 +238,12 @@ def test_streams_when_weights_do_not_fit() -> None:
     resident = estimate(network, config, load_board("pynq_z2"))
     assert resident.offchip_weight_bits == 0
     assert report.offchip_bits > resident.offchip_bits
+
+
+@pytest.mark.parametrize(("board", "bits"), [("u250", 1), ("zcu102", 1), ("vc707", 4), ("kv260", 4)])
+def test_large_network_is_proven(board: str, bits: int) -> None:
+    network = load_network("resnet50")
+    scheduler = Scheduler(network, load_board(board))
+    best = search(scheduler.segments(uniform(network, bits, 4)), load_board(board))
+    assert best is not None
+    assert best.is_proven
