@@ -8,6 +8,7 @@ before use (`QuantNetwork.calibrate`), which sets the steps of the activation qu
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,8 @@ from qat.graph import Graph, Node, read_graph
 from qat.layers import QuantAdd, QuantAvgPool, QuantConcat, QuantLookup, QuantMul, QuantScale, QuantWeighted, Relay
 from qat.quantizers import ActQuantizer
 
+logger = logging.getLogger(__name__)
+
 NOT_NEGATIVE = ("relu", "relu6", "sigmoid", "hard_sigmoid")
 """Activations whose results are never negative: their codes are unsigned."""
 
@@ -31,6 +34,9 @@ NOMINAL_SIZES = (32, 224, *range(4, 65, 4), *range(96, 673, 32), 28, 227, 299, 3
 
 def prepare(model: nn.Module, config: NetworkConfig, input_shape: tuple[int, int, int] | None = None) -> QuantNetwork:
     """A quantized copy of a float model; the float model stays as it is.
+
+    All of it is quantized: nothing is left in float.  What cannot be mapped is refused by name; what does nothing at
+    inference (dropout, stochastic depth) is left out, logged, and listed in `QuantNetwork.left_out`.
 
     Args:
         model: Float model that `qat.trace` can read.
@@ -44,7 +50,43 @@ def prepare(model: nn.Module, config: NetworkConfig, input_shape: tuple[int, int
     graph = read_graph(model)
     network = graph.spec(input_shape) if input_shape is not None else _nominal_spec(graph)
     config.check_matches(network)
+    if graph.left_out:
+        logger.info("%s: left out, as it does nothing at inference: %s", graph.name, ", ".join(graph.left_out))
     return QuantNetwork(graph, network, config)
+
+
+def apply(model: QuantNetwork, config: NetworkConfig) -> QuantNetwork:
+    """Gives a quantized network another configuration, in place.
+
+    Weights, batch norm and the values of the largest activation codes stay as they are.  Masks and weight steps of
+    the layers that changed are chosen anew when the network is next run, saved or lowered.  `calibrate` afterwards
+    brings activation steps and batch-norm statistics up to date.
+
+    Args:
+        model: A network that `prepare` made.
+        config: Its new precision.
+
+    Returns:
+        The same network.
+
+    Raises:
+        SpecError: `config` does not cover exactly the layers with weights; the network is unchanged.
+    """
+    config.check_matches(model.network)
+    widths = ofm_bit_widths(model.network, config)
+    model.config = config
+    model.input_quantizer.set_bit_width(widths[INPUT])
+    for node in model.graph.nodes:
+        layer = model.layer(node.name)
+        quantizer = getattr(layer, "ofm_quantizer", None)
+        if isinstance(quantizer, ActQuantizer):
+            quantizer.set_bit_width(widths[node.name])
+        if isinstance(layer, QuantWeighted):
+            layer.weight_quantizer.set_config(config[node.name])
+            source = model.written_by(node.inputs[0])
+            asked = config[node.name].act_bit_width
+            layer.set_input_bit_width(asked if asked < source.bit_width else None, source)
+    return model
 
 
 def _nominal_spec(graph: Graph) -> NetworkSpec:
@@ -77,19 +119,19 @@ class QuantNetwork(nn.Module):
         self.config = config
         widths = ofm_bit_widths(network, config)
         signed = _signedness(graph)
+        self._producers = {node.name: node.inputs for node in graph.nodes}
         self.input_quantizer = ActQuantizer(widths[INPUT], signed=True)
         for node in graph.nodes:
             quantizer = ActQuantizer(widths[node.name], signed[node.name])
-            self._place(node.name, self._build(node, quantizer, widths, signed))
+            self._place(node.name, self._build(node, quantizer, signed))
         self._last_use = _last_uses(graph)
+        self.register_state_dict_pre_hook(_refresh)
 
-    def _build(
-        self, node: Node, ofm_quantizer: ActQuantizer, widths: Mapping[str, int], signed: Mapping[str, bool]
-    ) -> nn.Module:
+    def _build(self, node: Node, ofm_quantizer: ActQuantizer, signed: Mapping[str, bool]) -> nn.Module:
         if node.op in (Op.CONV, Op.LINEAR):
             (source,) = node.inputs
             layer: LayerConfig = self.config[node.name]
-            narrower = layer.act_bit_width < widths[source]
+            narrower = layer.act_bit_width < self.written_by(source).bit_width
             input_quantizer = ActQuantizer(layer.act_bit_width, signed[source]) if narrower else None
             return QuantWeighted(node, layer, ofm_quantizer, input_quantizer)
         if node.op is Op.ADD:
@@ -118,9 +160,23 @@ class QuantNetwork(nn.Module):
                 layer.add_module(name, child)
         parent.add_module(last, layer)
 
+    def written_by(self, name: str) -> ActQuantizer:
+        """Quantizer whose codes a tensor holds, by the tensor's producer."""
+        while name != INPUT:
+            quantizer = getattr(self.layer(name), "ofm_quantizer", None)
+            if isinstance(quantizer, ActQuantizer):
+                return quantizer
+            (name,) = self._producers[name]
+        return self.input_quantizer
+
     def layer(self, name: str) -> nn.Module:
         """The quantized layer of that name."""
         return self.get_submodule(name)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the float model has and this network has not, because it does nothing at inference: dropout, ..."""
+        return self.graph.left_out
 
     @property
     def weighted_layers(self) -> dict[str, QuantWeighted]:
@@ -187,7 +243,15 @@ class QuantNetwork(nn.Module):
             raise CheckpointError(
                 "the checkpoint has another configuration: " + "; ".join(differences(found, self.config))
             )
+        _refresh(self)
         self.network = self.graph.spec(tuple(state["input_shape"]))
+
+
+def _refresh(model: nn.Module, *_: Any) -> None:
+    """Masks and steps that `apply` left to be chosen are chosen before they are saved or replaced."""
+    for module in model.modules():
+        if isinstance(module, QuantWeighted):
+            module.weight_quantizer.refresh(module.weight_OIHW)
 
 
 def differences(found: NetworkConfig, expected: NetworkConfig) -> list[str]:

@@ -56,6 +56,23 @@ class QuantWeighted(nn.Module):
         """Float weights, shape (O, I/groups, Kh, Kw); linear weights with Kh = Kw = 1."""
         return self.weight if self.weight.dim() == 4 else self.weight[:, :, None, None]
 
+    def set_input_bit_width(self, bit_width: int | None, source: ActQuantizer) -> None:
+        """Bits that the layer reads; None where it reads the producer's codes as they are.
+
+        Args:
+            bit_width: 1..16, fewer than the producer writes, or None.
+            source: Quantizer of the producer.
+        """
+        if bit_width is None:
+            self.input_quantizer = None
+        elif self.input_quantizer is not None:
+            self.input_quantizer.set_bit_width(bit_width)
+        else:
+            quantizer = ActQuantizer(source.bit_width, source.signed).to(source.log2_scale.device)
+            quantizer.load_state_dict(source.state_dict())
+            quantizer.set_bit_width(bit_width)
+            self.input_quantizer = quantizer
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Values on the ofm's grid."""
         if self.input_quantizer is not None:

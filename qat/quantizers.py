@@ -88,6 +88,16 @@ class ActQuantizer(nn.Module):
         self.log2_scale = nn.Parameter(torch.zeros(()))
         self.calibrating = False
 
+    @torch.no_grad()
+    def set_bit_width(self, bit_width: int) -> None:
+        """Changes the bits; the largest code keeps its value, which `fit_scale` may refine."""
+        if bit_width == self.bit_width:
+            return
+        largest = self.quant_max
+        self.bit_width = bit_width
+        self.quant_min, self.quant_max = quant_range(bit_width, self.signed)
+        self.log2_scale += math.log2(max(largest, 1) / max(self.quant_max, 1))
+
     @property
     def scale(self) -> Tensor:
         """Value of one code step, > 0; a 0-dim tensor."""
@@ -163,7 +173,29 @@ class WeightQuantizer(nn.Module):
         self.log2_scale = nn.Parameter(torch.zeros(weight.shape[0]))
         sparse = config.weight_format is not WeightFormat.DENSE
         self.register_buffer("mask", pick_mask(weight.detach(), config) if sparse else None)
+        self.stale = False
         self.fit_scale(weight)
+
+    def set_config(self, config: LayerConfig) -> None:
+        """Changes the precision in place; mask and steps are chosen anew when weights are seen next.
+
+        Choosing them takes some passes over the weights: a search that applies many configurations does not pay for
+        those that it never runs.
+        """
+        if config == self.config:
+            return
+        self.config = config
+        self.stale = True
+
+    @torch.no_grad()
+    def refresh(self, weight_OIHW: Tensor) -> None:
+        """Chooses mask and steps if `set_config` left them to be chosen."""
+        if not self.stale:
+            return
+        sparse = self.config.weight_format is not WeightFormat.DENSE
+        self.mask = pick_mask(weight_OIHW.detach(), self.config) if sparse else None
+        self.stale = False
+        self.fit_scale(weight_OIHW)
 
     @property
     def scale(self) -> Tensor:
@@ -191,6 +223,7 @@ class WeightQuantizer(nn.Module):
     @torch.no_grad()
     def repick_mask(self, weight_OIHW: Tensor) -> None:
         """Chooses the groups of the sparse plane anew from the present weights; nothing to do for `dense`."""
+        self.refresh(weight_OIHW)
         if self.mask is not None:
             self.mask.copy_(pick_mask(weight_OIHW.detach(), self.config))
 
@@ -200,12 +233,15 @@ class WeightQuantizer(nn.Module):
 
     def forward(self, weight_OIHW: Tensor) -> Tensor:
         """Quantized weights (codes times steps), same shape; differentiable in weights and steps."""
+        if self.stale:
+            self.refresh(weight_OIHW)
         scale = self.scale
         return self._codes_ste(weight_OIHW, scale) * scale
 
     @torch.no_grad()
     def codes(self, weight_OIHW: Tensor) -> Tensor:
         """Integer codes as int8, same shape: exactly those that `forward` multiplies by the steps."""
+        self.refresh(weight_OIHW)
         return self._codes_ste(weight_OIHW, self.scale).round().to(torch.int8)
 
     def _codes_ste(self, weight_OIHW: Tensor, scale: Tensor) -> Tensor:
