@@ -24,6 +24,8 @@ FLOAT_ACCURACY = 0.92
 LARGEST_DROP = 0.82
 OBSERVATION_NOISE = 0.002
 
+FIDELITY = Fidelity("benchmark", 1)
+
 RULE = LayerRule(
     weight_bit_widths=(1, 2, 3, 4, 5, 6, 7, 8),
     significant_densities=(0.01, 0.02, 0.05, 0.1),
@@ -66,6 +68,10 @@ class SyntheticProblem:
         indices = self.space.layer_indices(np.array([self.space.point(config)]))
         noise = np.random.default_rng(seed).normal(0, OBSERVATION_NOISE)
         return {"accuracy": float(np.clip(self.true_accuracy(indices)[0] + noise, 0, 1))}
+
+    def observe(self, point: IntArray, seed: int, number: int) -> float:
+        """A noisy evaluation of one point; the same noise for the same seed and number."""
+        return self.evaluate(self.space.config(point), FIDELITY, 100_000 * seed + number)["accuracy"]
 
 
 def synthetic_problem(layers: int, seed: int) -> SyntheticProblem:
