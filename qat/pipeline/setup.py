@@ -12,11 +12,12 @@ from torch import nn
 from hwmodel import Board, NetworkSpec
 from qat.config import Config
 from qat.data import ImageDataModule, build_data
+from qat.errors import ConfigError
 from qat.graph import trace
 from qat.models import build_network
 from qat.normalization import Normalization
 from qat.runs import RunFolder
-from qat.tasks import Classification, Objective, Recipe, TrainingTask, evaluate, fit
+from qat.tasks import Objective, Recipe, TrainingTask, evaluate, fit, objective_of
 from qat.tasks.fit import Machine, read_checkpoint, write_checkpoint
 from qat.tasks.quantize import load_state
 
@@ -55,6 +56,7 @@ def train(cfg: Config, run: RunFolder) -> Setup:
         What the later stages start from; scores on test images are in `float.json`.
 
     Raises:
+        ConfigError: The network has another number of classes than the images.
         CheckpointError: Weights are missing, damaged, of other shapes, or could not be written.
         DataError: Images are missing or damaged.
         TraceError: The network cannot be mapped to hardware.
@@ -63,10 +65,16 @@ def train(cfg: Config, run: RunFolder) -> Setup:
     if cfg.trainer.num_threads:
         torch.set_num_threads(cfg.trainer.num_threads)
     data = build_data(cfg.data, cfg.seed)
+    if cfg.network.num_classes != len(data.class_names):
+        first = ", ".join(data.class_names[:5])
+        raise ConfigError(
+            f"network.num_classes={cfg.network.num_classes}, expected {len(data.class_names)}: "
+            f"data {cfg.data.name} has the classes {first}{', ...' if len(data.class_names) > 5 else ''}"
+        )
     model = build_network(cfg.network, cfg.seed)
     network = trace(model, data.input_shape)
     normalization, recipe, machine = data.normalization, recipe_of(cfg), machine_of(cfg)
-    objective = Classification()
+    objective = objective_of(model)
     kept = run.path / "float.ckpt"
     if kept.is_file():
         load_state(model, read_checkpoint(kept), kept)

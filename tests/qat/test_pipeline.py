@@ -165,6 +165,12 @@ def test_unknown_layer_patterns_are_refused_before_anything_is_trained(tmp_path:
     assert not (tmp_path / "run" / "float.ckpt").exists()
 
 
+def test_a_network_for_other_classes_is_refused(tmp_path: Path) -> None:
+    config = _config(tmp_path / "run", "network.num_classes=7")
+    with pytest.raises(ConfigError, match=r"network\.num_classes=7, expected 10: data digits has the classes 0, 1, 2"):
+        pipeline.train(config, RunFolder.create(config))
+
+
 def test_missing_and_foreign_weights_are_refused(tmp_path: Path) -> None:
     config = _config(tmp_path / "run", f"network.weights={tmp_path / 'none.pth'}")
     with pytest.raises(CheckpointError, match=r"none\.pth does not exist"):
