@@ -60,13 +60,73 @@ class NetworkSettings:
 
 
 @dataclass(kw_only=True)
+class DetectionSettings:
+    """What images with boxes need beside the settings of all images.
+
+    Args:
+        format: scenes (digits that ship with scikit-learn), or of files below `data.root`: voc, coco, yolo.
+        image_size: Rows and columns that every image is stretched to.
+        fit: Parts of the data set that are trained on.  For voc names of ImageSets lists ("train", "VOC2007/trainval"),
+            for coco "annotations.json:images folder", for yolo "images folder:labels folder".
+        val: Parts that select; empty holds `data.val_images` images out of `fit`.
+        test: Parts of the final number.
+        class_names: Names of the classes; null for what the files say (voc, coco).
+        fit_images: Number of scenes that are trained on; null for files.
+        workers: Processes that decode and augment; 0 for none beside the one that trains.
+        is_bgr: Whether colours are delivered in the order blue, green, red.
+        vertical_flip: Augmentation: turn half of the images upside down.
+        shift: Augmentation: shift by up to this share of the image, in [0, 1).
+        zoom: Augmentation: sizes change by a factor in [1 / zoom, zoom].
+        color: Augmentation: brightness, contrast, saturation change by up to this share, in [0, 1].
+        mosaic: Augmentation: share of images that are put together from four, in [0, 1].
+    """
+
+    format: str
+    image_size: list[int]
+    fit: list[str]
+    val: list[str]
+    test: list[str]
+    class_names: list[str] | None = None
+    fit_images: int | None = None
+    workers: int = 0
+    is_bgr: bool = False
+    vertical_flip: bool = False
+    shift: float = 0.0
+    zoom: float = 1.0
+    color: float = 0.0
+    mosaic: float = 0.0
+
+    def __post_init__(self) -> None:
+        formats = ("scenes", "voc", "coco", "yolo")
+        _require(self.format in formats, "data.detection.format", self.format, f"one of {list(formats)}")
+        ok = len(self.image_size) == 2 and all(size >= 32 for size in self.image_size)
+        _require(ok, "data.detection.image_size", self.image_size, "[rows, columns], each >= 32")
+        if self.format == "scenes":
+            count = self.fit_images
+            _require(count is not None and count >= 1, "data.detection.fit_images", count, "an integer >= 1")
+        else:
+            for name in ("fit", "test"):
+                _require(bool(getattr(self, name)), f"data.detection.{name}", getattr(self, name), "at least one part")
+            for part in [*self.fit, *self.val, *self.test] if self.format != "voc" else []:
+                _require(part.count(":") == 1, "data.detection", part, f"two names and a colon, for {self.format}")
+        known = self.format != "yolo" or bool(self.class_names)
+        _require(known, "data.detection.class_names", self.class_names, "the names of the classes, for yolo")
+        _require_number("data.detection.workers", self.workers, 0)
+        _require_number("data.detection.zoom", self.zoom, 1)
+        for name in ("shift", "color", "mosaic"):
+            _require_number(f"data.detection.{name}", getattr(self, name), 0, 1)
+        _require(self.shift < 1, "data.detection.shift", self.shift, "a number >= 0 and < 1")
+
+
+@dataclass(kw_only=True)
 class DataSettings:
     """Images and how they are delivered.
 
     Args:
-        name: digits or cifar10.
+        name: digits or cifar10; with `detection` any name for reports.
         source: bundled (ships with scikit-learn); for cifar10 archive (the two .npz files), torchvision (its own
-            download), or auto: archive if `root` holds one of its files, else torchvision.
+            download), or auto: archive if `root` holds one of its files, else torchvision.  With `detection`: bundled
+            (scenes), or files.
         root: Folder of the files; null where none are needed.
         download: Whether torchvision may download what is missing.
         batch_size: Images per step, of all devices together.
@@ -77,6 +137,7 @@ class DataSettings:
         horizontal_flip: Augmentation: mirror half of the images.
         mean: Mean of each channel, in units of the 8-bit range.
         std: Standard deviation of each channel, same units.
+        detection: What images with boxes need; null for images with one class each.
     """
 
     name: str
@@ -91,9 +152,12 @@ class DataSettings:
     horizontal_flip: bool
     mean: list[float]
     std: list[float]
+    detection: DetectionSettings | None = None
 
     def __post_init__(self) -> None:
-        sources = {"digits": ("bundled",), "cifar10": ("auto", "archive", "torchvision")}
+        sources: dict[str, tuple[str, ...]] = {"digits": ("bundled",), "cifar10": ("auto", "archive", "torchvision")}
+        if self.detection is not None:
+            sources = {self.name: ("bundled" if self.detection.format == "scenes" else "files",)}
         _require(self.name in sources, "data.name", self.name, f"one of {list(sources)}")
         _require(self.source in sources[self.name], "data.source", self.source, f"one of {list(sources[self.name])}")
         _require(self.source == "bundled" or bool(self.root), "data.root", self.root, f"a folder for {self.name}")
@@ -355,3 +419,9 @@ class Config:
         channels = self.network.input_shape[0]
         expected = f"{channels} values, one for each channel of network.input_shape"
         _require(len(self.data.mean) == channels, "data.mean", self.data.mean, expected)
+        if self.data.detection is not None:
+            size = self.data.detection.image_size
+            expected = f"{self.network.input_shape[1:]}, the rows and columns of network.input_shape"
+            _require(
+                list(size) == list(self.network.input_shape[1:]), "data.detection.image_size", list(size), expected
+            )

@@ -19,6 +19,16 @@ CHOICES = sorted(
 ROOTS = sorted(path.stem for path in CONF_FOLDER.glob("*.yaml"))
 
 
+DETECTORS = {
+    "digits_yolo": "digit_scenes",
+    "blood_yolo": "bccd",
+    "board_yolo": "deeppcb",
+    "sim_yolo_v2": "voc",
+    "yolov3_tiny": "coco",
+}
+"""Networks and the images whose shape they are made for."""
+
+
 def test_there_is_something_to_compose() -> None:
     assert {"run", "demo"} <= set(ROOTS)
     assert ("experiment", "cifar10_resnet20") in CHOICES
@@ -35,7 +45,9 @@ def test_root_composes(root: str) -> None:
 def test_choice_composes(group: str, name: str) -> None:
     overrides = [f"{group}={name}"]
     if (group == "network" and name != "digits_resnet") or (group == "data" and name != "digits"):
-        overrides = ["network=resnet20", "data=cifar10", *overrides]  # channels of network and images agree
+        # Channels and, with boxes, rows and columns of network and images agree.
+        pairs = [pair for pair in DETECTORS.items() if name in pair] or [("resnet20", "cifar10")]
+        overrides = [f"network={pairs[0][0]}", f"data={pairs[0][1]}", *overrides]
     config = compose_config(overrides)
     if group == "experiment":
         assert config.name == name

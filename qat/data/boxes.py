@@ -82,6 +82,12 @@ class BoxReport:
             self.examples.append(f"{kind}: {example}")
         setattr(self, kind, number + 1)
 
+    def add(self, other: BoxReport) -> None:
+        """Counts what another report counted."""
+        for name in ("images", "boxes", "clipped", "empty", "outside", "unknown"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.examples += other.examples
+
     @property
     def left_out(self) -> int:
         """Boxes that are not used."""

@@ -7,8 +7,9 @@ from pathlib import Path
 from qat.config import DataSettings
 from qat.data.augmentation import Augmentation
 from qat.data.cifar10 import from_archive, from_torchvision, has_archive
+from qat.data.detection_build import build_detection
 from qat.data.digits import digits
-from qat.data.module import ImageDataModule
+from qat.data.module import ImageDataModule, LabelDataModule
 from qat.data.splits import Splits
 from qat.normalization import Normalization
 
@@ -23,9 +24,11 @@ def build_data(settings: DataSettings, seed: int) -> ImageDataModule:
     Raises:
         DataError: Images are missing or damaged, or too few.
     """
+    if settings.detection is not None:
+        return build_detection(settings, settings.detection, seed)
     normalization = Normalization(tuple(settings.mean), tuple(settings.std))
     augmentation = Augmentation(settings.crop_padding, settings.horizontal_flip)
-    return ImageDataModule(_splits(settings), normalization, augmentation, settings.batch_size, seed)
+    return LabelDataModule(_splits(settings), normalization, augmentation, settings.batch_size, seed)
 
 
 def _splits(settings: DataSettings) -> Splits:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,6 +17,7 @@ from torchvision.transforms.v2 import functional
 from qat.data.boxes import Boxes, BoxReport, pack
 from qat.data.detection_augmentation import DetectionAugmentation
 from qat.data.loader import EpochOrder
+from qat.data.module import ImageDataModule
 from qat.errors import DataError
 from qat.normalization import Normalization
 
@@ -59,6 +59,11 @@ class DetectionSplits:
     fit: Annotated
     val: Annotated
     test: Annotated
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, the same in all parts."""
+        return self.fit.class_names
 
 
 class _Images(Dataset[tuple[Tensor, Boxes]]):
@@ -120,7 +125,7 @@ class _Collate:
 Loader = DataLoader[tuple[Tensor, Tensor]]
 
 
-class DetectionDataModule(pl.LightningDataModule):
+class DetectionDataModule(ImageDataModule):
     """Batches of (uint8 images NCHW, float32 targets N, B, 6); see `qat.data.boxes` for targets.
 
     Every image is stretched to `image_size`: shares of its sides, and overlaps, stay what they are.
@@ -151,7 +156,8 @@ class DetectionDataModule(pl.LightningDataModule):
         workers: int = 0,
         is_bgr: bool = False,
     ) -> None:
-        super().__init__()
+        channels = len(splits.fit.image(0).getbands()) if len(splits.fit) else 0
+        super().__init__(splits, normalization, channels, batch_size, seed)
         parts = {"fit": splits.fit, "val": splits.val, "test": splits.test}
         for name, part in parts.items():
             if len(part) == 0:
@@ -164,17 +170,9 @@ class DetectionDataModule(pl.LightningDataModule):
             logger.log(logging.WARNING if part.report.left_out else logging.INFO, "%s: %s", name, part.report)
             for example in part.report.examples:
                 logger.info("%s: %s", name, example)
-        if batch_size > len(splits.fit):
-            raise DataError(f"data.batch_size={batch_size}, expected at most the {len(splits.fit)} fit images")
-        self._channels = len(splits.fit.image(0).getbands())
-        if self._channels != len(normalization.mean):
-            raise DataError(f"images have {self._channels} channels, normalization has {len(normalization.mean)}")
         self.splits = splits
-        self.normalization = normalization
         self.augmentation = augmentation
         self.image_size = image_size
-        self.batch_size = batch_size
-        self.seed = seed
         self.workers = workers
         self.is_bgr = is_bgr
         most = max(len(own) for part in parts.values() for own in part.boxes)
@@ -183,27 +181,7 @@ class DetectionDataModule(pl.LightningDataModule):
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Channels, rows, columns of an image."""
-        return self._channels, *self.image_size
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers."""
-        return self.splits.fit.class_names
-
-    @property
-    def fit_images(self) -> int:
-        """Number of images that are trained on."""
-        return len(self.splits.fit)
-
-    @property
-    def val_images(self) -> int:
-        """Number of images that select."""
-        return len(self.splits.val)
-
-    @property
-    def test_images(self) -> int:
-        """Number of images of the final number."""
-        return len(self.splits.test)
+        return len(self.normalization.mean), *self.image_size
 
     @property
     def reports(self) -> dict[str, BoxReport]:
@@ -212,10 +190,8 @@ class DetectionDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Fit batches: a new loader starts at the first epoch again, the same for the same seed."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        order = EpochOrder(self.fit_images, self.batch_size, self.seed, rank, world_size)
         images = _Images(self.splits.fit, self.image_size, self.augmentation, self.seed)
-        return self._loader(images, _FitBatches(order))
+        return self._loader(images, _FitBatches(self._epoch_order()))
 
     def val_dataloader(self, limit: int | None = None) -> Loader:
         """Validation batches in fixed order.
@@ -228,10 +204,6 @@ class DetectionDataModule(pl.LightningDataModule):
     def test_dataloader(self, limit: int | None = None) -> Loader:
         """Test batches in fixed order; `limit` as in `val_dataloader`."""
         return self._eval_loader(self.splits.test, limit)
-
-    def predict_dataloader(self) -> Loader:
-        """The test batches, in the same order."""
-        return self.test_dataloader()
 
     def _eval_loader(self, source: Annotated, limit: int | None) -> Loader:
         count = len(source) if limit is None else min(limit, len(source))

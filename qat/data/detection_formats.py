@@ -56,7 +56,7 @@ def read_voc(
 
     Args:
         files: The data set; everything may lie in one folder below.
-        splits: Which lists to read.
+        splits: Which lists to read: "train", or "VOC2007/train" where several folders have one.
         class_names: Known classes; None takes every class that occurs, sorted.
         mode: How images are decoded.
 
@@ -74,12 +74,8 @@ def read_voc(
             images[stem] = name
     parsed: dict[str, list[tuple[str, tuple[float, float], list[tuple[str, list[float], bool]]]]] = {}
     for split in splits:
-        prefixes = [n.removesuffix(f"ImageSets/Main/{split}.txt") for n in names]
-        prefixes = [p for p, n in zip(prefixes, names, strict=True) if p != n]
-        if len(prefixes) != 1:
-            raise DataError(f"{files.where} has {len(prefixes)} files ImageSets/Main/{split}.txt, expected one")
-        (prefix,) = prefixes
-        listed = files.read(f"{prefix}ImageSets/Main/{split}.txt").decode("utf-8", "replace").split("\n")
+        prefix, short = _prefix(files, names, split), posixpath.basename(split)
+        listed = files.read(f"{prefix}ImageSets/Main/{short}.txt").decode("utf-8", "replace").split("\n")
         entries = []
         for entry in (line.split()[0] for line in listed if line.strip()):
             annotation, image = f"{prefix}Annotations/{entry}.xml", images.get(f"{prefix}JPEGImages/{entry}")
@@ -97,6 +93,17 @@ def read_voc(
         images_of_split = tuple(image for image, *_ in entries)
         result[split] = AnnotatedFiles(files, images_of_split, boxes, tuple(class_names), reader.report, mode)
     return result
+
+
+def _prefix(files: Files, names: Sequence[str], split: str) -> str:
+    """The folder, with a slash, that holds `ImageSets`."""
+    folder, short = posixpath.split(split)
+    tail = f"ImageSets/Main/{short}.txt"
+    found = [name.removesuffix(tail) for name in names if f"/{name}".endswith(f"/{tail}")]
+    found = [prefix for prefix in found if not folder or f"/{prefix}".endswith(f"/{folder}/")]
+    if len(found) != 1:
+        raise DataError(f"{files.where} has {len(found)} files {posixpath.join(folder, tail)}, expected one")
+    return found[0]
 
 
 def _parse_voc(files: Files, name: str) -> tuple[tuple[float, float], list[tuple[str, list[float], bool]]]:
@@ -122,7 +129,9 @@ def _text(node: ElementTree.Element, path: str) -> str:
     return text.strip()
 
 
-def read_coco(files: Files, annotations: str, images: str, mode: str = "RGB") -> AnnotatedFiles:
+def read_coco(
+    files: Files, annotations: str, images: str, mode: str = "RGB", class_names: Sequence[str] | None = None
+) -> AnnotatedFiles:
     """Images of a COCO `instances_*.json`.
 
     Args:
@@ -130,6 +139,7 @@ def read_coco(files: Files, annotations: str, images: str, mode: str = "RGB") ->
         annotations: Name of the json file.
         images: Folder of the images, below `files`.
         mode: How images are decoded.
+        class_names: Known classes; None takes the file's categories in the order of their numbers.
 
     Raises:
         DataError: A file is missing or damaged, or a box belongs to no image.
@@ -153,12 +163,13 @@ def read_coco(files: Files, annotations: str, images: str, mode: str = "RGB") ->
             raw[number].append((name, [left, top, left + width, top + height], bool(item.get("iscrowd", 0))))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{annotations!r} in {files.where} is damaged: {type(error).__name__} {error}") from error
-    class_names = tuple(categories[number] for number in sorted(categories))
+    if class_names is None:
+        class_names = [categories[number] for number in sorted(categories)]
     reader = BoxReader(class_names)
     boxes = tuple(reader.read(name, size, raw[number]) for number, (name, size) in pictures.items())
     names = tuple(posixpath.join(images, name) for name, _ in pictures.values())
     _require_images(files, names, annotations)
-    return AnnotatedFiles(files, names, boxes, class_names, reader.report, mode)
+    return AnnotatedFiles(files, names, boxes, tuple(class_names), reader.report, mode)
 
 
 def read_yolo(files: Files, images: str, labels: str, class_names: Sequence[str], mode: str = "RGB") -> AnnotatedFiles:

@@ -1,8 +1,10 @@
 """Networks that torchvision lacks, and the one door to any network."""
 
 from qat.models.build import build_network
-from qat.models.darknet import (
-    Darknet,
+from qat.models.darknet import Darknet
+from qat.models.darknet_tables import (
+    blood_yolo,
+    board_yolo,
     darknet19,
     digits_yolo,
     sim_yolo_v2_fpga,
@@ -11,15 +13,20 @@ from qat.models.darknet import (
     yolov3,
     yolov3_tiny,
 )
+from qat.models.fastestdet import FastestDet, fastestdet
 from qat.models.resnet_cifar import ResNetCifar, digits_resnet, resnet20, resnet56
 
 __all__ = [
     "Darknet",
+    "FastestDet",
     "ResNetCifar",
+    "blood_yolo",
+    "board_yolo",
     "build_network",
     "darknet19",
     "digits_resnet",
     "digits_yolo",
+    "fastestdet",
     "resnet20",
     "resnet56",
     "sim_yolo_v2_fpga",

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qat.errors import CheckpointError, ConfigError
-from qat.models.darknet import Average, Conv, Darknet, Detect, Pool, Reorg, Route, Row, Shortcut, Table, Upsample, cells
+from qat.models.darknet import Average, Conv, Darknet, Detect, Pool, Reorg, Route, Row, Shortcut, Table, Upsample
+from qat.models.darknet_tables import cells
 
 LARGEST_CFG = 1 << 20
 """Bytes; real ones have a few thousand."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qat.compose import compose_config
 from qat.config import DataSettings
-from qat.data import Augmentation, ImageDataModule, ImageSet, Splits, build_data
+from qat.data import Augmentation, ImageSet, LabelDataModule, Splits, build_data
 from qat.data.archives import read_archive
 from qat.data.cifar10 import TEST_ARCHIVE, TRAIN_ARCHIVE, from_archive, from_torchvision
 from qat.data.loader import EpochOrder
@@ -49,12 +49,12 @@ def write_archive(path: Path, count: int, seed: int = 0, columns: int = 7, **rep
     return images
 
 
-def small_module(batch_size: int = 8, seed: int = 0) -> ImageDataModule:
+def small_module(batch_size: int = 8, seed: int = 0) -> LabelDataModule:
     images = torch.arange(50, dtype=torch.uint8)[:, None, None, None].expand(50, 1, 4, 4).contiguous()
     labels = torch.arange(50) % 5
     parts = [ImageSet(images[a:b], labels[a:b]) for a, b in ((0, 30), (30, 42), (42, 50))]
     splits = Splits(parts[0], parts[1], parts[2], tuple("abcde"))
-    return ImageDataModule(splits, Normalization.unit(1), Augmentation(0, False), batch_size, seed)
+    return LabelDataModule(splits, Normalization.unit(1), Augmentation(0, False), batch_size, seed)
 
 
 class TestArchive:
@@ -257,7 +257,7 @@ class TestLoaders:
             small_module(batch_size=31)
         splits = small_module().splits
         with pytest.raises(DataError, match="images have 1 channels, normalization has 3"):
-            ImageDataModule(splits, Normalization.unit(3), Augmentation(0, False), 4, 0)
+            LabelDataModule(splits, Normalization.unit(3), Augmentation(0, False), 4, 0)
 
 
 def test_digits() -> None:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from hwmodel import load_network
 from qat.errors import CheckpointError, ConfigError
-from qat.models import darknet
-from qat.models.darknet import HEAD, Conv, Darknet, Detect, Pool, Route, Shortcut, Table
+from qat.models import darknet_tables as darknet
+from qat.models.darknet import Conv, Darknet, Detect, Pool, Route, Shortcut, Table
 from qat.models.darknet_files import read_cfg, read_weights
+from qat.models.darknet_tables import HEAD
 
 # Parameters with batch norm and biases; of yolov3 and yolov3-tiny as ultralytics/yolov3 prints them ("61949149
 # parameters", "8852366 parameters"), the others the sum of hwmodel's golden weights, two per batch-norm channel and
