@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from qat.errors import ConfigError, SearchError
+from qat.search.executor import Executor, InProcess, Outcome, Task
+from qat.search.interrupts import Interrupts
 from qat.search.proposer import Proposer, ProposerSettings
 from qat.search.sensitivity import SensitivityProfile, gaussian_profile
 from qat.search.space import SearchSpace
 from qat.search.store import TrialStore
-from qat.search.trial import ACCURACY, CostFunction, Evaluator, Fidelity, Target, Trial, TrialState
+from qat.search.trial import CostFunction, Evaluator, Fidelity, Target, Trial, TrialState
 from qat.search.winner import Winner, select_winner
 
 logger = logging.getLogger(__name__)
@@ -87,10 +88,20 @@ ProfileSource = SensitivityProfile | Callable[[], SensitivityProfile] | None
 """A profile, or how to measure it (once per store), or `None` for `gaussian_profile`."""
 
 
-def run_search(
+def run_search(*, evaluator: Evaluator, **arguments: Any) -> SearchResult:
+    """`search_on` with evaluations in this process.
+
+    Args:
+        evaluator: Turns a configuration into metrics; what it raises, or an accuracy outside 0..1, fails the trial.
+        arguments: The other arguments of `search_on`.
+    """
+    return search_on(executor=InProcess(evaluator), **arguments)
+
+
+def search_on(
     *,
+    executor: Executor,
     space: SearchSpace,
-    evaluator: Evaluator,
     cost: CostFunction,
     targets: Sequence[Target],
     fidelity: Fidelity,
@@ -103,8 +114,8 @@ def run_search(
     """Searches, or resumes the search that the store holds.
 
     Args:
+        executor: Runs the evaluations; closed by the caller.
         space: The choices.
-        evaluator: Turns a configuration into metrics; what it raises, or an accuracy outside 0..1, fails the trial.
         cost: Exact costs from layer indices.
         targets: Budgets; proposals alternate among them, trials serve all.
         fidelity: What each evaluation spends.
@@ -120,7 +131,8 @@ def run_search(
 
     Raises:
         SearchError: A target cannot be met, the store belongs to other settings, or too many trials failed.
-        KeyboardInterrupt: As it came; the interrupted trial is rerun on resume.
+        KeyboardInterrupt: After one interrupt as soon as the running trials have ended; after a second one, or one
+            that an evaluation raises, at once: interrupted trials are rerun on resume.
     """
     settings = settings or SearchSettings()
     _check_targets(targets)
@@ -141,16 +153,14 @@ def run_search(
     for observer in observers:
         observer.search_started(store.trials(), settings.trials)
     try:
-        while True:
-            trials = store.trials()
-            _check_failures(trials, settings)
-            trial = _next_trial(trials, proposer, targets, fidelity, store, settings)
-            if trial is None:
-                break
-            _evaluate(trial, evaluator, store, settings, observers)
+        with Interrupts() as interrupts:
+            _Run(proposer, targets, fidelity, store, settings, executor, observers).to_the_end(interrupts)
+            if interrupts.requested:
+                raise KeyboardInterrupt
     finally:
         for observer in observers:
             observer.search_ended()
+    trials = store.trials()
     winners = {target.name: select_winner(space, used_profile, trials, target) for target in targets}
     return SearchResult(trials, {name: winner for name, winner in winners.items() if winner}, used_profile)
 
@@ -177,76 +187,90 @@ def _profile(source: ProfileSource, space: SearchSpace, store: TrialStore) -> Se
     return used
 
 
-def _next_trial(
-    trials: Sequence[Trial],
-    proposer: Proposer,
-    targets: Sequence[Target],
-    fidelity: Fidelity,
-    store: TrialStore,
-    settings: SearchSettings,
-) -> Trial | None:
-    """A trial that a crash left unfinished, else a new one, else `None` when all are done."""
-    for trial in trials:
-        if trial.state in (TrialState.PENDING, TrialState.RUNNING):
-            return trial
-    if len(trials) >= settings.trials:
-        return None
-    number = len(trials)
-    rng = np.random.default_rng([settings.seed, number])
-    target = targets[number % len(targets)]
-    proposal = proposer.propose(trials, target, rng)
-    return store.add(
-        point=proposal.point,
-        config=proposer.space.config(proposal.point),
-        fidelity=fidelity,
-        seed=int(rng.integers(2**31)),
-        target=target.name,
-        origin=proposal.origin,
-        cost=proposal.cost,
-        predicted=proposal.predicted,
-    )
+@dataclass
+class _Run:
+    """Keeps the executor's workers busy until all trials are done."""
 
+    proposer: Proposer
+    targets: Sequence[Target]
+    fidelity: Fidelity
+    store: TrialStore
+    settings: SearchSettings
+    executor: Executor
+    observers: Sequence[Observer]
+    running: dict[int, Trial] = field(default_factory=dict)
 
-def _evaluate(
-    trial: Trial,
-    evaluator: Evaluator,
-    store: TrialStore,
-    settings: SearchSettings,
-    observers: Sequence[Observer],
-) -> None:
-    if trial.attempts >= settings.max_attempts:
-        error = f"the process died during each of {trial.attempts} attempts; was it out of memory?"
-        ended = store.fail(trial, error)
-    else:
-        running = store.start(trial)
-        for observer in observers:
-            observer.trial_started(running)
+    def to_the_end(self, interrupts: Interrupts) -> None:
+        """Returns when all trials are done or, after an interrupt, the running ones."""
         try:
-            metrics, error = _metrics_of(evaluator, running)
-        except BaseException:  # Ctrl-C and the like: not the configuration's fault
-            store.release(running)
+            while True:
+                _check_failures(self.store.trials(), self.settings)
+                while len(self.running) < self.executor.workers and not interrupts.requested and self._start_one():
+                    pass
+                if not self.running:
+                    return
+                for outcome in self.executor.wait():
+                    self._end(outcome)
+        except BaseException:  # Ctrl-C and the like: not the configurations' fault
+            for trial in self.running.values():
+                self.store.release(trial)
             raise
-        ended = store.fail(running, error) if error else store.complete(running, metrics)
-    if ended.error:
-        logger.warning("trial %d failed: %s", ended.id, ended.error)
-    for observer in observers:
-        observer.trial_ended(ended)
 
+    def _start_one(self) -> bool:
+        """Starts an unfinished trial of an earlier process or worker, else a new one; False if there is none."""
+        trial = self._next()
+        if trial is None:
+            return False
+        if trial.attempts >= self.settings.max_attempts:
+            error = f"the process died during each of {trial.attempts} attempts; was it out of memory?"
+            self._ended(self.store.fail(trial, error))
+            return True
+        started = self.store.start(trial)
+        self.running[started.id] = started
+        for observer in self.observers:
+            observer.trial_started(started)
+        self.executor.submit(Task(started.id, started.config, started.fidelity, started.seed))
+        return True
 
-def _metrics_of(evaluator: Evaluator, trial: Trial) -> tuple[dict[str, float], str]:
-    """Metrics and "", or nothing and what went wrong."""
-    try:
-        metrics = {
-            str(name): float(value) for name, value in evaluator(trial.config, trial.fidelity, trial.seed).items()
-        }
-    except Exception as error:  # whatever an evaluation raises is knowledge about its configuration
-        return {}, f"{type(error).__name__}: {error}"
-    accuracy = metrics.get(ACCURACY)
-    if accuracy is None:
-        return {}, f"the evaluator returned no {ACCURACY!r}, only {sorted(metrics)}"
-    if math.isnan(accuracy) or not 0 <= accuracy <= 1:
-        return {}, f"{ACCURACY} is {accuracy}, expected a number in [0, 1]"
-    return metrics, ""
+    def _next(self) -> Trial | None:
+        trials = self.store.trials()
+        for trial in trials:
+            if trial.state in (TrialState.PENDING, TrialState.RUNNING) and trial.id not in self.running:
+                return trial
+        number = len(trials)
+        if number >= self.settings.trials:
+            return None
+        rng = np.random.default_rng([self.settings.seed, number])
+        target = self.targets[number % len(self.targets)]
+        proposal = self.proposer.propose(trials, target, rng)
+        return self.store.add(
+            point=proposal.point,
+            config=self.proposer.space.config(proposal.point),
+            fidelity=self.fidelity,
+            seed=int(rng.integers(2**31)),
+            target=target.name,
+            origin=proposal.origin,
+            cost=proposal.cost,
+            predicted=proposal.predicted,
+        )
+
+    def _end(self, outcome: Outcome) -> None:
+        trial = self.running[outcome.trial_id]
+        if outcome.lost:
+            logger.warning("trial %d: its worker died in attempt %d", trial.id, trial.attempts)
+            self.store.retry(trial)
+            del self.running[trial.id]
+            return
+        failed = bool(outcome.error)
+        ended = self.store.fail(trial, outcome.error) if failed else self.store.complete(trial, outcome.metrics)
+        del self.running[trial.id]
+        self._ended(ended)
+
+    def _ended(self, trial: Trial) -> None:
+        if trial.error:
+            logger.warning("trial %d failed: %s", trial.id, trial.error)
+        for observer in self.observers:
+            observer.trial_ended(trial)
 
 
 def _check_failures(trials: Sequence[Trial], settings: SearchSettings) -> None:

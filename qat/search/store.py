@@ -283,6 +283,11 @@ class TrialStore:
         self._update(trial.id, state=TrialState.PENDING, started_s=None, attempts=trial.attempts - 1)
         return self.trial(trial.id)
 
+    def retry(self, trial: Trial) -> Trial:
+        """Records that the worker died during an attempt: the trial is pending again, and the attempt counts."""
+        self._update(trial.id, state=TrialState.PENDING, started_s=None)
+        return self.trial(trial.id)
+
     def _update(self, trial_id: int, **changes: Any) -> None:
         names = ", ".join(f"{name} = ?" for name in changes)
         with self._errors("write to"):

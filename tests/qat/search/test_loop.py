@@ -151,6 +151,33 @@ def test_ctrl_c_leaves_a_store_that_resumes_the_same(tmp_path: Path) -> None:
     assert sequence(run(tmp_path / "b.sqlite").trials) == whole
 
 
+def test_one_interrupt_finishes_the_running_trial_and_two_stop_at_once(tmp_path: Path) -> None:
+    whole = sequence(run(tmp_path / "a.sqlite", trials=8).trials)
+    calls: list[int] = []
+
+    def evaluator(config: NetworkConfig, fidelity: Fidelity, seed: int) -> Mapping[str, float]:
+        calls.append(seed)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return PROBLEM.evaluate(config, fidelity, seed)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b.sqlite", evaluator=evaluator)
+    assert signal.getsignal(signal.SIGINT) is before
+    with TrialStore(tmp_path / "b.sqlite", read_only=True) as store:
+        assert [t.state for t in store.trials()] == [TrialState.COMPLETED] * 3
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b.sqlite", evaluator=evaluator)
+    with TrialStore(tmp_path / "b.sqlite", read_only=True) as store:
+        assert [t.state for t in store.trials()] == [TrialState.COMPLETED] * 4 + [TrialState.PENDING]
+        assert store.trials()[4].attempts == 0
+    assert sequence(run(tmp_path / "b.sqlite").trials) == whole
+
+
 def test_a_trial_that_kills_the_process_again_and_again_fails(tmp_path: Path) -> None:
     with TrialStore(tmp_path / "s.sqlite") as store:
         point = tuple(np.zeros(6, dtype=int).tolist())
