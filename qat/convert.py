@@ -125,7 +125,7 @@ class QuantNetwork(nn.Module):
             quantizer = ActQuantizer(widths[node.name], signed[node.name])
             self._place(node.name, self._build(node, quantizer, signed))
         self._last_use = _last_uses(graph)
-        self.register_state_dict_pre_hook(_refresh)
+        self.register_state_dict_pre_hook(_refresh)  # type: ignore[no-untyped-call]
 
     def _build(self, node: Node, ofm_quantizer: ActQuantizer, signed: Mapping[str, bool]) -> nn.Module:
         if node.op in (Op.CONV, Op.LINEAR):

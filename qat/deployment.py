@@ -78,7 +78,7 @@ def lower(model: QuantNetwork, normalization: Normalization, class_names: tuple[
     return IntegerNetwork(model.network, model.config, layers, input_codes, tuple(class_names))
 
 
-def _largest_code(quantizer: ActQuantizer) -> int:
+def _largest_code(quantizer: ActQuantizer | Rescale | Table) -> int:
     return max(-quantizer.quant_min, quantizer.quant_max)
 
 
@@ -229,7 +229,7 @@ class DeployedNetwork(nn.Module):
     """Integer inference in torch.
 
     Sums of products are computed in float32 where every partial sum is below 2**24, else in float64 (below 2**53):
-    both are exact.  Everything else is int64.
+    both are exact.  Everything else is int64.  `torch.export` takes it: no step depends on values.
 
     Args:
         integers: What `lower` returns.
@@ -241,6 +241,33 @@ class DeployedNetwork(nn.Module):
         self.integers = integers
         self.moves = {node.name: relay_function(node) for node in nodes if node.op in RELAYING}
         self.register_buffer("input_codes", torch.from_numpy(integers.input_codes.astype(np.int64)))
+        self._place = {spec.name: place for place, spec in enumerate(integers.network.layers)}
+        largest = {INPUT: int(np.abs(integers.input_codes.astype(np.int64)).max())}
+        for spec in integers.network.layers:
+            layer = integers.layers[spec.name]
+            written = layer.rescale or layer.table
+            largest[spec.name] = largest[spec.inputs[0]] if written is None else _largest_code(written)
+            self._hold(spec, layer, largest[spec.inputs[0]])
+
+    def _hold(self, spec: LayerSpec, layer: IntegerLayer, largest_code: int) -> None:
+        """Keeps a layer's numbers as tensors."""
+        numbers: dict[str, NDArray[np.integer] | None] = {
+            "multiplier": None if layer.rescale is None else layer.rescale.multiplier,
+            "bias": None if layer.bias is None else layer.bias.astype(np.int64) << layer.bias_shift,
+            "table": None if layer.table is None else layer.table.codes,
+        }
+        for name, values in numbers.items():
+            if values is not None:
+                tensor = torch.from_numpy(values.astype(np.int64))
+                self.register_buffer(f"{name}_{self._place[spec.name]}", tensor, persistent=False)
+        if layer.weight is not None:
+            reads = largest_code if layer.input_rescale is None else _largest_code(layer.input_rescale)
+            reach = int(np.abs(layer.weight.astype(np.int64)).sum((1, 2, 3)).max()) * reads
+            weight = torch.from_numpy(layer.weight).to(torch.float32 if reach < 2**24 else torch.float64)
+            self.register_buffer(f"weight_{self._place[spec.name]}", weight, persistent=False)
+
+    def _number(self, name: str, spec: LayerSpec) -> Tensor:
+        return self.get_buffer(f"{name}_{self._place[spec.name]}")
 
     @property
     def output_scale(self) -> float:
@@ -275,41 +302,36 @@ class DeployedNetwork(nn.Module):
         if spec.has_weights:
             return self._weighted(spec, layer, operands[0])
         if layer.table is not None:
-            return torch.from_numpy(layer.table.codes.astype(np.int64))[operands[0] - layer.table.first_code]
+            return self._number("table", spec)[operands[0] - layer.table.first_code]
         if layer.rescale is None:
             return self.moves[spec.name](operands[0].double()).long()
-        multiplier = torch.from_numpy(layer.rescale.multiplier.astype(np.int64))
+        multiplier = self._number("multiplier", spec)
         if spec.op is Op.ADD:
-            total = sum((x * m for x, m in zip(operands, multiplier, strict=True)), torch.zeros((), dtype=torch.int64))
-            return _shift_clamp(total, layer.rescale)
+            terms = [x * m for x, m in zip(operands, multiplier, strict=True)]
+            return _shift_clamp(sum(terms[1:], terms[0]), layer.rescale)
         if spec.op is Op.CONCAT:
             parts = [_shift_clamp(x * m, layer.rescale) for x, m in zip(operands, multiplier, strict=True)]
             return torch.cat(parts, 1)
         if spec.op is Op.MUL:
             return _shift_clamp(operands[0] * operands[1] * multiplier, layer.rescale)
         if spec.op is Op.SCALE:
-            return _shift_clamp(operands[0] * multiplier[None, :, None, None] + _bias(layer), layer.rescale)
+            return self._per_channel(spec, layer.rescale, operands[0])
         maps = operands[0].double()
         window = F.avg_pool2d(maps, spec.kernel_size, spec.stride, spec.padding, divisor_override=1)
         return _shift_clamp(window.long() * multiplier, layer.rescale)
 
-    @staticmethod
-    def _weighted(spec: LayerSpec, layer: IntegerLayer, codes: Tensor) -> Tensor:
-        assert layer.weight is not None and layer.bias is not None and layer.rescale is not None
+    def _weighted(self, spec: LayerSpec, layer: IntegerLayer, codes: Tensor) -> Tensor:
+        assert layer.rescale is not None
         if layer.input_rescale is not None:
             codes = _shift_clamp(codes * int(layer.input_rescale.multiplier[0]), layer.input_rescale)
-        reach = int(np.abs(layer.weight.astype(np.int64)).sum((1, 2, 3)).max()) * int(codes.abs().max())
-        exact = torch.float32 if reach < 2**24 else torch.float64
-        weight = torch.from_numpy(layer.weight).to(exact)
-        x = pad_uneven(codes, spec.padding, spec.end_padding).to(exact)
+        weight = self._number("weight", spec)
+        x = pad_uneven(codes, spec.padding, spec.end_padding).to(weight.dtype)
         acc = F.conv2d(x, weight, None, spec.stride, 0, spec.dilation, spec.groups).long()
-        multiplier = torch.from_numpy(layer.rescale.multiplier.astype(np.int64))[None, :, None, None]
-        return _shift_clamp(acc * multiplier + _bias(layer), layer.rescale)
+        return self._per_channel(spec, layer.rescale, acc)
 
-
-def _bias(layer: IntegerLayer) -> Tensor:
-    assert layer.bias is not None
-    return torch.from_numpy(layer.bias.astype(np.int64) << layer.bias_shift)[None, :, None, None]
+    def _per_channel(self, spec: LayerSpec, rescale: Rescale, acc: Tensor) -> Tensor:
+        multiplier, bias = self._number("multiplier", spec), self._number("bias", spec)
+        return _shift_clamp(acc * multiplier[None, :, None, None] + bias[None, :, None, None], rescale)
 
 
 def _shift_clamp(product: Tensor, rescale: Rescale) -> Tensor:

@@ -96,7 +96,7 @@ class ActQuantizer(nn.Module):
         largest = self.quant_max
         self.bit_width = bit_width
         self.quant_min, self.quant_max = quant_range(bit_width, self.signed)
-        self.log2_scale += math.log2(max(largest, 1) / max(self.quant_max, 1))
+        self.log2_scale.add_(math.log2(max(largest, 1) / max(self.quant_max, 1)))
 
     @property
     def scale(self) -> Tensor:

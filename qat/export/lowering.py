@@ -5,12 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from hwmodel.dataflow import Schedule
 from qat.convert import QuantNetwork
 from qat.deployment import DeployedNetwork, lower
 from qat.errors import ExportError
 from qat.export.packed import PackedModel, save_packed
 from qat.normalization import Normalization
+
+
+def export_program(model: DeployedNetwork, batch: int = 1) -> torch.export.ExportedProgram:
+    """A `torch.export` program from uint8 images (batch, C, H, W) to output codes, integers as in the deployed network.
+
+    Args:
+        model: What `qat.deploy` returns.
+        batch: Images per run.
+    """
+    network = model.integers.network
+    shape = (batch, network.input_channels, network.input_height, network.input_width)
+    return torch.export.export(model.eval(), (torch.zeros(shape, dtype=torch.uint8),))
 
 
 def export(

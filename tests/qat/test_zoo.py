@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,7 +31,8 @@ REST = [
     ("alexnet", 224),
     ("vgg11_bn", 224),
 ]
-ZOO = [*QUICK, *(pytest.param(*item, marks=pytest.mark.slow) for item in REST)]
+SLOW = (pytest.mark.slow, pytest.mark.timeout(3600))
+ZOO = [*QUICK, *(pytest.param(*item, marks=SLOW) for item in REST)]
 CLASSES = 5
 
 
@@ -110,11 +110,11 @@ def test_the_cost_model_takes_them_and_predicts_the_size(name: str) -> None:
     assert abs(stored - report.stored_bits) <= 0.02 * report.stored_bits + 8 * 1024
 
 
-def test_settled_statistics_matter() -> None:
-    """The check of graphs can fail: a changed batch norm is seen."""
+def test_changed_statistics_are_seen() -> None:
+    """The check of graphs can fail: another batch norm gives other logits."""
     model = _float_model("shufflenet_v2_x0_5")
     x_NCHW = NORMALIZATION(images(2, 32))
     with torch.no_grad():
         before = model(x_NCHW)
+        assert before.isfinite().all()
         assert not torch.allclose(settle(model)(x_NCHW), before, rtol=1e-3)
-    assert np.isfinite(before.numpy()).all()

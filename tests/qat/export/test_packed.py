@@ -16,14 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwmodel import load_network
 from hwmodel.dataflow import DataFlow, LayerSchedule, Schedule, WeightPlace
+from hwmodel.precision import LayerConfig, NetworkConfig, WeightFormat
 from hwmodel.storage import weight_storage
 from qat.errors import ExportError, PackedFormatError
 from qat.export import load_packed, save_packed
 from qat.export.manifest import MANIFEST, manifest_bytes
 from qat.export.packed import WEIGHTS, PackedModel, pack
 from qat.integer import IntegerNetwork
-from tests.qat.export.nets import OPS, random_images, random_network, reference_codes
+from tests.qat.export.nets import OPS, random_images, random_layer, random_network, reference_codes
 
 
 def _schedule(integers: IntegerNetwork, seed: int) -> Schedule:
@@ -178,6 +180,25 @@ def test_flipped_bits_are_refused_with_the_files_name(tmp_path: Path) -> None:
 def test_every_flipped_bit_is_refused_with_the_files_name(tmp_path: Path) -> None:
     for path in _files(tmp_path / "model"):
         _flip_and_load(tmp_path / "model", path, range(8 * path.stat().st_size))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_ten_thousand_random_flips_of_resnet20_are_refused(tmp_path: Path) -> None:
+    """Bits drawn from all files together, each with its share."""
+    network = load_network("resnet20")
+    layer_config = LayerConfig(1, 4, 0.95, WeightFormat.BINARY_PLUS_SPARSE)
+    config = NetworkConfig(tuple((spec.name, layer_config) for spec in network.weighted))
+    rng = np.random.default_rng(0)
+    layers = {spec.name: random_layer(rng, spec, layer_config if spec.has_weights else None) for spec in network.layers}
+    codes = np.tile(np.arange(-128, 128, dtype=np.int16), (3, 1))
+    folder = tmp_path / "model"
+    save_packed(IntegerNetwork(network, config, layers, codes), folder)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    ends = np.cumsum([0, *(8 * path.stat().st_size for path in paths)])
+    flips = np.sort(rng.integers(0, ends[-1], 10_000))
+    for path, start, end in zip(paths, ends[:-1], ends[1:], strict=True):
+        _flip_and_load(folder, path, (flips[(flips >= start) & (flips < end)] - start).tolist())
 
 
 def test_truncated_missing_and_swapped_files_are_refused(folder: Path, tmp_path: Path) -> None:
