@@ -184,16 +184,17 @@ class QuantNetwork(nn.Module):
         layers = {node.name: self.layer(node.name) for node in self.graph.nodes}
         return {name: layer for name, layer in layers.items() if isinstance(layer, QuantWeighted)}
 
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Logits (N, classes), or maps (N, C, H, W) if the last layer is no linear layer."""
+    def forward(self, x_NCHW: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Logits (N, classes), or maps (N, C, H, W) if the last layer is no linear layer; several as a tuple."""
         values = {INPUT: self.input_quantizer(x_NCHW)}
         for node in self.graph.nodes:
             operands = [values[name] for name in node.inputs]
             values[node.name] = self.layer(node.name)(*operands)
             for name in self._last_use[node.name]:
                 del values[name]
-        result: Tensor = values[self.graph.output]
-        return result.flatten(1) if result.shape[2:] == (1, 1) else result
+        found = [values[name] for name in self.graph.outputs]
+        results = tuple(result.flatten(1) if result.shape[2:] == (1, 1) else result for result in found)
+        return results[0] if len(results) == 1 else results
 
     @torch.no_grad()
     def calibrate(self, batches_NCHW: Iterable[Tensor]) -> None:
@@ -282,7 +283,7 @@ def _last_uses(graph: Graph) -> dict[str, tuple[str, ...]]:
     """Tensors that nothing reads after a layer, by that layer: they can be freed."""
     last = {name: node.name for node in graph.nodes for name in node.inputs}
     return {
-        node.name: tuple(name for name, user in last.items() if user == node.name and name != graph.output)
+        node.name: tuple(name for name, user in last.items() if user == node.name and name not in graph.outputs)
         for node in graph.nodes
     }
 

@@ -276,7 +276,14 @@ class DeployedNetwork(nn.Module):
 
     @torch.no_grad()
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Output codes, int64 (N, classes) or (N, C, H, W), of uint8 images (N, C, H, W)."""
+        """Output codes, int64 (N, classes) or (N, C, H, W), of uint8 images (N, C, H, W).
+
+        Raises:
+            ValueError: The network has several results.
+        """
+        outputs = self.integers.network.outputs
+        if len(outputs) > 1:
+            raise ValueError(f"the network has several results, {list(outputs)}: take them from layer_codes()")
         result = self.layer_codes(images_NCHW)[self.integers.network.layers[-1].name]
         return result.flatten(1) if result.shape[2:] == (1, 1) else result
 

@@ -59,8 +59,11 @@ class IntegerRuntime:
             (N, classes) if the last layer gives one pixel, else (N, C, H, W).
 
         Raises:
-            ValueError: The images have another type or shape.
+            ValueError: The images have another type or shape, or the network has several results.
         """
+        outputs = self.network.network.outputs
+        if len(outputs) > 1:
+            raise ValueError(f"the network has several results, {list(outputs)}: take them from layer_codes()")
         name = self.network.network.layers[-1].name
         parts = [_to_NCHW(codes) for layer, codes in self._execute(images_NCHW) if layer == name]
         result = np.concatenate(parts) if parts else self._empty(name)

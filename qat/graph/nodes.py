@@ -71,13 +71,13 @@ class Graph:
     Args:
         name: Class name of the model.
         nodes: Layers in execution order.
-        output: Name of the layer whose ofm is the result.
+        outputs: Names of the layers whose ofm are the results, in the order in which the model returns them.
         left_out: Modules and operations that do nothing at inference (dropout and the like), by path.
     """
 
     name: str
     nodes: tuple[Node, ...] = field(repr=False)
-    output: str
+    outputs: tuple[str, ...]
     left_out: tuple[str, ...] = ()
 
     def spec(self, input_shape: Shape) -> NetworkSpec:

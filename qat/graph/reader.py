@@ -52,26 +52,33 @@ class Reader(GeometryReader):
         Raises:
             TraceError: A module or operation cannot be mapped.
         """
-        output = None
+        outputs: tuple[str, ...] = ()
         for node in self.traced.nodes:
             if node.op == "placeholder":
                 self._read_placeholder(node)
             elif node.op == "output":
-                if not isinstance(node.args[0], fx.Node):
-                    raise TraceError(f"{type(self.model).__name__} must return one tensor, it returns {node.args[0]}")
-                output = self.source(node.args[0], node)
+                outputs = self._read_outputs(node)
             elif node.op == "call_module":
                 self._read_module(node, self.modules[str(node.target)])
             elif node.op in ("call_function", "call_method"):
                 self._read_call(node)
             else:
                 self.attributes[node] = str(node.target)
-        if output is None or output == INPUT:
+        if not outputs or INPUT in outputs:
             raise TraceError(f"{type(self.model).__name__} has no layer")
-        return Graph(type(self.model).__name__, self._needed_for(output), output, tuple(self.left_out))
+        return Graph(type(self.model).__name__, self._needed_for(outputs), outputs, tuple(self.left_out))
 
-    def _needed_for(self, output: str) -> tuple[Node, ...]:
-        needed, queue = set(), [output]
+    def _read_outputs(self, node: fx.Node) -> tuple[str, ...]:
+        result = node.args[0]
+        parts = tuple(result) if isinstance(result, tuple | list) else (result,)
+        if not parts or not all(isinstance(part, fx.Node) for part in parts):
+            raise TraceError(
+                f"{type(self.model).__name__} must return a tensor or a tuple of tensors, it returns {result}"
+            )
+        return tuple(self.source(part, node) for part in parts)
+
+    def _needed_for(self, outputs: tuple[str, ...]) -> tuple[Node, ...]:
+        needed, queue = set(), [*outputs]
         while queue:
             name = queue.pop()
             if name != INPUT and name not in needed:
