@@ -141,17 +141,23 @@ def mac_array(
         sum_bits: Bits of an accumulator.
         multiplier: What multiplies; products with a 1-bit weight are additions, in LUTs always.
         family: Device family.
+
+    Source:
+        Within 7 % of Yosys 0.23 for 16 and 64 products, DSP slices exact: `tests/hwmodel/test_compute.py`.
     """
     accumulators = pe * sum_bits
     if weight_bit_width == 1:
         tree = adder_tree_luts(simd, act_bit_width)
         # One tree more for sum(a), which all output channels share.
         return ArrayUse(pe * simd * act_bit_width + (pe + 1) * tree + accumulators, 0 * pe)
-    trees = pe * adder_tree_luts(simd, weight_bit_width + act_bit_width)
+    width = weight_bit_width + act_bit_width
+    trees = pe * adder_tree_luts(simd, width)
     if multiplier is Multiplier.LUT:
         products = round_up(pe * simd * luts_of_product(weight_bit_width, act_bit_width))
         return ArrayUse(products + trees + accumulators, 0 * pe)
-    packed = products_per_dsp(weight_bit_width, act_bit_width, family) if multiplier is Multiplier.DSP_PACKED else 1
+    if multiplier is Multiplier.DSP:  # the adder behind a slice's multiplier takes the product of its neighbour
+        return ArrayUse(trees - pe * (simd // 2) * width + accumulators, pe * simd)
+    packed = products_per_dsp(weight_bit_width, act_bit_width, family)
     return ArrayUse(trees + accumulators, -(-pe // packed) * simd)
 
 

@@ -45,7 +45,7 @@ def layer_cycles(layer: LayerSpec, plan: Execution) -> Count:
 def pixel_order_cycles(layer: LayerSpec, pixel_folds: Count, ingest_cycles: Count = 1) -> Count:
     """Frame interval of a streaming engine that finishes one output pixel after the other.
 
-    A pixel (padding included) enters the line buffer in `ingest_cycles`, while the array works on the window
+    A pixel (padding included) enters the line buffer in `ingest_cycles`, while the array works on a copy of the window
     before it.  The window moves on when both are done.
 
     Args:
@@ -55,20 +55,37 @@ def pixel_order_cycles(layer: LayerSpec, pixel_folds: Count, ingest_cycles: Coun
 
     Source:
         Derived from the loop structure; equals OH*OW*F + (OH-1)*max(0, K-F) + max(0, (K-1)*W + K - F) for stride 1
-        without padding, as seen in RTL simulation.
+        without padding.  Exact in RTL simulation: `benchmarks/verilator_cycles.py`.
     """
+    _, _, to_next_frame = _pixels_between_windows(layer)
+    return _within_frame_cycles(layer, pixel_folds, ingest_cycles) + _larger(pixel_folds, to_next_frame * ingest_cycles)
+
+
+def pixel_order_latency(layer: LayerSpec, pixel_folds: Count, simd: Count, ingest_cycles: Count = 1) -> Count:
+    """Cycles from the first pixel to the last result of one frame, for the engine of `pixel_order_cycles`."""
+    padded_width = layer.in_width + layer.padding[1] + layer.end_padding[1]
+    first_window = (reach(layer, 0) - 1) * padded_width + reach(layer, 1)
+    steps = _within_frame_cycles(layer, pixel_folds, ingest_cycles)
+    return first_window * ingest_cycles + steps + pixel_folds + array_depth(simd)
+
+
+def _within_frame_cycles(layer: LayerSpec, pixel_folds: Count, ingest_cycles: Count) -> Count:
+    """Cycles from the first window of a frame to the last."""
+    in_row, to_next_row, _ = _pixels_between_windows(layer)
     rows, columns = layer.out_height, layer.out_width
+    return rows * (columns - 1) * _larger(pixel_folds, in_row * ingest_cycles) + (rows - 1) * _larger(
+        pixel_folds, to_next_row * ingest_cycles
+    )
+
+
+def _pixels_between_windows(layer: LayerSpec) -> tuple[int, int, int]:
+    """Pixels that a window takes in more than the one before it: in a row, in the next row, in the next frame."""
     padded_height = layer.in_height + layer.padding[0] + layer.end_padding[0]
     padded_width = layer.in_width + layer.padding[1] + layer.end_padding[1]
-    within_row = layer.stride[1]
-    to_next_row = layer.stride[0] * padded_width - (columns - 1) * layer.stride[1]
-    to_next_frame = padded_height * padded_width - (rows - 1) * layer.stride[0] * padded_width
-    to_next_frame -= (columns - 1) * layer.stride[1]
-    return (
-        rows * (columns - 1) * _larger(pixel_folds, within_row * ingest_cycles)
-        + (rows - 1) * _larger(pixel_folds, to_next_row * ingest_cycles)
-        + _larger(pixel_folds, to_next_frame * ingest_cycles)
-    )
+    within_row = (layer.out_width - 1) * layer.stride[1]
+    to_next_row = layer.stride[0] * padded_width - within_row
+    to_next_frame = (padded_height - (layer.out_height - 1) * layer.stride[0]) * padded_width - within_row
+    return layer.stride[1], to_next_row, to_next_frame
 
 
 def _larger(first: Count, second: Count) -> Count:

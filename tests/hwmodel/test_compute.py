@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hwmodel import Multiplier
-from hwmodel.compute import adder_tree_luts, expected_max_load, luts_of_product, mac_array, products_per_dsp
+from hwmodel.compute import ArrayUse, adder_tree_luts, expected_max_load, mac_array, products_per_dsp
 
-# LUTs per product of pipelined trees of 64 products: Yosys 0.23, synth_xilinx -family xc7 -nodsp
-TREES_OF_64 = {(2, 4): 14.8, (4, 4): 32.7, (8, 4): 72.9, (2, 8): 26.7, (4, 8): 72.8, (8, 8): 145.8}
-# The same of 16 products; 1 bit: AND gates, without the shared sum
-TREES_OF_16 = {
-    (1, 2): 73, (1, 4): 135, (1, 6): 197, (1, 8): 259, (2, 2): 135, (2, 4): 229, (2, 6): 323, (2, 8): 417,
-    (3, 2): 198, (3, 4): 280, (3, 6): 488, (3, 8): 710, (4, 2): 245,
-}  # fmt: skip
+# Yosys 0.23 on pipelined trees, benchmarks/yosys_mac.py; 1 bit: AND gates, without the shared sum.
+SYNTHESIZED = json.loads((Path(__file__).parent / "data" / "yosys_mac.json").read_text(encoding="utf-8"))["rows"]
 
 
-def tree_luts(terms: int, weight_bit_width: int, act_bit_width: int) -> float:
-    width = act_bit_width if weight_bit_width == 1 else weight_bit_width + act_bit_width
-    return terms * luts_of_product(weight_bit_width, act_bit_width) + adder_tree_luts(terms, width)
+def array_of(row: dict[str, Any]) -> ArrayUse:
+    """The array as the model has it, less accumulators and, for 1-bit weights, less the shared sum."""
+    pe = 2 if row["multiplier"] == "dsp_packed" else 1
+    bits = row["weight_bit_width"], row["act_bit_width"]
+    array = mac_array(pe, row["products"], *bits, 0, Multiplier(row["multiplier"]), "7series")
+    shared = adder_tree_luts(row["products"], bits[1]) if bits[0] == 1 else 0
+    return ArrayUse(array.lut - shared, array.dsp)
 
 
-@pytest.mark.parametrize("bits", sorted(TREES_OF_64))
-def test_luts_of_64_products(bits: tuple[int, int]) -> None:
-    assert tree_luts(64, *bits) / 64 == pytest.approx(TREES_OF_64[bits], rel=0.15)
+def test_grid_is_covered() -> None:
+    bits = {(row["products"], row["weight_bit_width"], row["act_bit_width"]) for row in SYNTHESIZED}
+    assert {(products, w, a) for products in (16, 64) for w in (1, 2, 4, 8) for a in (4, 8)} <= bits
 
 
-@pytest.mark.parametrize("bits", sorted(TREES_OF_16))
-def test_luts_of_16_products(bits: tuple[int, int]) -> None:
-    assert tree_luts(16, *bits) == pytest.approx(TREES_OF_16[bits], rel=0.15)
+@pytest.mark.parametrize("row", SYNTHESIZED, ids=lambda row: "-".join(map(str, row.values())))
+def test_arrays_are_as_synthesized(row: dict[str, Any]) -> None:
+    array = array_of(row)
+    assert array.lut == pytest.approx(row["lut"], rel=0.07)
+    assert array.dsp == row["dsp"]
 
 
 @given(terms=st.integers(0, 8).map(lambda level: 2**level), bits=st.integers(1, 16))

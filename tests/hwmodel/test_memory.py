@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,16 @@ def test_rams_are_as_yosys_maps_them(name: str, family: str) -> None:
     assert sum(mine == theirs for mine, theirs in counts) >= 0.97 * len(rows)
     assert all(mine >= theirs for mine, theirs in counts)
     assert sum(mine for mine, _ in counts) <= 1.01 * sum(theirs for _, theirs in counts)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("yosys") is None, reason="needs yosys")
+@pytest.mark.parametrize(("depth", "width"), [(2304, 64), (1536, 36), (300, 100)])
+def test_rams_are_as_the_installed_yosys_maps_them(depth: int, width: int) -> None:
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "yosys_memory.py"
+    cells = runpy.run_path(str(script))["map_with_yosys"](depth, width, "xc7")
+    blocks = sum((2 if "36" in cell else 1) * n for cell, n in cells.items() if cell.startswith("RAMB"))
+    assert map_memory(depth, width, "7series", "yosys").bram18 == blocks
 
 
 def test_plain_rule_is_close() -> None:
