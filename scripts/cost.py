@@ -1,18 +1,30 @@
-"""Says what uniform configurations (baselines=[...]) of a network cost on a board. Trains and writes nothing."""
+"""Says what a network costs on boards, layer by layer, and what it is limited by. Trains nothing.
+
+    python scripts/cost.py network=resnet50 board=zcu102 baselines=[4] out=cost
+    python scripts/cost.py network=yolov2_tiny_voc board=all baselines=[1,4]
+    python scripts/cost.py network=torchvision.models:resnet18 network.input_shape=[3,224,224] network.num_classes=1000
+    python scripts/cost.py network=model.onnx board=vc707,zcu104 precision=config.json
+
+`network=` is a layer table of `hwmodel`, a choice of `conf/network`, an import path, or an ONNX file; `board=` one or
+several boards or YAML files, or `all`; `precision=` a configuration that a search has written, otherwise `baselines`
+lists uniform weight bits; `out=` is the folder of JSON, CSV and plots.
+"""
 
 from __future__ import annotations
 
 import sys
 
 from qat.cli import run_estimate
-from qat.config import Config
 
 
-def stage(config: Config) -> None:
-    from qat.pipeline import cost  # here, so that --help and wrong settings do not wait for torch
+def main() -> int:
+    if "--help" in sys.argv:
+        return run_estimate(lambda config: None, __doc__)
+    from qat.costing import cost, split_arguments  # here, so that --help does not wait for plots
 
-    cost(config)
+    arguments, sys.argv[1:] = split_arguments(sys.argv[1:])
+    return run_estimate(lambda config: cost(config, arguments), __doc__)
 
 
 if __name__ == "__main__":
-    sys.exit(run_estimate(stage, __doc__))
+    sys.exit(main())

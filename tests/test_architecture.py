@@ -28,8 +28,10 @@ ALLOWED: dict[str, set[str]] = {
     "masks": {"errors", "integer"},
     "quantizers": {"errors", "integer", "masks"},
     "graph": {"errors"},
+    "onnx_network": {"errors"},
     "layers": {"errors", "graph", "integer", "masks", "quantizers"},
     "convert": {"errors", "graph", "integer", "layers", "masks", "quantizers"},
+    "rounding": {"convert", "layers", "quantizers"},
     "deployment": {"convert", "errors", "graph", "integer", "layers", "masks", "normalization", "quantizers"},
     "models": {"config", "errors"},
     "data": {"config", "errors", "normalization"},
@@ -53,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
 SINGLE = "export/lowering"
 """The one file of `qat.export` that takes a torch model in; the others only know integers."""
 
-TOP = {"pipeline"}
+TOP = {"costing", "pipeline"}
 """May import every room, and no room may import it."""
 
 WITHOUT_TORCH = ("__init__", "errors", "files", "integer", "config", "compose", "runs", "cli", "export", "report")

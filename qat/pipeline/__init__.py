@@ -11,7 +11,7 @@ on where the last one stopped.
 from __future__ import annotations
 
 from qat.config import Config
-from qat.pipeline.costing import cost
+from qat.costing import cost
 from qat.pipeline.integers import export, verify
 from qat.pipeline.planning import plan
 from qat.pipeline.records import results, show

@@ -1,0 +1,219 @@
+"""What a network costs on boards: the tables, files and plots of `scripts/cost.py`.  Trains nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+import hwmodel
+from hwmodel import Board, BudgetError, CostReport, NetworkConfig, NetworkSpec
+from qat.compose import CONF_FOLDER
+from qat.config import Config
+from qat.errors import ConfigError
+from qat.files import write_bytes, write_rows, write_text
+from qat.report import cost_table, plots
+
+KEYS = ("network", "board", "precision", "out")
+"""What `split_arguments` takes for itself: layer tables before choices of `conf/network`, boards that `conf/board` has
+not."""
+
+
+WIDE = 170
+"""Columns of a table that goes into a file or another program."""
+
+
+@dataclass(frozen=True)
+class CostArguments:
+    """What is asked, beside the configuration that all scripts share.
+
+    Args:
+        network: Name of a layer table, or an ONNX file; None for the configured network.
+        boards: Names or YAML files; none for the configured board.
+        precision: JSON file of a `NetworkConfig`, such as a run's `networks/<name>/config.json`; None for the uniform
+            precisions of `baselines`.
+        out: Folder of JSON, CSV and plots; None writes nothing.
+    """
+
+    network: str | None = None
+    boards: tuple[str, ...] = ()
+    precision: Path | None = None
+    out: Path | None = None
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[CostArguments, list[str]]:
+    """Separates what only this script knows from what Hydra composes.
+
+    Args:
+        arguments: A command line without the program's name.
+
+    Returns:
+        `network=` of a layer table or ONNX file, `board=` of several boards, files or `all`, `precision=`, `out=`;
+        and the rest, in which the import path of a network (`network=module:callable`) is put as Hydra has it.
+    """
+    taken: dict[str, str] = {}
+    rest: list[str] = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        is_choice = (CONF_FOLDER / key / f"{value}.yaml").is_file() and value not in hwmodel.network_names()
+        if key == "network" and ":" in value and not value.endswith(".onnx"):
+            # A network of three colours to start from; what follows on the command line changes it.
+            rest += ["network=resnet20", "data=cifar10"]
+            rest += [f'network.factory="{value}"', f"network.name={value.rpartition(':')[2]}"]
+        elif key in KEYS and value and not is_choice:
+            taken[key] = value
+        else:
+            rest.append(argument)
+    boards = tuple(taken["board"].strip("[]").split(",")) if "board" in taken else ()
+    files = {name: Path(taken[name]) if name in taken else None for name in ("precision", "out")}
+    return CostArguments(taken.get("network"), hwmodel.board_names() if boards == ("all",) else boards, **files), rest
+
+
+def cost(cfg: Config, arguments: CostArguments | None = None) -> None:
+    """Prints what precisions of a network cost on boards; with `out` also JSON, CSV, block-RAM map and roofline.
+
+    One combination of precision and board is printed layer by layer, several as one table.
+
+    Args:
+        cfg: Network, board and precisions, where `arguments` names no others.
+        arguments: What is asked beside it.
+
+    Raises:
+        ConfigError: A file is missing or of another form.
+        TraceError: The network cannot be mapped to hardware.
+        HwModelError: A network or board is unknown, or a single combination does not fit.
+    """
+    arguments = arguments or CostArguments()
+    network = _network(cfg, arguments.network)
+    precisions = _precisions(cfg, network, arguments.precision)
+    boards = [hwmodel.load_board(name) for name in arguments.boards] or [cfg.board.to_board()]
+    console = Console() if sys.stdout.isatty() else Console(width=WIDE)
+    if len(boards) == len(precisions) == 1:
+        ((name, config),) = precisions.items()
+        found = [(name, boards[0], hwmodel.estimate(network, config, boards[0]))]
+        console.print(cost_table(found[0][2], boards[0]))
+        console.print(memory_table(found[0][2]))
+    else:
+        found, refused = [], []
+        for board in boards:
+            for name, config in precisions.items():
+                try:
+                    found.append((name, board, hwmodel.estimate(network, config, board)))
+                except BudgetError as error:
+                    refused.append(f"{name} on {board.name}: {error}")
+        console.print(sweep_table(network, found))
+        for line in refused:
+            console.print(line, highlight=False)
+    if arguments.out is not None:
+        _write(arguments.out, found)
+        console.print(f"written: {arguments.out}", highlight=False)
+
+
+def _network(cfg: Config, name: str | None) -> NetworkSpec:
+    if name is not None and name.endswith(".onnx"):
+        from qat.onnx_network import load_onnx_network  # only who reads such a file needs the package onnx
+
+        return load_onnx_network(Path(name))
+    if name is not None:
+        return hwmodel.load_network(name)
+    from qat.pipeline.planning import untrained  # a table needs no torch
+
+    return untrained(cfg)
+
+
+def _precisions(cfg: Config, network: NetworkSpec, file: Path | None) -> dict[str, NetworkConfig]:
+    if file is None:
+        quant = cfg.quant
+        return {
+            f"{bits} bit": hwmodel.uniform(
+                network, bits, quant.act_bit_width, end_bit_width=quant.end_bit_width, sum_bit_width=quant.sum_bit_width
+            )
+            for bits in cfg.baselines
+        }
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"precision={file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"precision={file}: is not JSON: {error}") from error
+    return {file.stem: NetworkConfig.from_dict(values)}
+
+
+def memory_table(report: CostReport) -> Table:
+    """Memories on chip by purpose."""
+    table = Table(title="memories on chip")
+    for heading in ("purpose", "memories", "KiB", "RAMB18", "UltraRAM", "LUT"):
+        table.add_column(heading, justify="left" if heading == "purpose" else "right")
+    for purpose, count in Counter(memory.purpose for memory in report.memories).items():
+        rows = [memory for memory in report.memories if memory.purpose == purpose]
+        kib = sum(memory.depth * memory.width for memory in rows) / 8192
+        used = (sum(getattr(memory, name) for memory in rows) for name in ("bram18", "uram", "lutram_luts"))
+        table.add_row(purpose, str(count), f"{kib:.1f}", *(f"{number:,}" for number in used))
+    return table
+
+
+def sweep_table(network: NetworkSpec, found: Sequence[tuple[str, Board, CostReport]]) -> Table:
+    """One row per board and precision."""
+    table = Table(title=f"{network.name}: {network.total_weights:,} weights, {network.total_macs / 1e9:.3f} GMAC")
+    headings = ("board", "weights", "bits/weight", "RAMB18", "UltraRAM", "DSP", "LUT", "off-chip KiB", "frames/s")
+    for heading in (*headings, "latency ms", "GOP/s", "used most"):
+        table.add_column(heading, justify="left" if heading in ("board", "weights", "used most") else "right")
+    for name, board, report in found:
+        used = (f"{getattr(report, n):,} / {getattr(board, n):,}" for n in ("bram18", "uram", "dsp", "lut"))
+        speed = (f"{report.fps:,.1f}", f"{1e3 * report.latency_s:.3f}", f"{report.gops:,.0f}")
+        offchip = f"{report.offchip_bits / 8192:,.1f}"
+        table.add_row(board.name, name, f"{report.bits_per_weight:.2f}", *used, offchip, *speed, report.binding)
+    return table
+
+
+def roofline(report: CostReport, board: Board) -> Figure:
+    """Speed against operations per byte that crosses the chip's border, under the roofs of array and DRAM.
+
+    The roof of the array is what all its multipliers do if none ever waits; two operations per multiply-accumulate.
+    """
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    shared = {(layer.pe, layer.simd) for layer in report.layers if layer.macs and not _is_pipelined(layer.data_flow)}
+    own = [layer.pe * layer.simd for layer in report.layers if layer.macs and _is_pipelined(layer.data_flow)]
+    peak = 2 * (sum(own) + sum(pe * simd for pe, simd in shared)) * board.clock_hz / 1e9
+    operations = 2 * report.total_macs
+    intensity, baseline = (8 * operations / bits for bits in (report.offchip_bits, report.baseline_offchip_bits))
+    low, high = min(baseline, intensity) / 10, max(baseline, intensity) * 10
+    ridge = peak * 1e9 / board.dram_bytes_per_s
+    points = sorted({low, ridge, high})
+    axes.plot(points, [min(peak, x * board.dram_bytes_per_s / 1e9) for x in points], color=plots.GREY)
+    axes.axvline(baseline, color=plots.ORANGE, linestyle="--", linewidth=1, label="layer by layer")
+    axes.plot([intensity], [report.gops], "o", color=plots.BLUE, label=f"this schedule: {report.fps:,.0f} frames/s")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("operations per off-chip byte")
+    axes.set_ylabel("GOP/s")
+    axes.set_title(f"{report.network} on {report.board}: array {peak:,.0f} GOP/s", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _is_pipelined(data_flow: str) -> bool:
+    return hwmodel.DataFlow(data_flow).is_pipelined
+
+
+def _write(folder: Path, found: Sequence[tuple[str, Board, CostReport]]) -> None:
+    rows = []
+    for name, board, report in found:
+        stem = f"{report.network}_{board.name}_{name.replace(' ', '')}"
+        write_text(folder / f"{stem}.json", json.dumps(report.to_dict(), indent=1) + "\n")
+        rows += [{"board": board.name, "precision": name, **asdict(layer)} for layer in report.layers]
+        for kind, figure in (("bram", plots.memory_map(report, board.bram18)), ("roofline", roofline(report, board))):
+            image = io.BytesIO()
+            figure.savefig(image, format="png")
+            write_bytes(folder / f"{stem}_{kind}.png", image.getvalue())
+    write_rows(folder / "layers", rows)

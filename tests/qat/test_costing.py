@@ -1,0 +1,100 @@
+"""The cost script: what it is asked, what it prints and writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hwmodel import CostReport, SpecError, board_names, estimate, load_board, load_network, uniform
+from qat.compose import compose_config
+from qat.costing import CostArguments, cost, memory_table, roofline, split_arguments, sweep_table
+from qat.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_arguments_are_split() -> None:
+    split = split_arguments(["network=resnet50", "board=vc707", "baselines=[4]", "out=here"])
+    assert split == (CostArguments("resnet50", out=Path("here")), ["board=vc707", "baselines=[4]"])
+    assert split_arguments(["network=digits_resnet"]) == (CostArguments(), ["network=digits_resnet"])
+    assert split_arguments(["board=vc707,zcu104"])[0].boards == ("vc707", "zcu104")
+    assert split_arguments(["board=[vc707,my.yaml]"])[0].boards == ("vc707", "my.yaml")
+    assert split_arguments(["board=all"])[0].boards == board_names()
+    assert split_arguments(["network=net.onnx", "precision=c.json"])[0] == CostArguments("net.onnx", (), Path("c.json"))
+
+
+def test_import_path_becomes_a_network() -> None:
+    arguments, rest = split_arguments(["network=torchvision.models:resnet18", "network.input_shape=[3,64,64]"])
+    config = compose_config(rest)
+    assert arguments == CostArguments()
+    assert (config.network.factory, config.network.name) == ("torchvision.models:resnet18", "resnet18")
+    assert list(config.network.input_shape) == [3, 64, 64]
+
+
+def test_one_combination_is_printed_layer_by_layer_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = compose_config(["board=zcu102", "baselines=[4]", "quant.act_bit_width=4"])
+    cost(config, CostArguments("resnet20", out=tmp_path))
+    shown = capsys.readouterr().out
+    report = estimate(load_network("resnet20"), uniform(load_network("resnet20"), 4, 4), load_board("zcu102"))
+    assert "resnet20 on zcu102" in shown
+    assert f"RAMB18 {report.bram18} of 1824" in shown
+    assert f"used most: {report.binding}" in shown
+    assert "line_buffer" in shown
+    stem = "resnet20_zcu102_4bit"
+    assert CostReport.from_dict(json.loads((tmp_path / f"{stem}.json").read_text())) == report
+    with (tmp_path / "layers.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["name"] for row in rows] == [layer.name for layer in report.layers]
+    assert rows[0]["board"] == "zcu102"
+    for kind in ("bram", "roofline"):
+        assert (tmp_path / f"{stem}_{kind}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sweep_has_a_row_per_board_and_says_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ROOT / "conf" / "board" / "pynq_z2.yaml"
+    cost(compose_config(["baselines=[1,8]"]), CostArguments("resnet20", ("vc707", str(small))))
+    shown = capsys.readouterr().out
+    assert shown.count("vc707") == shown.count("pynq_z2") == 2
+    assert "268,336 weights" in shown
+
+
+def test_precision_of_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(uniform(load_network("resnet20"), 3, 4).to_dict()))
+    cost(compose_config([]), CostArguments("resnet20", precision=file))
+    assert "resnet20 on pynq_z2" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="precision=.*missing.json: cannot be read: No such file"):
+        cost(compose_config([]), CostArguments("resnet20", precision=tmp_path / "missing.json"))
+    file.write_text("{")
+    with pytest.raises(ConfigError, match="config.json: is not JSON"):
+        cost(compose_config([]), CostArguments("resnet20", precision=file))
+    with pytest.raises(SpecError, match="network 'resnet21' has no layer table"):
+        cost(compose_config([]), CostArguments("resnet21"))
+
+
+def test_tables_and_roofline_show_the_report() -> None:
+    network, board = load_network("resnet20"), load_board("zcu102")
+    report = estimate(network, uniform(network, 2, 4), board)
+    assert memory_table(report).row_count == len({memory.purpose for memory in report.memories})
+    assert sweep_table(network, [("2 bit", board, report)]).row_count == 1
+    (axes,) = roofline(report, board).axes
+    roof, point = axes.get_lines()[0], axes.get_lines()[2]
+    assert point.get_ydata()[0] == pytest.approx(report.gops)
+    assert max(roof.get_ydata()) >= report.gops
+
+
+def test_script_needs_no_torch_for_a_layer_table(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "cost.py"), "network=resnet20", "baselines=[1]"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "resnet20 on pynq_z2" in done.stdout
+    assert list(tmp_path.iterdir()) == []
