@@ -114,7 +114,7 @@ class SearchDisplay:
             _number(trial.cost, "compression", ".1f", "x"),
             _number(trial.cost, "bram18", ".0f"),
             _number(trial.cost, "offchip_bits", ",.0f", scale=1 / BITS_PER_KIB),
-            "..." if trial.duration_s is None else _time(trial.duration_s),
+            "..." if trial.duration_s is None else duration(trial.duration_s),
         )
 
     def table(self) -> RenderableType:
@@ -152,7 +152,7 @@ class SearchDisplay:
         if not times or left <= 0:
             return ""
         recent = times[-5:]
-        return f"about {_time(left * sum(recent) / len(recent))} left"
+        return f"about {duration(left * sum(recent) / len(recent))} left"
 
     def _refresh(self) -> None:
         self._progress.update(self._task, total=self._total, completed=self._done, left=self._left())
@@ -170,7 +170,8 @@ def _number(cost: Mapping[str, float], column: str, form: str, unit: str = "", *
     return f"{cost[column] * scale:{form}}{unit}" if column in cost else "-"
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as text: `12.3 s`, `3 min 05 s`, `2 h 07 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

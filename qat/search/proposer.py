@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -241,17 +241,69 @@ class Proposer:
         surrogate = AccuracySurrogate.fit(self.space, self.profile, trials)
         failures = np.array([t.point for t in trials if t.state is TrialState.FAILED], dtype=np.int64)
         finished = np.array([t.point for t in trials if t.is_completed], dtype=np.int64)
-        known = finished[self.feasible(finished, target)]
-        means = surrogate.posterior(known)[0] if len(known) else np.empty(0)
-        best = float(means.max()) if len(known) else -np.inf
-        centres = known[np.argsort(-means, kind="stable")[:CENTRES]]
-
-        radius = trusted_radius(trials, self.settings.radius, surrogate.observation_std)
+        centres, best = self._centres(surrogate, trials, target)
 
         def score(points: IntArray) -> FloatArray:
             mean, std = surrogate.posterior(points)
             gain = log_expected_improvement(mean, std, best) if np.isfinite(best) else mean + std
             return gain + _log_success(points, failures, finished)
+
+        allowed = self._allowed(surrogate, trials, centres, taken, target)
+        starts = self._starts(centres, target, rng)
+        starts = starts[allowed(starts)]
+        if not len(starts):
+            starts = np.array([self._any_new(taken, target, rng).point], dtype=np.int64)
+        starts = starts[np.argsort(-score(starts), kind="stable")[: self.settings.starts]]
+        found, _ = LocalSearch(self.space).run(starts, score, allowed, rng)
+        mean, std = surrogate.predict(found[:1])
+        return self._proposal(found[0], "acquisition", (float(mean[0]), float(std[0])))
+
+    def best_predicted(self, trials: Sequence[Trial], target: Target, rng: np.random.Generator) -> Proposal:
+        """The point of the highest expected accuracy inside a target's bounds, evaluated or not.
+
+        It lies within `trusted_radius` of a good trial that is inside the bounds, if there is one.
+
+        Args:
+            trials: Of one fidelity.
+            target: The budget.
+            rng: Source of the samples of the local search.
+
+        Raises:
+            SearchError: Fewer than two trials are completed, or nothing is inside the bounds.
+        """
+        surrogate = AccuracySurrogate.fit(self.space, self.profile, trials)
+        centres, _ = self._centres(surrogate, trials, target)
+
+        def score(points: IntArray) -> FloatArray:
+            return surrogate.posterior(points)[0]
+
+        allowed = self._allowed(surrogate, trials, centres, set(), target)
+        starts = np.concatenate([centres, self._starts(centres, target, rng)])
+        starts = starts[allowed(starts)]
+        starts = starts[np.argsort(-score(starts), kind="stable")[: self.settings.starts]]
+        found, _ = LocalSearch(self.space).run(starts, score, allowed, rng)
+        mean, std = surrogate.predict(found[:1])
+        return self._proposal(found[0], "predicted", (float(mean[0]), float(std[0])))
+
+    def _centres(self, surrogate: AccuracySurrogate, trials: Sequence[Trial], target: Target) -> tuple[IntArray, float]:
+        """The trials inside the bounds that are expected to be best, and what the best is expected to reach."""
+        finished = np.array([t.point for t in trials if t.is_completed], dtype=np.int64)
+        known = finished[self.feasible(finished, target)]
+        if not len(known):
+            return known, -np.inf
+        means = surrogate.posterior(known)[0]
+        return known[np.argsort(-means, kind="stable")[:CENTRES]], float(means.max())
+
+    def _allowed(
+        self,
+        surrogate: AccuracySurrogate,
+        trials: Sequence[Trial],
+        centres: IntArray,
+        taken: set[tuple[int, ...]],
+        target: Target,
+    ) -> Callable[[IntArray], BoolArray]:
+        """Whether points are new, inside the bounds, and near enough to a centre to be trusted."""
+        radius = trusted_radius(trials, self.settings.radius, surrogate.observation_std)
 
         def allowed(points: IntArray) -> BoolArray:
             new = np.array([tuple(point) not in taken for point in points.tolist()])
@@ -261,15 +313,7 @@ class Proposer:
             inside: BoolArray = new & near & self.feasible(points, target)
             return inside
 
-        climb = LocalSearch(self.space)
-        starts = self._starts(centres, target, rng)
-        starts = starts[allowed(starts)]
-        if not len(starts):
-            starts = np.array([self._any_new(taken, target, rng).point], dtype=np.int64)
-        starts = starts[np.argsort(-score(starts), kind="stable")[: self.settings.starts]]
-        found, _ = climb.run(starts, score, allowed, rng)
-        mean, std = surrogate.predict(found[:1])
-        return self._proposal(found[0], "acquisition", (float(mean[0]), float(std[0])))
+        return allowed
 
     def _starts(self, centres: IntArray, target: Target, rng: np.random.Generator) -> IntArray:
         """Where climbs may start: best feasible trials' neighbours, and allocations by reweighted sensitivities."""

@@ -6,7 +6,6 @@ search goes on.  The file uses a write-ahead log, so it must lie on a local disk
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import io
 import json
@@ -22,9 +21,13 @@ from typing import Any, Self
 from hwmodel.errors import SpecError
 from hwmodel.precision import NetworkConfig
 from qat.errors import SearchError
+from qat.search.export import export_csv
 from qat.search.trial import Fidelity, Trial, TrialState
 
-SCHEMA_VERSION = 1
+MIGRATIONS: tuple[str, ...] = ()
+"""SQL that brings a store from schema version 1 to 2, from 2 to 3, and so on."""
+
+SCHEMA_VERSION = 1 + len(MIGRATIONS)
 APPLICATION_ID = 0x51415431
 """Marks the file as ours in SQLite's header: the letters QAT1."""
 
@@ -147,6 +150,11 @@ class TrialStore:
         if read_only:
             if is_empty:
                 raise SearchError(f"the trial store {self.path} is empty; start a search first")
+            if version < SCHEMA_VERSION:
+                raise SearchError(
+                    f"the trial store {self.path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
+                    "run its search command again, which brings it up to date"
+                )
             return
         with self._errors("open"):
             self._database.execute("PRAGMA journal_mode = WAL")
@@ -157,6 +165,20 @@ class TrialStore:
                     f"BEGIN IMMEDIATE; {TABLES} PRAGMA application_id = {APPLICATION_ID}; "
                     f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                 )
+                version = SCHEMA_VERSION
+            for number in range(version, SCHEMA_VERSION):
+                self._migrate(number)
+
+    def _migrate(self, version: int) -> None:
+        """From one schema version to the next, in one transaction: a crash leaves either the old or the new one."""
+        try:
+            self._database.executescript(
+                f"BEGIN IMMEDIATE; {MIGRATIONS[version - 1]} PRAGMA user_version = {version + 1}; COMMIT;"
+            )
+        except sqlite3.Error:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
 
     def close(self) -> None:
         """Closes the file and lets other processes write."""
@@ -330,7 +352,7 @@ class TrialStore:
         except (ValueError, TypeError, SpecError) as error:
             raise SearchError(f"trial {row[0]} in the trial store {self.path} is damaged: {error}") from error
 
-    # -- checks and export ----------------------------------------------------------------------------------------
+    # -- checks --------------------------------------------------------------------------------------------------
 
     def check_integrity(self) -> None:
         """Raises `SearchError` if SQLite's own check of the whole file finds damage."""
@@ -340,59 +362,8 @@ class TrialStore:
             raise SearchError(f"the trial store {self.path} is damaged: {'; '.join(found[:5])}")
 
     def export_csv(self, path: Path) -> None:
-        """Writes every trial as one row; metrics, cost and each layer's choice become columns.
-
-        Raises:
-            SearchError: The file cannot be written; an earlier one is intact.
-        """
-        rows = [_flat(trial) for trial in self.trials()]
-        header = list(dict.fromkeys(name for row in rows for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, header or ["id"], restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        _write_text(Path(path), text.getvalue())
-
-
-def _flat(trial: Trial) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "id": trial.id,
-        "state": trial.state,
-        "target": trial.target,
-        "origin": trial.origin,
-        "fidelity": trial.fidelity.name,
-        "epochs": trial.fidelity.epochs,
-        "data_fraction": trial.fidelity.data_fraction,
-        "seed": trial.seed,
-        "predicted_mean": "" if trial.predicted is None else trial.predicted[0],
-        "predicted_std": "" if trial.predicted is None else trial.predicted[1],
-        "created_s": trial.created_s,
-        "started_s": trial.started_s,
-        "ended_s": trial.ended_s,
-        "attempts": trial.attempts,
-        "error": trial.error or "",
-    }
-    row |= {f"metric.{name}": value for name, value in trial.metrics.items()}
-    row |= {f"cost.{name}": value for name, value in trial.cost.items()}
-    for name, layer in trial.config.layers:
-        row[f"{name}.weight_bit_width"] = layer.weight_bit_width
-        row[f"{name}.weight_format"] = layer.weight_format
-        row[f"{name}.sparsity"] = layer.sparsity
-    return row
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise SearchError(f"cannot write {path}: {error}; an earlier file of that name is intact") from error
+        """Writes every trial as one row of a CSV file; `qat.search.export` says what is in it."""
+        export_csv(self.trials(), path)
 
 
 def _differences(stored: Any, now: Any, where: str = "") -> Iterator[str]:

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qat.errors import SearchError
+from qat.errors import RunFolderError, SearchError
+from qat.search import store as module
+from qat.search.export import export_parquet
 from qat.search.store import SCHEMA_VERSION, TrialStore
 from qat.search.trial import Trial, TrialState
 from tests.qat.search.problems import FIDELITY, PROBLEM_FOR_CRASHES
@@ -139,13 +141,53 @@ def test_export(tmp_path: Path) -> None:
         store.complete(store.start(add(store, 0, 1, 2)), {"accuracy": 0.75})
         store.fail(store.start(add(store, 0, 0, 0)), 'ValueError: "quoted", and\nbroken')
         store.export_csv(path)
+        export_parquet(store.trials(), path.with_suffix(".parquet"))
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["completed", "failed"]
     assert (rows[0]["metric.accuracy"], rows[1]["metric.accuracy"]) == ("0.75", "")
     assert rows[1]["error"] == 'ValueError: "quoted", and\nbroken'
     assert rows[0]["conv0.weight_bit_width"] == str(PROBLEM.space.choices[0][0].weight_bit_width)
-    assert [file.name for file in path.parent.iterdir()] == ["trials.csv"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["trials.csv", "trials.parquet"]
+    parquet = pytest.importorskip("pyarrow.parquet", reason="Parquet is an extra")
+    table = parquet.read_table(path.with_suffix(".parquet")).to_pylist()
+    assert table[0]["metric.accuracy"] == 0.75 and table[1]["metric.accuracy"] is None
+    assert list(table[0]) == list(rows[0])
+    assert table[1]["error"] == rows[1]["error"] and table[0]["error"] is None
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "in_the_way").write_text("")
+    with TrialStore(tmp_path / "s.sqlite") as store, pytest.raises(RunFolderError, match="in_the_way"):
+        store.export_csv(tmp_path / "in_the_way" / "trials.csv")
+
+
+def test_an_older_store_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "s.sqlite"
+    with TrialStore(path) as store:
+        add(store, 0, 0, 0)
+        before = store.trials()
+    column = "ALTER TABLE trials ADD COLUMN host TEXT;"
+    monkeypatch.setattr(module, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(module, "MIGRATIONS", (column, "ALTER TABLE nowhere ADD COLUMN host TEXT;"))
+    with pytest.raises(SearchError, match=r"has schema version 1, this program reads 3; run its search command again"):
+        TrialStore(path, read_only=True)
+    with pytest.raises(SearchError, match="cannot open the trial store .*no such table: nowhere"):
+        TrialStore(path)
+    assert version_of(path) == 2  # the first step is whole, the second left nothing behind
+    monkeypatch.setattr(module, "MIGRATIONS", (column, "UPDATE trials SET host = 'here';"))
+    with TrialStore(path) as store:
+        assert store.trials() == before
+        assert store._database.execute("SELECT host FROM trials").fetchall() == [("here",)]
+    assert version_of(path) == 3
+
+
+def version_of(path: Path) -> int:
+    database = sqlite3.connect(path)
+    try:
+        return int(database.execute("PRAGMA user_version").fetchone()[0])
+    finally:
+        database.close()
 
 
 def test_damaged_rows_are_named(tmp_path: Path) -> None:
