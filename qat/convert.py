@@ -21,7 +21,8 @@ from hwmodel.precision import LayerConfig, NetworkConfig, ofm_bit_widths
 from qat.errors import CheckpointError, TraceError
 from qat.graph import Graph, Node, read_graph
 from qat.layers import QuantAdd, QuantAvgPool, QuantConcat, QuantLookup, QuantMul, QuantScale, QuantWeighted, Relay
-from qat.quantizers import ActQuantizer
+from qat.masks import Saliency
+from qat.quantizers import ActQuantizer, ScaleRule
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,12 @@ NOMINAL_SIZES = (32, 224, *range(4, 65, 4), *range(96, 673, 32), 28, 227, 299, 3
 """Image sizes tried to order the layers of a model whose input shape was not given; no result depends on them."""
 
 
-def prepare(model: nn.Module, config: NetworkConfig, input_shape: tuple[int, int, int] | None = None) -> QuantNetwork:
+def prepare(
+    model: nn.Module,
+    config: NetworkConfig,
+    input_shape: tuple[int, int, int] | None = None,
+    scale_rule: ScaleRule = ScaleRule.LEARNED,
+) -> QuantNetwork:
     """A quantized copy of a float model; the float model stays as it is.
 
     All of it is quantized: nothing is left in float.  What cannot be mapped is refused by name; what does nothing at
@@ -42,6 +48,7 @@ def prepare(model: nn.Module, config: NetworkConfig, input_shape: tuple[int, int
         model: Float model that `qat.trace` can read.
         config: Precision of every layer with weights.
         input_shape: Channels, rows and columns; if None it is taken from the images of `calibrate`.
+        scale_rule: Which values the steps of weights and activations may have.
 
     Raises:
         TraceError: The model cannot be mapped to hardware.
@@ -52,7 +59,7 @@ def prepare(model: nn.Module, config: NetworkConfig, input_shape: tuple[int, int
     config.check_matches(network)
     if graph.left_out:
         logger.info("%s: left out, as it does nothing at inference: %s", graph.name, ", ".join(graph.left_out))
-    return QuantNetwork(graph, network, config)
+    return QuantNetwork(graph, network, config, ScaleRule(scale_rule))
 
 
 def apply(model: QuantNetwork, config: NetworkConfig) -> QuantNetwork:
@@ -110,19 +117,27 @@ class QuantNetwork(nn.Module):
         graph: The float model's graph.
         network: The graph with shapes.
         config: Precision of every layer with weights.
+        scale_rule: Which values the steps of weights and activations may have.
     """
 
-    def __init__(self, graph: Graph, network: NetworkSpec, config: NetworkConfig) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        network: NetworkSpec,
+        config: NetworkConfig,
+        scale_rule: ScaleRule = ScaleRule.LEARNED,
+    ) -> None:
         super().__init__()
+        self.scale_rule = scale_rule
         self.graph = graph
         self.network = network
         self.config = config
         widths = ofm_bit_widths(network, config)
         signed = _signedness(graph)
         self._producers = {node.name: node.inputs for node in graph.nodes}
-        self.input_quantizer = ActQuantizer(widths[INPUT], signed=True)
+        self.input_quantizer = ActQuantizer(widths[INPUT], signed=True, scale_rule=scale_rule)
         for node in graph.nodes:
-            quantizer = ActQuantizer(widths[node.name], signed[node.name])
+            quantizer = ActQuantizer(widths[node.name], signed[node.name], scale_rule)
             self._place(node.name, self._build(node, quantizer, signed))
         self._last_use = _last_uses(graph)
         self.register_state_dict_pre_hook(_refresh)  # type: ignore[no-untyped-call]
@@ -132,8 +147,8 @@ class QuantNetwork(nn.Module):
             (source,) = node.inputs
             layer: LayerConfig = self.config[node.name]
             narrower = layer.act_bit_width < self.written_by(source).bit_width
-            input_quantizer = ActQuantizer(layer.act_bit_width, signed[source]) if narrower else None
-            return QuantWeighted(node, layer, ofm_quantizer, input_quantizer)
+            own_quantizer = ActQuantizer(layer.act_bit_width, signed[source], self.scale_rule) if narrower else None
+            return QuantWeighted(node, layer, ofm_quantizer, own_quantizer)
         if node.op is Op.ADD:
             return QuantAdd(node, ofm_quantizer)
         if node.op is Op.MUL:
@@ -223,15 +238,32 @@ class QuantNetwork(nn.Module):
             raise ValueError("calibrate() needs at least one batch of images")
 
     @torch.no_grad()
-    def repick_masks(self) -> None:
-        """Chooses the sparse planes anew from the present weights."""
-        for layer in self.weighted_layers.values():
-            layer.weight_quantizer.repick_mask(layer.weight_OIHW)
+    def repick_masks(self, saliency: Saliency = Saliency.MAGNITUDE, progress: float = 1.0) -> None:
+        """Chooses the sparse planes anew from the present weights.
+
+        Args:
+            saliency: What decides; Taylor needs the gradients of a backward pass and is called before they are
+                cleared.
+            progress: Share of a gradual schedule (`qat.masks.gradual_sparsity`); at 1 densities are exact.
+
+        Raises:
+            ValueError: Taylor saliency without gradients.
+        """
+        for name, layer in self.weighted_layers.items():
+            gradient = None
+            if saliency is Saliency.TAYLOR:
+                if layer.weight.grad is None:
+                    raise ValueError(f"layer {name!r} has no gradient: run a backward pass before Taylor saliency")
+                gradient = layer.weight.grad.reshape(layer.weight_OIHW.shape)
+            layer.weight_quantizer.repick_mask(layer.weight_OIHW, gradient, progress)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Configuration and input shape, for checkpoints; JSON text, so that loading needs no pickle."""
         shape = (self.network.input_channels, self.network.input_height, self.network.input_width)
-        return {"config": json.dumps(self.config.to_dict()), "input_shape": list(shape)}
+        state: dict[str, Any] = {"config": json.dumps(self.config.to_dict()), "input_shape": list(shape)}
+        if self.scale_rule is not ScaleRule.LEARNED:
+            state["scale_rule"] = str(self.scale_rule)
+        return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Checks that a checkpoint is of this configuration; takes over its input shape.
@@ -244,6 +276,9 @@ class QuantNetwork(nn.Module):
             raise CheckpointError(
                 "the checkpoint has another configuration: " + "; ".join(differences(found, self.config))
             )
+        scale_rule = state.get("scale_rule", ScaleRule.LEARNED)
+        if scale_rule != self.scale_rule:
+            raise CheckpointError(f"the checkpoint has scale_rule={scale_rule}, expected {self.scale_rule}")
         _refresh(self)
         self.network = self.graph.spec(tuple(state["input_shape"]))
 

@@ -48,7 +48,7 @@ class QuantWeighted(nn.Module):
         self.bias = None if module.bias is None else nn.Parameter(module.bias.detach().clone())
         self.batch_norm = None if node.batch_norm is None else _copy_batch_norm(node.batch_norm)
         self.input_quantizer = input_quantizer
-        self.weight_quantizer = WeightQuantizer(self.weight_OIHW, config)
+        self.weight_quantizer = WeightQuantizer(self.weight_OIHW, config, ofm_quantizer.scale_rule)
         self.ofm_quantizer = ofm_quantizer
 
     @property
@@ -68,7 +68,7 @@ class QuantWeighted(nn.Module):
         elif self.input_quantizer is not None:
             self.input_quantizer.set_bit_width(bit_width)
         else:
-            quantizer = ActQuantizer(source.bit_width, source.signed).to(source.log2_scale.device)
+            quantizer = ActQuantizer(source.bit_width, source.signed, source.scale_rule).to(source.log2_scale.device)
             quantizer.load_state_dict(source.state_dict())
             quantizer.set_bit_width(bit_width)
             self.input_quantizer = quantizer

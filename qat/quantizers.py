@@ -13,13 +13,23 @@ Source: Esser et al., "Learned Step Size Quantization", ICLR 2020 (arXiv 1902.08
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
 
 from hwmodel.precision import SIGNIFICANT_BIT_WIDTH, LayerConfig, WeightFormat
 from qat.integer import BINARY_SHIFT
-from qat.masks import expand_mask, pick_mask
+from qat.masks import expand_mask, gradual_sparsity, pick_mask
+
+
+class ScaleRule(StrEnum):
+    """Which values the steps of codes may have."""
+
+    LEARNED = "learned"  # any value > 0
+    POWER_OF_TWO = "power_of_two"  # 2**k, learned straight-through
+
 
 SCALE_CANDIDATES = 48
 """Steps tried per channel or tensor when a quantizer is initialised by least squares."""
@@ -78,10 +88,12 @@ class ActQuantizer(nn.Module):
     Args:
         bit_width: 1..16.
         signed: Whether codes may be negative.
+        scale_rule: Which values the step may have.
     """
 
-    def __init__(self, bit_width: int, signed: bool) -> None:
+    def __init__(self, bit_width: int, signed: bool, scale_rule: ScaleRule = ScaleRule.LEARNED) -> None:
         super().__init__()
+        self.scale_rule = scale_rule
         self.bit_width = bit_width
         self.signed = signed
         self.quant_min, self.quant_max = quant_range(bit_width, signed)
@@ -101,7 +113,7 @@ class ActQuantizer(nn.Module):
     @property
     def scale(self) -> Tensor:
         """Value of one code step, > 0; a 0-dim tensor."""
-        return torch.exp2(self.log2_scale)
+        return _step(self.log2_scale, self.scale_rule)
 
     def forward(self, x: Tensor) -> Tensor:
         """Values of `x` on the quantizer's grid, same shape and type."""
@@ -149,6 +161,10 @@ def _least_squares_scale(values: Tensor, quant_min: int, quant_max: int, peak: T
     return best
 
 
+def _step(log2_scale: Tensor, scale_rule: ScaleRule) -> Tensor:
+    return torch.exp2(log2_scale if scale_rule is ScaleRule.LEARNED else _round_ste(log2_scale))
+
+
 def _round_ste(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
@@ -163,13 +179,15 @@ class WeightQuantizer(nn.Module):
     Args:
         weight: Float weights to start from, shape (O, I, Kh, Kw); linear weights as (O, I, 1, 1).
         config: Format, bit width, sparsity, granularity.
+        scale_rule: Which values the steps may have.
     """
 
     mask: Tensor | None
 
-    def __init__(self, weight: Tensor, config: LayerConfig) -> None:
+    def __init__(self, weight: Tensor, config: LayerConfig, scale_rule: ScaleRule = ScaleRule.LEARNED) -> None:
         super().__init__()
         self.config = config
+        self.scale_rule = scale_rule
         self.log2_scale = nn.Parameter(torch.zeros(weight.shape[0]))
         sparse = config.weight_format is not WeightFormat.DENSE
         self.register_buffer("mask", pick_mask(weight.detach(), config) if sparse else None)
@@ -200,7 +218,7 @@ class WeightQuantizer(nn.Module):
     @property
     def scale(self) -> Tensor:
         """Value of one code step per output channel, shape (O, 1, 1, 1), > 0."""
-        return torch.exp2(self.log2_scale)[:, None, None, None]
+        return _step(self.log2_scale, self.scale_rule)[:, None, None, None]
 
     @torch.no_grad()
     def fit_scale(self, weight_OIHW: Tensor) -> None:
@@ -221,11 +239,18 @@ class WeightQuantizer(nn.Module):
         self.log2_scale.copy_(torch.log2(step.clamp_min(1e-8)))
 
     @torch.no_grad()
-    def repick_mask(self, weight_OIHW: Tensor) -> None:
-        """Chooses the groups of the sparse plane anew from the present weights; nothing to do for `dense`."""
+    def repick_mask(self, weight_OIHW: Tensor, gradient_OIHW: Tensor | None = None, progress: float = 1.0) -> None:
+        """Chooses the groups of the sparse plane anew from the present weights; nothing to do for `dense`.
+
+        Args:
+            weight_OIHW: Float weights.
+            gradient_OIHW: Of the loss, for Taylor saliency; None decides by the weights alone.
+            progress: Share of a gradual schedule, see `qat.masks.gradual_sparsity`; at 1 the density is exact.
+        """
         self.refresh(weight_OIHW)
         if self.mask is not None:
-            self.mask.copy_(pick_mask(weight_OIHW.detach(), self.config))
+            config = replace(self.config, sparsity=gradual_sparsity(self.config.sparsity, progress))
+            self.mask.copy_(pick_mask(weight_OIHW.detach(), config, gradient_OIHW))
 
     def _element_mask(self, weight_OIHW: Tensor) -> Tensor:
         assert self.mask is not None
@@ -243,6 +268,27 @@ class WeightQuantizer(nn.Module):
         """Integer codes as int8, same shape: exactly those that `forward` multiplies by the steps."""
         self.refresh(weight_OIHW)
         return self._codes_ste(weight_OIHW, self.scale).round().to(torch.int8)
+
+    @torch.no_grad()
+    def nearest(self, values: Tensor, scale: Tensor, kept: Tensor | None) -> Tensor:
+        """Values on the grid of the layer's format, as `forward` would give for weights of these values.
+
+        Args:
+            values: Any shape.
+            scale: Steps, same shape.
+            kept: Whether each is in the sparse plane, same shape; None for `dense`.
+        """
+        config = self.config
+        if config.stored_bit_width == 1:
+            codes = torch.where(values >= 0, 1.0, -1.0)
+        else:
+            quant_min, quant_max = quant_range(config.stored_bit_width, signed=True)
+            codes = (values / scale).round_().clamp_(quant_min, quant_max)
+        if kept is not None:
+            binary = config.weight_format is WeightFormat.BINARY_PLUS_SPARSE
+            others = torch.where(values >= 0, 1.0, -1.0) * (1 << BINARY_SHIFT) if binary else torch.zeros_like(values)
+            codes = torch.where(kept, codes, others)
+        return codes * scale
 
     def _codes_ste(self, weight_OIHW: Tensor, scale: Tensor) -> Tensor:
         config = self.config

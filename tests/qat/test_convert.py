@@ -15,7 +15,8 @@ from hwmodel.precision import ofm_bit_widths
 from qat.convert import apply, prepare
 from qat.errors import CheckpointError
 from qat.graph import trace
-from qat.quantizers import ActQuantizer
+from qat.masks import Saliency
+from qat.quantizers import ActQuantizer, ScaleRule, WeightQuantizer
 from tests.qat.nets import NORMALIZATION, EveryOp, Residual, images, settle
 
 
@@ -205,3 +206,33 @@ def test_checkpoints_go_through_lightning_without_pickled_code(tmp_path) -> None
         assert torch.equal(again.model.eval()(batch), quantized.eval()(batch))
     with pytest.raises(CheckpointError, match="layer 'conv1' is"):
         _Task(prepare(model, uniform(quantized.network, 3, 4))).load_state_dict(state)
+
+
+def test_power_of_two_scales_reach_every_quantizer_and_the_checkpoint() -> None:
+    model = settle(Residual())
+    network = trace(model, (3, 16, 16))
+    quantized = prepare(model, uniform(network, 4, 4), scale_rule=ScaleRule.POWER_OF_TWO)
+    quantized.calibrate([NORMALIZATION(images())])
+    apply(quantized, uniform(network, 4, 3))
+    for module in quantized.modules():
+        if isinstance(module, ActQuantizer | WeightQuantizer):
+            exponents = torch.log2(module.scale.detach())
+            assert torch.equal(exponents, exponents.round())
+    with pytest.raises(CheckpointError, match="scale_rule=power_of_two, expected learned"):
+        prepare(model, uniform(network, 4, 3)).load_state_dict(quantized.state_dict())
+
+
+def test_taylor_masks_need_gradients_and_gradual_ones_reach_their_density() -> None:
+    _, quantized, _ = _prepared()
+    apply(quantized, _sparse(quantized.network))
+    with pytest.raises(ValueError, match="layer 'stem' has no gradient: run a backward pass"):
+        quantized.repick_masks(Saliency.TAYLOR)
+    batch = NORMALIZATION(images())
+    quantized(batch).square().sum().backward()
+    counts = []
+    for progress in (0.0, 0.5, 1.0):
+        quantized.repick_masks(Saliency.TAYLOR, progress)
+        mask = quantized.weighted_layers["conv2"].weight_quantizer.mask
+        assert mask is not None
+        counts.append(int(mask.sum()))
+    assert counts[0] == 100 > counts[1] > counts[2] == 10

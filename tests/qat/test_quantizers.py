@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from hwmodel import Granularity, LayerConfig, WeightFormat
 from hwmodel.precision import group_shape, kept_groups
-from qat.quantizers import ActQuantizer, WeightQuantizer, quant_range
+from qat.masks import pick_mask
+from qat.quantizers import ActQuantizer, ScaleRule, WeightQuantizer, quant_range
 
 
 def _weight(shape: tuple[int, int, int, int] = (6, 5, 3, 3), seed: int = 0) -> torch.Tensor:
@@ -128,7 +129,7 @@ def test_activation_codes_are_integers_in_range() -> None:
     quantizer.fit_scale(x)
     codes = quantizer(x) / quantizer.scale
     torch.testing.assert_close(codes, codes.round())
-    assert codes.min() >= -4 and codes.max() <= 3
+    assert codes.round().min() >= -4 and codes.round().max() <= 3
 
 
 def test_calibrated_step_is_near_the_best_of_a_fine_search() -> None:
@@ -162,3 +163,51 @@ def test_pruned_weights_learn_and_may_be_picked_again() -> None:
         weight[~before] += 10.0
     quantizer.repick_mask(weight)
     assert int(quantizer.mask.sum()) == int(before.sum()) and not (quantizer.mask & before).any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(progress=st.floats(0, 1), sparsity=st.floats(0, 1), seed=st.integers(0, 9))
+def test_gradual_masks_shrink_and_end_at_the_exact_density(progress: float, sparsity: float, seed: int) -> None:
+    weight = _weight(seed=seed)
+    quantizer = WeightQuantizer(weight, LayerConfig(4, 4, sparsity, WeightFormat.SPARSE))
+    assert quantizer.mask is not None
+    final = int(quantizer.mask.sum())
+    quantizer.repick_mask(weight, progress=progress)
+    between = int(quantizer.mask.sum())
+    assert final <= between <= quantizer.mask.numel()
+    quantizer.repick_mask(weight, progress=1.0)
+    assert int(quantizer.mask.sum()) == final == kept_groups(quantizer.mask.numel(), sparsity)
+    with pytest.raises(ValueError, match="progress=1.5, expected 0..1"):
+        quantizer.repick_mask(weight, progress=1.5)
+
+
+@pytest.mark.parametrize("weight_format", [WeightFormat.SPARSE, WeightFormat.BINARY_PLUS_SPARSE])
+@pytest.mark.parametrize("granularity", list(Granularity))
+def test_taylor_saliency_keeps_what_the_loss_misses_most(weight_format: WeightFormat, granularity: Granularity) -> None:
+    """For a linear loss the first-order change is exact: no other group's change would cost more."""
+    weight, gradient = _weight(seed=1), _weight(seed=2)
+    config = LayerConfig(1, 4, 0.8, weight_format, granularity)
+    kept = pick_mask(weight, config, gradient)
+    changes = -weight
+    if weight_format is WeightFormat.BINARY_PLUS_SPARSE:
+        magnitude = weight.abs().flatten(1).mean(1)[:, None, None, None]
+        changes = weight.sign() * magnitude - weight.clamp(-127 / 16 * magnitude, 127 / 16 * magnitude)
+    dims = [axis for axis in range(4) if kept.shape[axis] != weight.shape[axis]]
+    cost = changes * gradient
+    cost = (cost.sum(dims, keepdim=True) if dims else cost).abs()
+    assert cost[kept].min() >= cost[~kept].max()
+    if granularity is Granularity.ELEMENT:
+        assert not torch.equal(kept, pick_mask(weight, config))
+
+
+def test_power_of_two_steps_are_powers_of_two_and_learn() -> None:
+    weight = _weight().requires_grad_()
+    quantizer = WeightQuantizer(weight, LayerConfig(4, 4), ScaleRule.POWER_OF_TWO)
+    exponents = torch.log2(quantizer.scale.detach())
+    assert torch.equal(exponents, exponents.round())
+    assert (quantizer.log2_scale - exponents.flatten()).abs().max() <= 0.5
+    quantizer(weight).square().sum().backward()
+    assert quantizer.log2_scale.grad is not None and quantizer.log2_scale.grad.abs().min() > 0
+    activations = ActQuantizer(4, signed=False, scale_rule=ScaleRule.POWER_OF_TWO)
+    activations.fit_scale(torch.rand(1000))
+    assert float(activations.scale.detach()) in (1 / 16, 1 / 8)
