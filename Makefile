@@ -5,14 +5,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS := .[dev,notebooks]
 
-.PHONY: help demo test check notebooks clean
+.PHONY: help demo demo-detect test check notebooks clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */: /'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */: /'
 
 demo: $(READY)  ## Run the whole job on handwritten digits: search, training, export, integer check, report
 	$(BIN)/python scripts/demo.py
+
+demo-detect: $(READY)  ## The same job for a detector, on scenes of handwritten digits; draws the boxes that it finds
+	$(BIN)/python scripts/demo_detect.py
 
 test: $(READY)  ## Run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

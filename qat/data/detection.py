@@ -167,9 +167,9 @@ class DetectionDataModule(ImageDataModule):
                     f"the {name} part has classes {part.class_names}, the fit part {splits.fit.class_names}; "
                     "give the class names"
                 )
-            logger.log(logging.WARNING if part.report.left_out else logging.INFO, "%s: %s", name, part.report)
+            logger.log(logging.WARNING if part.report.left_out else logging.DEBUG, "%s: %s", name, part.report)
             for example in part.report.examples:
-                logger.info("%s: %s", name, example)
+                logger.debug("%s: %s", name, example)
         self.splits = splits
         self.augmentation = augmentation
         self.image_size = image_size

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,20 +114,3 @@ class DetectionMeter:
         # The library says -1 where there is nothing to find.
         precision = {"ap50": max(0.0, float(values["map_50"])), "ap": max(0.0, float(values["map"]))}
         return precision | {"loss": self._loss / max(1, self._images)}
-
-
-@torch.no_grad()
-def evaluate_integers(
-    answer: Callable[[Tensor], Any], batches: Iterable[tuple[Tensor, Tensor]], objective: Detection
-) -> dict[str, float]:
-    """Figures of a network in integers, decoded in float: "ap50", "ap", "loss".
-
-    Args:
-        answer: From uint8 images to maps: output codes times their step.
-        batches: Of (uint8 images, targets).
-        objective: What is measured.
-    """
-    meter = objective.meter()
-    for images_NCHW, targets in batches:
-        meter.update(answer(images_NCHW), targets)
-    return meter.compute()

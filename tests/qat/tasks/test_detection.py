@@ -23,7 +23,6 @@ from qat.models.heads import FastestHead, Head, Suppression, YoloHead
 from qat.normalization import Normalization
 from qat.search.trial import Fidelity
 from qat.tasks import Detection, Recipe, TrainingTask, evaluate, fit, objective_of
-from qat.tasks.detection import evaluate_integers
 from qat.tasks.detection_loss import detection_loss, imitation_loss
 from qat.tasks.fit import Machine
 from qat.tasks.quantize import SensitivityProbe, TrialEvaluator, quantize
@@ -207,7 +206,10 @@ def test_integers_answer_as_the_quantized_network_does(scenes: DetectionDataModu
     deployed = deploy(model, NORMALIZATION)
     batches = list(scenes.val_dataloader(limit=8))
     figures = evaluate(model, batches, NORMALIZATION, objective)
-    integers = evaluate_integers(lambda images: deployed(images).float() * deployed.output_scale, batches, objective)
+    meter = objective.meter()
+    for images, targets in batches:
+        meter.update(deployed(images).float() * deployed.output_scale, targets)
+    integers = meter.compute()
     assert integers["loss"] == pytest.approx(figures["loss"], rel=0.02)
     step = deployed.output_scale
     for images, _ in batches:
