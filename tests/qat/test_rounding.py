@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import qat
 from hwmodel import Granularity, LayerConfig, NetworkConfig, WeightFormat, uniform
+from qat.data.archives import read_archive
 from qat.models import resnet20
 from qat.normalization import Normalization
 from qat.rounding import quantize_after_training
@@ -96,8 +96,9 @@ def test_resnet20_without_training(data_root: Path, capsys: pytest.CaptureFixtur
     model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     model.eval()
     normalization = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    train, test = (np.load(data_root / f"cifar10_{name}.npz") for name in ("train45k", "test500"))
-    calibration, batch, labels = (_images(train)[:256], _images(test), torch.from_numpy(_labels(test)).long())
+    train, test = (read_archive(data_root / f"cifar10_{name}.npz") for name in ("train45k", "test500"))
+    calibration = torch.from_numpy(train.images_NHWC[:256]).permute(0, 3, 1, 2)
+    batch, labels = torch.from_numpy(test.images_NHWC).permute(0, 3, 1, 2), torch.from_numpy(test.labels)
     network = qat.trace(model, (3, 32, 32))
     found = {}
     for bits in (4, 3, 2):
@@ -117,12 +118,3 @@ def test_resnet20_without_training(data_root: Path, capsys: pytest.CaptureFixtur
             )
     assert found[3, True] > found[3, False]
     assert found[2, True] > found[2, False]
-
-
-def _images(archive: np.lib.npyio.NpzFile) -> torch.Tensor:
-    images_NHWC = next(archive[name] for name in archive.files if archive[name].ndim == 4)
-    return torch.from_numpy(images_NHWC[:2000]).permute(0, 3, 1, 2).contiguous()
-
-
-def _labels(archive: np.lib.npyio.NpzFile) -> np.ndarray:
-    return next(archive[name] for name in archive.files if archive[name].ndim == 1)
