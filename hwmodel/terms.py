@@ -1,0 +1,273 @@
+"""What each choice of a layer, and each width of a tensor, adds to the cost of a network under one schedule.
+
+Three kinds of terms:
+- what depends on one layer's own choice: a row per choice, summed (or maximised, for the shared engine);
+- what depends on the width of a tensor, which is the widest that any reader asks for: a row per width;
+- memories and array of the shared engine: mapped after the sums and maxima are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel.board import Board
+from hwmodel.compute import Count
+from hwmodel.cost import operation_stored_bits, pipelined_operation_memories, shared_place, weight_reads
+from hwmodel.dataflow import DataFlow, Schedule
+from hwmodel.energy import mac_energy_pj, on_chip_energy_pj
+from hwmodel.network import INPUT, LayerSpec, NetworkSpec
+from hwmodel.precision import LayerConfig, operand_bit_width
+from hwmodel.resources import (
+    FRAME_ENGINE,
+    SUMMED,
+    Memory,
+    SharedLayer,
+    frame_buffer_shape,
+    operation_array,
+    pipelined_array,
+    pipelined_memories,
+    shared_array,
+    shared_layer,
+    shared_memories,
+    weight_memories,
+)
+from hwmodel.storage import MULTIPLIER_BITS, SHIFT_BITS, weight_storage
+from hwmodel.traffic import Placement, elements, place, tensor_bits
+
+Array = NDArray[np.int64]
+
+WIDTHS = range(17)
+"""Bit widths that a tensor can have (0 is a place holder)."""
+
+TERMS = (
+    "stored_bits",
+    "entropy_bound_bits",
+    "bram18",
+    "uram",
+    "lut",
+    "dsp",
+    "offchip_weight_bits",
+    "offchip_ifm_bits",
+    "offchip_ofm_bits",
+    "offchip_shortcut_bits",
+    "baseline_offchip_bits",
+)
+"""Columns that add up over layers and tensors."""
+
+SHARED_FIELDS = tuple(f.name for f in fields(SharedLayer))
+MAXIMISED = tuple(name for name in SHARED_FIELDS if name not in SUMMED)
+
+RESCALE_BITS = MULTIPLIER_BITS + SHIFT_BITS
+"""Stored bits of the rescaling on the way into a layer that reads fewer bits than were written."""
+
+
+class Terms:
+    """Terms of one network on one board under one schedule.
+
+    Args:
+        network: The network.
+        board: The board.
+        schedule: How the network is executed.
+        choices: Configurations that each layer with weights can have, by name, in execution order.
+        bit_widths: `sum_bit_width`, `input_bit_width` and `output_bit_width` as in `NetworkConfig`.
+
+    Attributes:
+        rows: Shape (choices of all layers, `TERMS`): what each choice adds.
+        energy_pj: Shape (choices,): energy on chip of each choice.
+        act_bits: Shape (choices,): bits that each choice reads.
+        constant: Shape (`TERMS`,): what no choice changes.
+        width_rows: By tensor whose width depends on choices: shape (17, `TERMS`), what each width adds.
+        rescaled_inputs: (column of a layer, tensor it reads) where the tensor's width depends on choices.
+        readers: By tensor: columns of the layers that set its width.
+        shared_columns: Columns of the layers on the shared engine.
+        buffers: Tensors of each frame buffer.
+    """
+
+    def __init__(
+        self,
+        network: NetworkSpec,
+        board: Board,
+        schedule: Schedule,
+        choices: Mapping[str, Sequence[LayerConfig]],
+        bit_widths: Mapping[str, int],
+    ) -> None:
+        self.network = network
+        self.board = board
+        self.schedule = schedule
+        self.choices = choices
+        self.bit_widths = bit_widths
+        names = tuple(choices)
+        found = [self._of_choice(network.by_name[name], config) for name in names for config in choices[name]]
+        self.rows = np.array([row for row, _, _ in found], dtype=np.int64)
+        self.energy_pj = np.array([energy for _, _, energy in found])
+        self.act_bits = np.array([config.act_bit_width for name in names for config in choices[name]])
+        is_shared = [not schedule[name].data_flow.is_pipelined for name in names]
+        self.shared_columns = np.flatnonzero(is_shared)
+        needs = np.array([[getattr(need, field) for field in SHARED_FIELDS] for _, need, _ in found], dtype=np.int64)
+        self._sums = needs[:, [SHARED_FIELDS.index(name) for name in SUMMED]]
+        self._maxima = needs[:, [SHARED_FIELDS.index(name) for name in MAXIMISED]]
+        self.readers, self._floor = _width_readers(network, bit_widths)
+        self._add_tensors(names)
+
+    def fixed_width(self, tensor: str) -> int | None:
+        """Width of a tensor that no choice changes; None for the others."""
+        if tensor == INPUT:
+            return self.bit_widths["input_bit_width"]
+        names = [self.network.weighted[column].name for column in self.readers[tensor]]
+        widths = {config.act_bit_width for name in names for config in self.choices[name]}
+        if any(len({config.act_bit_width for config in self.choices[name]}) > 1 for name in names):
+            return None
+        return max([self._floor[tensor], *widths])
+
+    def widths(self, tensor: str, rows: Array) -> Array:
+        """Width of a tensor in each configuration; `rows` has shape (n, layers)."""
+        fixed = self.fixed_width(tensor)
+        if fixed is not None:
+            return np.full(len(rows), fixed)
+        widest: Array = self.act_bits[rows[:, self.readers[tensor]]].max(axis=1)
+        return np.maximum(widest, self._floor[tensor])
+
+    def shared_needs(self, rows: Array) -> Array:
+        """What the shared layers ask for together; `rows` has shape (n, shared layers)."""
+        sums, maxima = self._sums[rows].sum(axis=1), self._maxima[rows].max(axis=1)
+        needs: Array = np.concatenate([sums, maxima], axis=1)
+        return needs
+
+    def of_shared_engine(self, needs: Array) -> Array:
+        """Terms of the shared engine's array and memories without frame buffers, from rows of `shared_needs`."""
+        names = (*SUMMED, *MAXIMISED)
+        terms = np.zeros((len(needs), len(TERMS)), dtype=np.int64)
+        bits = needs[:, [names.index("weight_bit_width"), names.index("act_bit_width")]]
+        for weight_bit_width, act_bit_width in np.unique(bits, axis=0):
+            same = np.flatnonzero((bits == (weight_bit_width, act_bit_width)).all(axis=1))
+            values = dict(zip(names, needs[same].T, strict=True))
+            values |= {"weight_bit_width": int(weight_bit_width), "act_bit_width": int(act_bit_width)}
+            need = SharedLayer(**values)
+            engine = self.schedule.shared[0]
+            array = shared_array(need, engine.pe, engine.simd, engine.multiplier, self.board.family)
+            memories = shared_memories(need, engine.pe, engine.simd, shared_place(self.schedule))
+            terms[same] = self._many_terms(len(same), memories, lut=array.lut, dsp=array.dsp)
+        return terms
+
+    def of_frame_buffers(self, bits: Array) -> Array:
+        """Terms of frame buffers of the shared engine, by their bits."""
+        shape = frame_buffer_shape(bits, self.schedule.shared[0].simd)
+        return self._many_terms(len(bits), [Memory(FRAME_ENGINE, "frame_buffer", *shape)])
+
+    def buffer_bits(self, tensors: Sequence[str], rows: Array) -> Array:
+        """Bits of a frame buffer in each configuration."""
+        sizes = [elements(self.network, tensor) * self.widths(tensor, rows) for tensor in tensors]
+        return np.asarray(np.max(sizes, axis=0), dtype=np.int64)
+
+    def _of_choice(self, layer: LayerSpec, config: LayerConfig) -> tuple[Array, SharedLayer, float]:
+        plan = self.schedule[layer.name]
+        storage = weight_storage(layer, config)
+        row = {
+            "stored_bits": storage.total_bits,
+            "entropy_bound_bits": storage.entropy_bound_bits,
+            "offchip_weight_bits": weight_reads(layer, plan) * storage.weight_bits,
+            "baseline_offchip_bits": storage.weight_bits,
+        }
+        need = SharedLayer()
+        memories: Sequence[Memory] = ()
+        if plan.data_flow.is_pipelined:
+            host = self.schedule.host
+            rescales = host.result_word_bits is None or layer.name not in self.network.outputs
+            array = pipelined_array(layer, config, storage, plan, rescales, self.board.family)
+            row |= {"lut": array.lut, "dsp": array.dsp}
+            memories = (*weight_memories(layer, config, storage, plan), *pipelined_memories(layer, config, plan))
+        else:
+            need = shared_layer(layer, config, storage, plan)
+        energy = mac_energy_pj(layer, config, storage) + on_chip_energy_pj(layer, config, storage, plan)
+        return self._terms(memories, **row), need, energy
+
+    def _terms(self, memories: Sequence[Memory], **row: int) -> Array:
+        """A row of terms, with what the memories take added."""
+        for memory in memories:
+            use = memory.use(self.board.family)
+            for name, taken in (("bram18", use.bram18), ("uram", use.uram), ("lut", use.lutram_luts)):
+                row[name] = row.get(name, 0) + taken
+        return np.array([row.get(name, 0) for name in TERMS], dtype=np.int64)
+
+    def _many_terms(self, size: int, memories: Sequence[Memory], lut: Count = 0, dsp: Count = 0) -> Array:
+        """Rows of terms of many configurations at once."""
+        terms = np.zeros((size, len(TERMS)), dtype=np.int64)
+        terms[:, TERMS.index("lut")] += lut
+        terms[:, TERMS.index("dsp")] += dsp
+        for memory in memories:
+            depth, width = np.broadcast_arrays(np.atleast_1d(memory.depth), memory.width)
+            use = replace(memory, depth=depth, width=width).use(self.board.family)
+            for name, taken in (("bram18", use.bram18), ("uram", use.uram), ("lut", use.lutram_luts)):
+                terms[:, TERMS.index(name)] += taken
+        return terms
+
+    def _add_tensors(self, names: Sequence[str]) -> None:
+        network = self.network
+        placement = place(network, tuple(plan.data_flow for plan in self.schedule.layers))
+        baseline = place(network, (DataFlow.SPILLED,) * len(network.layers))
+        self.buffers = [buffer.tensors for buffer in placement.buffers]
+        self.constant = np.zeros(len(TERMS), dtype=np.int64)
+        self.constant[:2] = sum(operation_stored_bits(layer) for layer in network.layers)
+        self.width_rows: dict[str, Array] = {}
+        for tensor in (INPUT, *(layer.name for layer in network.layers)):
+            fixed = self.fixed_width(tensor)
+            if fixed is not None:
+                self.constant += self._of_tensor(tensor, fixed, placement, baseline)
+                continue
+            table = np.array([self._of_tensor(tensor, width, placement, baseline) for width in WIDTHS])
+            if table.any():
+                self.width_rows[tensor] = table
+        self.rescaled_inputs: list[tuple[int, str]] = []
+        start = 0
+        for column, name in enumerate(names):
+            own = slice(start, start + len(self.choices[name]))
+            producer, start = network.by_name[name].inputs[0], own.stop
+            fixed = self.fixed_width(producer)
+            if fixed is None:
+                self.rescaled_inputs.append((column, producer))
+            else:  # rescaling depends on the layer's own choice
+                self.rows[own, :2] += np.where(fixed > self.act_bits[own], RESCALE_BITS, 0)[:, None]
+
+    def _of_tensor(self, tensor: str, width: int, placement: Placement, baseline: Placement) -> Array:
+        if not width:
+            return np.zeros(len(TERMS), dtype=np.int64)
+        bits = tensor_bits(self.network, tensor, width, self.schedule.host)
+        row = {"baseline_offchip_bits": bits * sum(transfer.tensor == tensor for transfer in baseline.transfers)}
+        for transfer in placement.transfers:
+            if transfer.tensor == tensor:
+                row[f"offchip_{transfer.kind}_bits"] = row.get(f"offchip_{transfer.kind}_bits", 0) + bits
+        layer = self.network.by_name.get(tensor)
+        if layer is None or layer.has_weights or not self.schedule[tensor].data_flow.is_pipelined:
+            return self._terms((), **row)
+        bit_width = operand_bit_width(layer, self.bit_widths["sum_bit_width"]) or width
+        plan = self.schedule[tensor]
+        array = operation_array(layer, bit_width, plan)
+        memories = pipelined_operation_memories(self.network, layer, bit_width, plan)
+        return self._terms(memories, **row, lut=array.lut, dsp=array.dsp)
+
+
+def _width_readers(network: NetworkSpec, widths: Mapping[str, int]) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Who sets the width of each tensor: columns of the layers with weights that read it, and a lower bound.
+
+    Mirrors `hwmodel.precision.ofm_bit_widths`: layers without weights pass on what they are asked for.
+    """
+    column = {layer.name: i for i, layer in enumerate(network.weighted)}
+    readers: dict[str, set[int]] = {}
+    floor: dict[str, int] = {}
+    for name in (*(layer.name for layer in reversed(network.layers)), INPUT):
+        readers[name], floor[name] = set(), 0
+        if not network.consumers[name]:
+            floor[name] = widths["output_bit_width"]
+        for reader in network.consumers[name]:
+            if reader.has_weights:
+                readers[name].add(column[reader.name])
+            elif (asked := operand_bit_width(reader, widths["sum_bit_width"])) is not None:
+                floor[name] = max(floor[name], asked)
+            else:
+                readers[name] |= readers[reader.name]
+                floor[name] = max(floor[name], floor[reader.name])
+    return {name: sorted(columns) for name, columns in readers.items()}, floor
