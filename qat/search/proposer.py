@@ -261,7 +261,8 @@ class Proposer:
     def best_predicted(self, trials: Sequence[Trial], target: Target, rng: np.random.Generator) -> Proposal:
         """The point of the highest expected accuracy inside a target's bounds, evaluated or not.
 
-        It lies within `trusted_radius` of a good trial that is inside the bounds, if there is one.
+        It lies within `trusted_radius` of a good trial that is inside the bounds, if there is one.  Its standard
+        deviation is widened by `error_scale`.
 
         Args:
             trials: Of one fidelity.
@@ -283,7 +284,8 @@ class Proposer:
         starts = starts[np.argsort(-score(starts), kind="stable")[: self.settings.starts]]
         found, _ = LocalSearch(self.space).run(starts, score, allowed, rng)
         mean, std = surrogate.predict(found[:1])
-        return self._proposal(found[0], "predicted", (float(mean[0]), float(std[0])))
+        wider = error_scale(trials, surrogate.observation_std)
+        return self._proposal(found[0], "predicted", (float(mean[0]), wider * float(std[0])))
 
     def _centres(self, surrogate: AccuracySurrogate, trials: Sequence[Trial], target: Target) -> tuple[IntArray, float]:
         """The trials inside the bounds that are expected to be best, and what the best is expected to reach."""
@@ -355,6 +357,24 @@ def trusted_radius(trials: Sequence[Trial], start: int, observation_std: float) 
             radius = max(radius * (RADIUS_SHRINKAGE if short else RADIUS_GROWTH), SMALLEST_RADIUS)
             radius = min(radius, len(trial.point))
     return max(int(radius), min(start, SMALLEST_RADIUS))
+
+
+def error_scale(trials: Sequence[Trial], observation_std: float) -> float:
+    """By how much standard deviations at chosen points were too small so far, >= 1.
+
+    The root mean square of past errors over their standard deviations, with four errors of 1 added: a choice seeks
+    points whose prediction is too high.
+
+    Args:
+        trials: Those with an accuracy and a prediction count.
+        observation_std: Standard deviation of one observation, as accuracy.
+    """
+    squares = [1.0] * 4
+    for trial in trials:
+        if trial.is_completed and trial.predicted is not None:
+            mean, std = trial.predicted
+            squares.append((trial.accuracy - mean) ** 2 / (std**2 + observation_std**2))
+    return max(1.0, math.sqrt(sum(squares) / len(squares)))
 
 
 def _log_success(points: IntArray, failures: IntArray, finished: IntArray) -> FloatArray:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qat.errors import ConfigError, SearchError
-from qat.search.proposer import Proposer, ProposerSettings, trusted_radius
+from qat.search.proposer import Proposer, ProposerSettings, error_scale, trusted_radius
 from qat.search.trial import Target, Trial, TrialState
 from tests.qat.search.problems import FIDELITY, TARGET, Problem
 
@@ -100,6 +100,13 @@ def test_the_radius_follows_what_became_of_predictions() -> None:
     assert trusted_radius([broken, kept], 6, 0.004) == 4
     assert trusted_radius([broken], 6, 0.1) == 9  # within the noise
     assert trusted_radius([], 1, 0.004) == 1
+
+
+def test_standard_deviations_are_widened_by_the_record() -> None:
+    trial = replace(PROBLEM.completed(PROBLEM.space.sample(1, rng()))[0], metrics={"accuracy": 0.9})
+    assert error_scale([trial], 0.004) == 1.0
+    assert error_scale([replace(trial, predicted=(0.9, 0.003))] * 9, 0.004) == 1.0
+    assert error_scale([replace(trial, predicted=(0.915, 0.003))] * 4, 0.004) == pytest.approx(5**0.5)  # 3 deviations
 
 
 def test_first_proposals_stay_near_a_good_trial() -> None:
