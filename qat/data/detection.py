@@ -156,8 +156,6 @@ class DetectionDataModule(ImageDataModule):
         workers: int = 0,
         is_bgr: bool = False,
     ) -> None:
-        channels = len(splits.fit.image(0).getbands()) if len(splits.fit) else 0
-        super().__init__(splits, normalization, channels, batch_size, seed)
         parts = {"fit": splits.fit, "val": splits.val, "test": splits.test}
         for name, part in parts.items():
             if len(part) == 0:
@@ -170,6 +168,7 @@ class DetectionDataModule(ImageDataModule):
             logger.log(logging.WARNING if part.report.left_out else logging.DEBUG, "%s: %s", name, part.report)
             for example in part.report.examples:
                 logger.debug("%s: %s", name, example)
+        super().__init__(splits, normalization, len(splits.fit.image(0).getbands()), batch_size, seed)
         self.splits = splits
         self.augmentation = augmentation
         self.image_size = image_size

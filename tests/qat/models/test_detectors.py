@@ -1,0 +1,72 @@
+"""torchvision's detectors: both parts together answer as the whole does, and the hardware part is quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import detection
+
+from hwmodel import uniform
+from qat.convert import prepare
+from qat.errors import TraceError
+from qat.graph import read_graph, trace
+from qat.models.detectors import finish, hardware_part
+
+OPTIONS = {"weights": None, "weights_backbone": None, "num_classes": 4}
+SMALL = {**OPTIONS, "min_size": 128, "max_size": 128}
+DETECTORS: dict[str, Callable[[], nn.Module]] = {
+    "ssdlite": lambda: detection.ssdlite320_mobilenet_v3_large(**OPTIONS),
+    "retinanet": lambda: detection.retinanet_resnet50_fpn(**SMALL, score_thresh=0.0),
+    "fcos": lambda: detection.fcos_resnet50_fpn(**SMALL, score_thresh=0.0),
+    "faster_rcnn": lambda: detection.fasterrcnn_resnet50_fpn(**SMALL, box_score_thresh=0.0),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", sorted(DETECTORS))
+def test_two_parts_answer_as_the_whole(name: str) -> None:
+    torch.manual_seed(0)
+    detector = DETECTORS[name]().eval()
+    size = 320 if name == "ssdlite" else 128
+    images = torch.rand(1, 3, size, size)
+    normalized = detector.transform(list(images))[0].tensors
+    assert normalized.shape == images.shape
+    expected = detector(list(images))
+    found = finish(detector, hardware_part(detector)(normalized), normalized)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert len(theirs["boxes"]) > 0
+        for key in ("boxes", "scores", "labels"):
+            torch.testing.assert_close(ours[key], theirs[key])
+
+
+@torch.no_grad()
+def test_ssdlite_is_quantized_whole() -> None:
+    torch.manual_seed(0)
+    detector = DETECTORS["ssdlite"]().eval()
+    part = hardware_part(detector).eval()
+    network = trace(part, (3, 320, 320))
+    assert len(network.outputs) == 12
+    x = torch.randn(2, 3, 320, 320)
+    model = prepare(part, uniform(network, 8, 8, end_bit_width=8), (3, 320, 320))
+    model.calibrate([x])
+    outputs: tuple[Tensor, ...] = model.eval()(x)
+    assert [output.numel() for output in outputs] == [output.numel() for output in part(x)]
+    found = finish(detector, outputs, x)
+    assert set(found[1]) == {"boxes", "scores", "labels"}
+
+
+def test_a_feature_pyramid_is_traced() -> None:
+    """Sizes halve from a stride of 8 to 128: RetinaNet (arXiv 1708.02002), section 4, P3 to P7."""
+    graph = read_graph(hardware_part(DETECTORS["retinanet"]()))
+    network = graph.spec((3, 256, 384))
+    results = [network.by_name[name] for name in graph.outputs]
+    shapes = [(result.out_channels, result.out_height, result.out_width) for result in results]
+    assert shapes == [(256, 32, 48), (256, 16, 24), (256, 8, 12), (256, 4, 6), (256, 2, 3)]
+
+
+def test_what_is_no_such_detector() -> None:
+    with pytest.raises(TraceError, match=r"Linear has no part that hardware runs; expected SSDlite, or RetinaNet"):
+        hardware_part(nn.Linear(2, 2))
