@@ -1,9 +1,12 @@
 """Speed of the cost model: configurations per second, one core.
 
     python benchmarks/cost_model.py
+    python benchmarks/cost_model.py --peer-python /path/to/venv/bin/python
 
-Three ways: by gather from a `CostTable` under a fixed schedule, one full report at a time, and with the schedule
-searched anew for every configuration.  CPU time counts, so that other work on the machine disturbs little.
+By gather from a `CostTable` under a fixed schedule; from the formulas, one full report at a time; and with the schedule
+searched anew for every configuration.  Layers draw their precision at random.  CPU time counts, so that other work on
+the machine disturbs little.  The peer is zigzag-dse on ResNet-18, timed in the same run if a Python that has it is
+named; it searches mappings of every layer, so its figure belongs beside the schedules, not beside the gather.
 """
 
 from __future__ import annotations
@@ -11,13 +14,18 @@ from __future__ import annotations
 import argparse
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hwmodel import CostTable, LayerConfig, NetworkSpec, estimate, load_board, load_network, schedule, uniform
+from hwmodel import Board, CostTable, LayerConfig, NetworkSpec, estimate, load_board, load_network, schedule, uniform
+from hwmodel.scheduler import Scheduler
+
+Array = NDArray[np.int64]
 
 CHOICES = [
     *(LayerConfig(bits, 4) for bits in (1, 2, 3, 4, 6, 8)),
@@ -40,50 +48,91 @@ def processor() -> str:
         return platform.processor() or "unknown"
 
 
-def rate(count: int, work: Callable[[], object]) -> float:
-    """Items per second of CPU time, best of three."""
+def rate(count: int, work: Callable[[], object], repeats: int = 3) -> float:
+    """Items per second of CPU time, the best of some repeats."""
     best = float("inf")
-    for _ in range(3):
+    for _ in range(repeats):
         start = time.process_time()
         work()
         best = min(best, time.process_time() - start)
     return count / max(best, 1e-9)
 
 
-def measure(network: NetworkSpec, configurations: int) -> tuple[float, float, float]:
-    """Configurations per second: by gather, as full reports, and with a new schedule each."""
-    board = load_board("u250")
-    table = CostTable(
-        network,
-        board,
-        {layer.name: CHOICES for layer in network.weighted},
-        schedule(network, uniform(network, 4, 4), board),
-    )
-    indices = np.random.default_rng(0).integers(0, len(CHOICES), (configurations, len(table.layers)))
+def draw(network: NetworkSpec, count: int) -> Array:
+    """Random choices, shape (count, layers)."""
+    return np.random.default_rng(0).integers(0, len(CHOICES), (count, len(network.weighted)))
+
+
+def table_of(network: NetworkSpec, board: Board) -> CostTable:
+    """The table under the best schedule of 4 bits everywhere."""
+    choices = {layer.name: CHOICES for layer in network.weighted}
+    return CostTable(network, board, choices, schedule(network, uniform(network, 4, 4), board))
+
+
+def measure(network: NetworkSpec, board: Board, configurations: int) -> list[float]:
+    """Configurations per second by gather, as reports, with a new schedule each; seconds of the slowest schedule."""
+    table, scheduler = table_of(network, board), Scheduler(network, board)
+    indices = draw(network, configurations)
     configs = [table.config(row) for row in indices[:10]]
-    return (
+    times = [1 / rate(1, lambda config=config: scheduler.schedule(config), repeats=1) for config in configs]
+    return [
         rate(configurations, lambda: table.evaluate(indices)),
         rate(10, lambda: [estimate(network, config, board, table.schedule) for config in configs]),
-        rate(1, lambda: schedule(network, configs[0], board)),
-    )
+        len(times) / sum(times),
+        max(times),
+    ]
+
+
+PEER = """
+import sys, time, logging
+from zigzag import api
+folder = sys.argv[1]
+start = time.process_time()
+api.get_hardware_performance_zigzag(
+    workload="zigzag/inputs/workload/resnet18.onnx", accelerator="zigzag/inputs/hardware/tpu_like.yaml",
+    mapping="zigzag/inputs/mapping/tpu_like.yaml", opt="EDP", dump_folder=folder, pickle_filename=folder + "/p.pickle")
+print("SECONDS", time.process_time() - start)
+"""
+
+
+def time_peer(python: str) -> str:
+    """CPU seconds of zigzag-dse's search of ResNet-18, or why there are none."""
+    with tempfile.TemporaryDirectory() as folder:
+        find = [python, "-c", "import zigzag, pathlib; print(pathlib.Path(list(zigzag.__path__)[0]).parent)"]
+        where = subprocess.run(find, capture_output=True, text=True, check=False).stdout.strip() or "."
+        command = [python, "-c", PEER, folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=where, timeout=3600)
+    seconds = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("SECONDS")]
+    if not seconds:
+        return f"it did not run: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+    return f"{float(seconds[0]):.1f} s per search, mappings of all layers included"
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--configurations", type=int, default=200_000)
+    parser.add_argument("--configurations", type=int, default=100_000)
+    parser.add_argument("--peer-python")
     args = parser.parse_args()
     print(f"{datetime.now(UTC):%Y-%m-%d}, revision {revision()}, {processor()}, one core")
-    print(f"python {platform.python_version()}, numpy {np.__version__}; board u250, {len(CHOICES)} choices per layer")
-    print(f"{'network':18} {'layers':>6} {'gather/s':>12} {'reports/s':>10} {'schedules/s':>12}")
-    for name in ("yolov2_tiny_voc", "resnet20", "resnet50"):
-        network = load_network(name)
-        gather, reports, schedules = measure(network, args.configurations)
-        print(f"{name:18} {len(network.weighted):6d} {gather:12,.0f} {reports:10,.0f} {schedules:12.2f}")
-    print("\nlinear in configurations (resnet50, seconds of CPU time):")
-    for count in (args.configurations // 4, args.configurations // 2, args.configurations):
-        gather, _, _ = measure(load_network("resnet50"), count)
-        print(f"{count:9,d}: {count / gather:.3f}")
+    print(f"python {platform.python_version()}, numpy {np.__version__}; {len(CHOICES)} choices per layer\n")
+    print("| network | layers | board | gather/s | reports/s | schedules/s | slowest schedule |")
+    print("|---|---|---|---|---|---|---|")
+    networks = [load_network(name) for name in ("yolov2_tiny_voc", "resnet20", "resnet50")]
+    for network, board in [*((network, "u250") for network in networks), (networks[-1], "zcu102")]:
+        gather, reports, schedules, slowest = measure(network, load_board(board), args.configurations)
+        print(
+            f"| {network.name} | {len(network.weighted)} | {board} | {gather:,.0f} | {reports:,.0f} | "
+            f"{schedules:.1f} | {slowest:.2f} s |",
+            flush=True,
+        )
+    print("\nresnet50 on u250, seconds of CPU time by configurations:")
+    table = table_of(networks[-1], load_board("u250"))
+    for count in (args.configurations, 2 * args.configurations, 4 * args.configurations):
+        indices = draw(networks[-1], count)
+        print(f"{count:9,d}: {count / rate(count, lambda rows=indices: table.evaluate(rows)):.3f}")
+    if args.peer_python:
+        print(f"\nzigzag-dse, ResNet-18: {time_peer(args.peer_python)}")
 
 
 if __name__ == "__main__":
