@@ -137,8 +137,8 @@ def brevitas_model(name: str, variant: str) -> tuple[nn.Module, int]:
         "identity": lambda: qnn.QuantIdentity(bit_width=4, act_quant=Int8ActPerTensorFloat, **fixed),
     }
     model = network(name, layers)
-    kinds = [type(module).__name__ for module in model.modules()]
-    return model, sum("QuantProxy" in kind and ("Weight" in kind or "Act" in kind) for kind in kinds)
+    proxies = [m for m in model.modules() if type(m).__name__.startswith(("WeightQuantProxy", "ActQuantProxy"))]
+    return model, sum(bool(proxy.is_quant_enabled) for proxy in proxies)
 
 
 def _unsigned(fixed: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import qat
 from hwmodel import Granularity, LayerConfig, NetworkConfig, WeightFormat, uniform
 from qat.deployment import DeployedNetwork
+from qat.errors import ExportError
 from qat.export.packed import PackedModel, pack
 from qat.normalization import Normalization
 from tests.qat.nets import images, settle
@@ -153,7 +154,12 @@ def test_random_networks(data: st.DataObject, seed: int, channels: int) -> None:
     prepared = qat.prepare(model, config, (3, 8, 8))
     normalization = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
     prepared.calibrate([normalization(images(16, 8, seed))])
-    deployed = qat.deploy(prepared.eval(), normalization)
+    try:
+        deployed = qat.deploy(prepared.eval(), normalization)
+    except ExportError as error:
+        if "times smaller than the accumulator's" not in str(error):
+            raise
+        reject()  # a tensor is 0 on all calibration images: no step suits it
     _assert_no_code_differs(deployed, pack(deployed.integers), images(4, 8, seed + 1))
 
 
