@@ -73,7 +73,7 @@ def precision(report: CostReport, sensitivity: Mapping[str, float]) -> Figure:
     """
     layers = [layer for layer in report.layers if layer.weights]
     names = [layer.name for layer in layers]
-    figure = _figure(max(6.0, 0.42 * len(names)), 4.6)
+    figure = _figure(max(6.0, 0.52 * len(names)), 4.6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     bits = [layer.stored_bits / layer.weights for layer in layers]
     bars = top.bar(names, bits, color=[BIT_COLOURS[layer.weight_bit_width] for layer in layers])

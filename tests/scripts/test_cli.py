@@ -20,7 +20,7 @@ from qat.errors import TrainingError
 from qat.runs import RunFolder
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-NAMES = ("cost", "demo", "export", "report", "search", "train", "verify")
+NAMES = ("cost", "demo", "demo_detect", "export", "report", "retarget", "search", "status", "train", "verify")
 
 
 @pytest.fixture(autouse=True)
