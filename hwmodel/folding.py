@@ -7,9 +7,6 @@ from functools import lru_cache
 from hwmodel.compute import folds
 from hwmodel.network import LayerSpec
 
-SHARED_LANES = (1, 2, 4, 8, 16, 32, 64, 128)
-"""Choices of `pe` and of `simd` for the shared engine."""
-
 MAX_PRODUCTS = 65536
 """Most products per cycle of one engine: beyond what any listed board can hold."""
 

@@ -43,7 +43,6 @@ URAM_SHAPE = (4096, 72)
 """Depth and width of an UltraRAM; fixed."""
 
 RAMB18_BITS = 18 * 1024
-URAM_BITS = 4096 * 72
 
 VIVADO_LUTRAM_BITS = 1024
 """Largest memory that Vivado builds from LUTs in any case."""

@@ -63,10 +63,10 @@ def windows(layer: LayerSpec, frames: int) -> list[int]:
 @pytest.mark.skipif(shutil.which("verilator") is None, reason="needs verilator")
 def test_simulation_of_fresh_engines() -> None:
     script = Path(__file__).resolve().parents[2] / "benchmarks" / "verilator_cycles.py"
-    command = [sys.executable, str(script), "--count", "3", "--seed", "11"]
+    command = [sys.executable, str(script), "--count", "2", "--seed", "11"]
     done = subprocess.run(command, cwd=script.parents[1], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 of 3 exact" in done.stdout
+    assert "2 of 2 exact" in done.stdout
 
 
 @given(
