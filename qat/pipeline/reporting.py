@@ -38,7 +38,7 @@ def report(cfg: Config, run: RunFolder) -> Path:
             name: CostReport.from_dict(json.loads((path / "cost.json").read_text())) for name, path in folders.items()
         },
         sensitivity={name: max(row) for name, row in zip(profile.dimensions, profile.loss_increase, strict=True)},
-        curves={name: _curve(path / "metrics.csv") for name, path in folders.items()},
+        curves={name: _curve(path / "metrics.csv", found[0].score) for name, path in folders.items()},
         notes=_notes(cfg, found),
         commands=[("this run", " ".join(environment["command"]))],
         environment={
@@ -52,13 +52,13 @@ def report(cfg: Config, run: RunFolder) -> Path:
     return write_report(data, run.path)
 
 
-def _curve(path: Path) -> list[tuple[int, float]]:
-    """(epoch, validation accuracy) from Lightning's metrics.csv."""
+def _curve(path: Path, score: str) -> list[tuple[int, float]]:
+    """(epoch, validation score) from the metrics of a training."""
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("val_accuracy")]
-    return [(int(row["epoch"]), float(row["val_accuracy"])) for row in rows]
+        rows = [row for row in csv.DictReader(file) if row.get(f"val_{score}")]
+    return [(int(row["epoch"]), float(row[f"val_{score}"])) for row in rows]
 
 
 def _notes(cfg: Config, found: list[Result]) -> list[str]:

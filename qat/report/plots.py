@@ -144,9 +144,9 @@ def training(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     """
     figure = _figure(7.0, 3.4)
     axes = figure.subplots()
+    curves = {name: points for name, points in curves.items() if points}
     for name, points in curves.items():
-        if points:
-            axes.plot([epoch + 1 for epoch, _ in points], [100 * value for _, value in points], marker=".", label=name)
+        axes.plot([epoch + 1 for epoch, _ in points], [100 * value for _, value in points], marker=".", label=name)
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation score in %")
     axes.grid(alpha=0.3)

@@ -117,7 +117,7 @@ def markdown(results: Sequence[Result]) -> str:
 
 def _cell(result: Result, key: str) -> str:
     if key == "paired" and result.lost is None:
-        return "not verified" if result.integer_score is None else f"{result.images} in all"
+        return "not verified" if result.integer_score is None else f"{result.images} images"
     if key == "paired":
         return f"{result.lost} / {result.won} of {result.images}"
     value = getattr(result, key)
