@@ -58,7 +58,19 @@ SINGLE = "export/lowering"
 TOP = {"costing", "pipeline"}
 """May import every room, and no room may import it."""
 
-WITHOUT_TORCH = ("__init__", "errors", "files", "integer", "config", "compose", "runs", "cli", "export", "report")
+WITHOUT_TORCH = (
+    "__init__",
+    "errors",
+    "files",
+    "integer",
+    "config",
+    "compose",
+    "runs",
+    "cli",
+    "search",
+    "export",
+    "report",
+)
 """Rooms of qat that are imported without torch: integers are checked by code that has nothing of the training side."""
 
 

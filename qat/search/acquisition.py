@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import log, pi, sqrt
 
 import numpy as np
-import torch
+from scipy.special import erfcx, ndtr
 
 from qat.search.space import SearchSpace
 from qat.search.trial import BoolArray, FloatArray, IntArray
@@ -35,19 +35,14 @@ def log_expected_improvement(mean: FloatArray, std: FloatArray, best: float) -> 
     near = np.where(low, 0.0, z)
     far = np.where(low, z, -2.0)
     density = np.exp(-near * near / 2) / sqrt(2 * pi)
-    direct = np.log(density + near * _special(torch.special.ndtr, near))
+    direct = np.log(density + near * ndtr(near))
     # phi(z) + z Phi(z) = phi(z) (1 + z * sqrt(pi / 2) * erfcx(-z / sqrt 2)) for negative z
-    ratio = sqrt(pi / 2) * _special(torch.special.erfcx, -far / sqrt(2)) * np.abs(far)
+    ratio = sqrt(pi / 2) * erfcx(-far / sqrt(2)) * np.abs(far)
     beyond = far < -1e3  # 1 - ratio cancels; its asymptote is 1 / z^2
     bracket = np.where(beyond, -2 * np.log(np.abs(far)), np.log1p(-np.where(beyond, 0.0, np.minimum(ratio, 1 - 1e-12))))
     tail = -far * far / 2 - log(2 * pi) / 2 + bracket
     logarithm: FloatArray = np.where(low, tail, direct) + np.log(std)
     return logarithm
-
-
-def _special(function: Callable[[torch.Tensor], torch.Tensor], values: FloatArray) -> FloatArray:
-    result: FloatArray = function(torch.from_numpy(np.ascontiguousarray(values))).numpy()
-    return result
 
 
 @dataclass(frozen=True)
