@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := .[dev,notebooks]
+EXTRAS := .[dev,notebooks,onnx,parquet]
 
 .PHONY: help demo demo-detect test check notebooks clean
 .DEFAULT_GOAL := help

@@ -67,7 +67,6 @@ WITHOUT_TORCH = (
     "compose",
     "runs",
     "cli",
-    "search",
     "export",
     "report",
 )

@@ -1,13 +1,11 @@
-"""Expected improvement, and the search for its best feasible point over discrete choices."""
+"""The search for the best feasible point of an acquisition function over discrete choices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import log, pi, sqrt
 
 import numpy as np
-from scipy.special import erfcx, ndtr
 
 from qat.search.space import SearchSpace
 from qat.search.trial import BoolArray, FloatArray, IntArray
@@ -17,32 +15,6 @@ Score = Callable[[IntArray], FloatArray]
 
 Feasible = Callable[[IntArray], BoolArray]
 """Points (n, dimensions) -> whether each may be proposed, shape (n,)."""
-
-
-def log_expected_improvement(mean: FloatArray, std: FloatArray, best: float) -> FloatArray:
-    """Logarithm of the expected improvement over `best`, accurate where the improvement itself underflows.
-
-    Args:
-        mean: Posterior means, shape (n,).
-        std: Posterior standard deviations, > 0, shape (n,).
-        best: Value to improve on.
-
-    Source:
-        Ament et al., Unexpected Improvements to Expected Improvement for Bayesian Optimization, NeurIPS 2023, eq. 9.
-    """
-    z = (mean - best) / std
-    low = z < -1
-    near = np.where(low, 0.0, z)
-    far = np.where(low, z, -2.0)
-    density = np.exp(-near * near / 2) / sqrt(2 * pi)
-    direct = np.log(density + near * ndtr(near))
-    # phi(z) + z Phi(z) = phi(z) (1 + z * sqrt(pi / 2) * erfcx(-z / sqrt 2)) for negative z
-    ratio = sqrt(pi / 2) * erfcx(-far / sqrt(2)) * np.abs(far)
-    beyond = far < -1e3  # 1 - ratio cancels; its asymptote is 1 / z^2
-    bracket = np.where(beyond, -2 * np.log(np.abs(far)), np.log1p(-np.where(beyond, 0.0, np.minimum(ratio, 1 - 1e-12))))
-    tail = -far * far / 2 - log(2 * pi) / 2 + bracket
-    logarithm: FloatArray = np.where(low, tail, direct) + np.log(std)
-    return logarithm
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from qat.errors import ConfigError, SearchError
-from qat.search.acquisition import LocalSearch, log_expected_improvement
+from qat.search.acquisition import LocalSearch
+from qat.search.model import SurrogateModel, log_expected_improvement
 from qat.search.noise import relative_noise
 from qat.search.sensitivity import SensitivityProfile, lagrange_path
 from qat.search.space import SearchSpace
@@ -239,13 +240,16 @@ class Proposer:
         self, trials: Sequence[Trial], taken: set[tuple[int, ...]], target: Target, rng: np.random.Generator
     ) -> Proposal:
         surrogate = AccuracySurrogate.fit(self.space, self.profile, trials)
+        model = SurrogateModel(surrogate)
         failures = np.array([t.point for t in trials if t.state is TrialState.FAILED], dtype=np.int64)
         finished = np.array([t.point for t in trials if t.is_completed], dtype=np.int64)
         centres, best = self._centres(surrogate, trials, target)
 
         def score(points: IntArray) -> FloatArray:
-            mean, std = surrogate.posterior(points)
-            gain = log_expected_improvement(mean, std, best) if np.isfinite(best) else mean + std
+            if np.isfinite(best):
+                gain = log_expected_improvement(model, points, best)
+            else:
+                gain = np.sum(surrogate.posterior(points), axis=0)
             return gain + _log_success(points, failures, finished)
 
         allowed = self._allowed(surrogate, trials, centres, taken, target)

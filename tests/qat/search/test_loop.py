@@ -222,7 +222,7 @@ from tests.qat.search.test_loop import PROBLEM, run, sequence
 settings = SearchSettings(trials=60, seed=1, max_attempts=1000, proposer=ProposerSettings(initial_trials=27))
 
 def evaluator(config, fidelity, seed):
-    time.sleep(0.005)
+    time.sleep(0.03)
     return PROBLEM.evaluate(config, fidelity, seed)
 
 folder = Path(sys.argv[1])
@@ -260,4 +260,4 @@ def test_killed_at_fifty_moments_loses_nothing(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     interrupted, finished = map(int, result.stdout.split())
-    assert interrupted > 5 and finished > 0
+    assert interrupted > 5 and finished > 0, result.stdout
