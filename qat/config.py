@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from hwmodel.board import Board
 from hwmodel.errors import BoardError
@@ -261,6 +261,42 @@ class LayerChoices:
 
 
 @dataclass(kw_only=True)
+class ExecutorSettings:
+    """Where trials run.
+
+    Args:
+        kind: `in_process`, one after another; `processes` on this machine; `ray` on a Ray cluster.
+        workers: Trials under way at once, >= 1; 1 for `in_process`.
+        threads: Threads of each process; null shares the machine's cores out.
+        address: Of a Ray cluster, `host:port` or `auto`; null starts one here.
+        cpus: Processor cores of each trial on a Ray cluster.
+        gpus: GPUs of each trial on a Ray cluster; a fraction shares one.
+        time_limit_s: Seconds that a trial may take; null for no limit.
+    """
+
+    # Defaults, because they decide nothing about results: run folders of before have no such keys.
+    kind: str = "in_process"
+    workers: int = 1
+    threads: int | None = None
+    address: str | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+    time_limit_s: float | None = None
+
+    def __post_init__(self) -> None:
+        kinds = ("in_process", "processes", "ray")
+        _require(self.kind in kinds, "search.executor.kind", self.kind, f"one of {list(kinds)}")
+        _require_number("search.executor.workers", self.workers, 1)
+        alone = self.kind != "in_process" or self.workers == 1
+        _require(alone, "search.executor.workers", self.workers, "1, or search.executor.kind=processes")
+        _require(self.threads is None or self.threads >= 1, "search.executor.threads", self.threads, "null or >= 1")
+        _require(self.cpus > 0, "search.executor.cpus", self.cpus, "> 0")
+        _require_number("search.executor.gpus", self.gpus, 0)
+        limit = self.time_limit_s
+        _require(limit is None or limit > 0, "search.executor.time_limit_s", limit, "null or > 0")
+
+
+@dataclass(kw_only=True)
 class SearchSettings:
     """The search.
 
@@ -278,6 +314,7 @@ class SearchSettings:
         eval_images: Validation images that score a trial; null for all.
         sensitivity_images: Validation images of the sensitivity profile.
         seed: Of everything random in the search.
+        executor: Where trials run.
     """
 
     trials: int
@@ -293,6 +330,7 @@ class SearchSettings:
     eval_images: int | None
     sensitivity_images: int
     seed: int
+    executor: ExecutorSettings = field(default_factory=ExecutorSettings)
 
     def __post_init__(self) -> None:
         for name, low in (("trials", 1), ("initial_trials", 1), ("train_steps", 0), ("sensitivity_images", 1)):

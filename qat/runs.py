@@ -49,6 +49,7 @@ FREE_KEYS = (
     "data.root",
     "data.download",
     "network.path",
+    "search.executor",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_threads",

@@ -14,20 +14,21 @@ import hwmodel
 from hwmodel import LayerConfig, NetworkConfig
 from qat.config import Config
 from qat.errors import SearchError
+from qat.pipeline.evaluation import executor_of
 from qat.pipeline.planning import plan, uniform_of
 from qat.pipeline.records import NETWORKS, TRIALS, results
 from qat.pipeline.setup import Setup, train
 from qat.report import Result
 from qat.runs import RunFolder
 from qat.search.display import SearchDisplay
-from qat.search.loop import SearchSettings, run_search
+from qat.search.loop import SearchSettings, search_on
 from qat.search.proposer import ProposerSettings
 from qat.search.sensitivity import SensitivityProfile, measure
 from qat.search.space import SearchSpace
 from qat.search.store import TrialStore
 from qat.search.trial import Fidelity
 from qat.tasks import Recipe, evaluate
-from qat.tasks.quantize import SensitivityProbe, TrialEvaluator, finetune
+from qat.tasks.quantize import SensitivityProbe, finetune
 
 logger = logging.getLogger(__name__)
 
@@ -44,19 +45,10 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
     """
     space, costs, targets = plan(cfg)
     setup = train(cfg, run)
-    evaluator = TrialEvaluator(
-        setup.float_model,
-        setup.data,
-        setup.normalization,
-        setup.recipe,
-        setup.machine,
-        cfg.search.eval_images or 0,
-        setup.objective,
-    )
-    with TrialStore(run.path / TRIALS) as store:
-        found = run_search(
+    with TrialStore(run.path / TRIALS) as store, executor_of(cfg, run, setup) as executor:
+        found = search_on(
+            executor=executor,
             space=space,
-            evaluator=evaluator,
             cost=costs.evaluate,
             targets=targets,
             fidelity=Fidelity("short training", cfg.search.train_steps / len(setup.data.train_dataloader())),

@@ -76,6 +76,12 @@ class Executor(Protocol):
     def close(self) -> None:
         """Stops running tasks and gives back every resource."""
 
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
 
 class InProcess:
     """Evaluates in this process, one task at a time.

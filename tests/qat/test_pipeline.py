@@ -16,6 +16,7 @@ from qat.deployment import DeployedNetwork
 from qat.errors import CheckpointError, ConfigError, PackedFormatError, RunFolderError, SearchError
 from qat.report import Result
 from qat.runs import RunFolder
+from qat.search.store import TrialStore
 
 SMALL = [
     "experiment=digits_demo",
@@ -109,6 +110,22 @@ def test_running_again_trains_nothing_again(finished: tuple[Config, RunFolder]) 
     pipeline.export(config, run)
     assert {path: path.stat().st_mtime_ns for path in files} == before
     assert [result.name for result in results] == ["mix_16x", "uniform_w2"]
+
+
+@pytest.mark.slow
+def test_trials_in_other_processes_score_the_same(finished: tuple[Config, RunFolder], tmp_path: Path) -> None:
+    """First designs do not depend on the order in which trials end."""
+    _, run = finished
+    overrides = ("search.executor.kind=processes", "search.executor.workers=2", "search.trials=2", "baselines=[]")
+    config = _config(tmp_path / "apart", *overrides)
+    apart = RunFolder.create(config)
+    shutil.copy(run.path / "float.ckpt", apart.path)
+    pipeline.search(config, apart)
+    scores = []
+    for folder in (run.path, apart.path):
+        with TrialStore(folder / "trials.sqlite", read_only=True) as store:
+            scores.append([trial.accuracy for trial in store.trials()[:2]])
+    assert scores[0] == scores[1]
 
 
 def test_a_moved_run_folder_verifies(finished: tuple[Config, RunFolder], tmp_path: Path) -> None:
