@@ -51,12 +51,12 @@ def front(trials: Sequence[tuple[float, float]], results: Sequence[Result]) -> F
     if results:
         axes.axhline(100 * results[0].float_score, color=GREEN, linewidth=1, linestyle="--", label="float (test)")
     axes.set_xscale("log")
-    sizes = [size for size, _ in trials] + [result.compression for result in results]
-    if sizes:
-        axes.set_xlim(min(sizes) / 1.25, max(sizes) * 1.4)  # room for names
     ticks = [2, 4, 8, 12, 16, 24, 32]
     axes.set_xticks(ticks, [f"{tick}x" for tick in ticks])
     axes.minorticks_off()
+    sizes = [size for size, _ in trials] + [result.compression for result in results]
+    if sizes:
+        axes.set_xlim(min(sizes) / 1.25, max(sizes) * 1.4)  # room for names
     axes.set_xlabel("compression, everything stored counted")
     axes.set_ylabel(f"{score_name(results)} in %")
     axes.grid(alpha=0.3)
