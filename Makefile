@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS := .[dev,notebooks,onnx,parquet]
 
-.PHONY: help demo demo-detect test check notebooks clean
+.PHONY: help demo demo-detect test fuzz check notebooks clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -19,6 +19,9 @@ demo-detect: $(READY)  ## The same job for a detector, on scenes of handwritten 
 
 test: $(READY)  ## Run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+fuzz: $(READY)  ## Run the property tests on examples that no run has seen
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hypothesis --hypothesis-profile fuzz -p no:cacheprovider
 
 check: $(READY)  ## Run linter and type checker
 	$(BIN)/ruff check .

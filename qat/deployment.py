@@ -157,6 +157,7 @@ def _requantized(
     rescale = _rescale(node.name, gain / ofm_scale, quantizer, node)
     bias = offset / ofm_scale * 2.0**rescale.shift
     bias_shift = max(0, math.ceil(math.log2(max(np.abs(bias).max(), 1.0) / 32767)))
+    bias_shift = min(bias_shift, MAX_SHIFT)  # a bias clipped by this is 2**15 steps of the ofm: it saturates any code
     return IntegerLayer(
         node.name,
         rescale=rescale,

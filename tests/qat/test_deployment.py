@@ -11,6 +11,7 @@ from hwmodel import Granularity, LayerConfig, NetworkConfig, WeightFormat, unifo
 from qat.convert import prepare
 from qat.deployment import deploy, lower
 from qat.errors import ExportError
+from qat.export.packed import pack
 from qat.graph import trace
 from tests.qat.nets import NORMALIZATION, EveryOp, Residual, images, settle
 
@@ -88,6 +89,22 @@ def test_a_dead_channel_exports() -> None:
     codes = deploy(quantized, NORMALIZATION).layer_codes(images(2))["conv1"][:, 0]
     expected = round(1.0 / float(quantized.weighted_layers["conv1"].ofm_quantizer.scale.detach()))
     assert set(codes.unique().tolist()) == {min(expected, 15)}
+
+
+def test_a_bias_beyond_the_widest_codes_saturates() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
+    quantized = prepare(model, uniform(trace(model, (3, 16, 16)), 1, 1), (3, 16, 16))
+    quantized.calibrate([NORMALIZATION(images(4))])
+    layer = quantized.weighted_layers["1"]
+    assert layer.bias is not None
+    with torch.no_grad():
+        layer.ofm_quantizer.log2_scale.fill_(-40.0)  # no product reaches the shift's limit, biases pass it
+        layer.weight_quantizer.log2_scale.fill_(-80.0)
+        layer.bias.copy_(torch.tensor([-(2.0**15), 2.0**15, 100.0]) * 2.0**-40)
+    deployed = deploy(quantized, NORMALIZATION)
+    codes = deployed.layer_codes(images(2))["1"]
+    assert codes.flatten(1).tolist() == [[-32768, 32767, 100]] * 2
+    assert pack(deployed.integers).layer_codes(images(2).numpy())["1"].tolist() == codes.tolist()
 
 
 def test_an_accumulator_beyond_32_bits_is_refused_by_name() -> None:
