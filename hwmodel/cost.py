@@ -26,7 +26,7 @@ from hwmodel.resources import (
     shared_memories,
     weight_memories,
 )
-from hwmodel.storage import BIAS_BITS, MULTIPLIER_BITS, SHIFT_BITS, WeightStorage, weight_storage
+from hwmodel.storage import BIAS_BITS, MULTIPLIER_BITS, SHIFT_BITS, WeightStorage, stored, weight_storage
 from hwmodel.traffic import elements, place, tensor_bits, waiting_rows
 
 DRAM = "dram"
@@ -285,8 +285,9 @@ def _layer_cost(
     weight_format, density = "", 1.0
     if layer.has_weights:
         precision, storage = config[layer.name], storages[layer.name]
-        stored = storage.total_bits + input_rescale_bits(layer, config, widths)
-        bound = storage.entropy_bound_bits + input_rescale_bits(layer, config, widths)
+        rescale_bits = input_rescale_bits(layer, config, widths)
+        stored_bits = stored(layer, storage).total_bits + rescale_bits
+        bound = stored(layer, storage).entropy_bound_bits + rescale_bits
         weight_format, density = str(precision.weight_format), precision.density
         weight_bit_width, act_bit_width = precision.weight_bit_width, precision.act_bit_width
         streamed_bits = weight_reads(layer, plan) * storage.weight_bits
@@ -295,7 +296,7 @@ def _layer_cost(
             array = pipelined_array(layer, precision, storage, plan, rescales, board.family)
             lut, dsp = lut + array.lut, array.dsp
     else:
-        stored = bound = operation_stored_bits(layer)
+        stored_bits = bound = operation_stored_bits(layer)
         weight_bit_width, streamed_bits = 0, 0
         act_bit_width = operation_bit_width(layer, config, widths)
         if plan.data_flow.is_pipelined:
@@ -315,7 +316,7 @@ def _layer_cost(
         density=density,
         weights=layer.weights,
         macs=layer.macs,
-        stored_bits=stored,
+        stored_bits=stored_bits,
         entropy_bound_bits=bound,
         bram18=sum(row.bram18 for row in own),
         uram=sum(row.uram for row in own),
@@ -333,7 +334,13 @@ def _shared_need(
     network: NetworkSpec, config: NetworkConfig, schedule: Schedule, storages: Mapping[str, WeightStorage]
 ) -> SharedLayer:
     return combine(
-        shared_layer(layer, config[layer.name], storages[layer.name], schedule[layer.name])
+        shared_layer(
+            layer,
+            config[layer.name],
+            storages[layer.name],
+            schedule[layer.name],
+            keeps_weights=schedule.keeps_weights(layer),
+        )
         for layer in network.weighted
         if not schedule[layer.name].data_flow.is_pipelined
     )

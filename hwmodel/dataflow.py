@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from hwmodel.compute import Count, Multiplier
 from hwmodel.errors import SpecError
-from hwmodel.network import NetworkSpec
+from hwmodel.network import LayerSpec, NetworkSpec
 
 VERSION = 1
 """Schema version of `Schedule.to_dict`."""
@@ -199,6 +199,17 @@ class Schedule:
             return self.by_name[name]
         except KeyError:
             raise SpecError(f"layer {name!r} is not in the schedule of network {self.network!r}") from None
+
+    def keeps_weights(self, layer: LayerSpec) -> bool:
+        """Whether a layer on the shared engine needs words of its own for its weights when they are resident.
+
+        It does not if another layer's, which it uses (`LayerSpec.weights_of`), are resident on the engine.  Pipelined
+        layers work at the same time, so each keeps its own copy.
+        """
+        if layer.weights_of is None:
+            return True
+        owner = self[layer.weights_of]
+        return owner.data_flow.is_pipelined or owner.weight_place is WeightPlace.STREAMED
 
     def check_matches(self, network: NetworkSpec) -> None:
         """Raises `SpecError` unless the schedule has exactly the layers of `network`, in its order."""

@@ -67,6 +67,8 @@ class LayerSpec:
         groups: Convolution groups, divides both channel counts; for `shuffle` the parts that are interleaved.
         activation: One of `ACTIVATIONS`, fused into the layer; for `lookup` the function.
         first_channel: First channel that a `slice` keeps.
+        weights_of: Earlier layer whose weights this one uses too, as a detection head that serves several maps;
+            None for a layer with weights of its own.  Multipliers and biases are each layer's own.
 
     Raises:
         SpecError: A field is out of range or the output shape does not follow from the input shape.
@@ -89,6 +91,7 @@ class LayerSpec:
     activation: str = "none"
     padding_end: tuple[int, int] | None = None
     first_channel: int = 0
+    weights_of: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -111,6 +114,7 @@ class LayerSpec:
         self._require(ok, "padding_end", "two integers >= 0, or None")
         self._require(self.activation in ACTIVATIONS, "activation", f"one of {list(ACTIVATIONS)}")
         self._require(len(self.inputs) >= 1, "inputs", "at least one producer")
+        self._require(self.weights_of is None or self.has_weights, "weights_of", f"None for op={str(self.op)!r}")
         self._check_shapes()
 
     def _require(self, ok: bool, name: str, expected: str) -> None:
@@ -189,7 +193,7 @@ class LayerSpec:
 
     @property
     def weights(self) -> int:
-        """Number of weights, without bias and batch norm."""
+        """Number of weights that the layer uses, without bias and batch norm."""
         out_channels, in_channels, rows, columns = self.weight_shape
         return out_channels * in_channels * rows * columns
 
@@ -211,7 +215,8 @@ class NetworkSpec:
         layers: Layers in execution order; every input is the network's or an earlier layer's.
 
     Raises:
-        SpecError: A name occurs twice, an input is unknown, or shapes of neighbours differ.
+        SpecError: A name occurs twice, an input is unknown, shapes of neighbours differ, or a layer uses the weights of
+            one that has none of that shape.
     """
 
     name: str
@@ -223,6 +228,7 @@ class NetworkSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
         shapes = {INPUT: (self.input_channels, self.input_height, self.input_width)}
+        earlier: dict[str, LayerSpec] = {}
         for layer in self.layers:
             if layer.name in shapes:
                 raise SpecError(f"layer {layer.name!r}: the name occurs twice in network {self.name!r}")
@@ -232,6 +238,8 @@ class NetworkSpec:
                     raise SpecError(f"layer {layer.name!r}: inputs names {producer!r}, which no earlier layer produces")
                 operands.append(shapes[producer])
             self._check_operands(layer, operands)
+            self._check_owner(layer, earlier)
+            earlier[layer.name] = layer
             shapes[layer.name] = (layer.out_channels, layer.out_height, layer.out_width)
 
     @staticmethod
@@ -247,6 +255,23 @@ class NetworkSpec:
         if got != {want}:
             produced = dict(zip(layer.inputs, operands, strict=True))
             raise SpecError(f"layer {layer.name!r}: ifm is declared {want} (C, H, W), its producers give {produced}")
+
+    @staticmethod
+    def _check_owner(layer: LayerSpec, earlier: Mapping[str, LayerSpec]) -> None:
+        if layer.weights_of is None:
+            return
+        owner = earlier.get(layer.weights_of)
+        if owner is None or not owner.has_weights or owner.weights_of is not None:
+            raise SpecError(
+                f"layer {layer.name!r}: weights_of={layer.weights_of!r}, expected an earlier layer that has "
+                "weights of its own"
+            )
+        if (owner.op, owner.weight_shape, owner.groups) != (layer.op, layer.weight_shape, layer.groups):
+            raise SpecError(
+                f"layer {layer.name!r}: weights_of={layer.weights_of!r}, whose weights are {owner.weight_shape} in "
+                f"{owner.groups} groups of a {str(owner.op)!r}; expected {layer.weight_shape} in {layer.groups} of a "
+                f"{str(layer.op)!r}"
+            )
 
     @cached_property
     def by_name(self) -> Mapping[str, LayerSpec]:
@@ -271,8 +296,8 @@ class NetworkSpec:
 
     @property
     def total_weights(self) -> int:
-        """Weights of convolutions and fully connected layers, without bias and batch norm."""
-        return sum(layer.weights for layer in self.layers)
+        """Weights of convolutions and fully connected layers, without bias and batch norm; shared ones once."""
+        return sum(layer.weights for layer in self.layers if layer.weights_of is None)
 
     @property
     def total_macs(self) -> int:

@@ -221,4 +221,4 @@ def join(parts: Sequence[Options]) -> Options:
 
 def geometry(layer: LayerSpec) -> LayerSpec:
     """The layer without its name and neighbours: layers of equal geometry have equal options."""
-    return replace(layer, name="", inputs=("",) * len(layer.inputs))
+    return replace(layer, name="", inputs=("",) * len(layer.inputs), weights_of=None)

@@ -183,7 +183,7 @@ class NetworkConfig:
         return len(self.layers)
 
     def check_matches(self, network: NetworkSpec) -> None:
-        """Raises `SpecError` unless exactly the weighted layers of `network` are configured."""
+        """Raises `SpecError` unless exactly the weighted layers of `network` are configured, sharing ones alike."""
         want = [layer.name for layer in network.weighted]
         missing = [name for name in want if name not in self.by_name]
         unknown = [name for name in self.by_name if name not in want]
@@ -192,6 +192,12 @@ class NetworkConfig:
                 f"configuration does not match network {network.name!r}: missing {missing}, unknown {unknown}; "
                 f"layers with weights are {want}"
             )
+        for layer in network.weighted:
+            if layer.weights_of is not None and self[layer.name] != self[layer.weights_of]:
+                raise SpecError(
+                    f"layer {layer.name!r} uses the weights of {layer.weights_of!r}, but is configured "
+                    f"{self[layer.name]}, not {self[layer.weights_of]}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` is the inverse."""
@@ -239,14 +245,12 @@ def uniform(
         end_bit_width: Weight and activation bits of first and last layer; `None` treats them like the others.
         sum_bit_width: Bits at which additions read their operands.
     """
-    names = [layer.name for layer in network.weighted]
-    layers = {}
-    for name in names:
-        is_end = name in (names[0], names[-1])
-        if is_end and end_bit_width is not None:
-            layers[name] = LayerConfig(end_bit_width, end_bit_width)
-        else:
-            layers[name] = LayerConfig(weight_bit_width, act_bit_width)
+    owners = {layer.name: layer.weights_of or layer.name for layer in network.weighted}
+    names = list(owners)
+    body = LayerConfig(weight_bit_width, act_bit_width)
+    end = body if end_bit_width is None else LayerConfig(end_bit_width, end_bit_width)
+    ends = (owners[names[0]], owners[names[-1]])
+    layers = {name: end if owner in ends else body for name, owner in owners.items()}
     return NetworkConfig(tuple(layers.items()), sum_bit_width=sum_bit_width)
 
 

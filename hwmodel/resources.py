@@ -255,8 +255,19 @@ SUMMED = ("weight_words", "parameter_words", "sparse_words")
 """Fields of `SharedLayer` that add up; of the others the maximum counts."""
 
 
-def shared_layer(layer: LayerSpec, config: LayerConfig, storage: WeightStorage, plan: Execution) -> SharedLayer:
-    """What a layer with weights asks of the shared engine."""
+def shared_layer(
+    layer: LayerSpec, config: LayerConfig, storage: WeightStorage, plan: Execution, *, keeps_weights: bool = True
+) -> SharedLayer:
+    """What a layer with weights asks of the shared engine.
+
+    Args:
+        layer: The layer.
+        config: Its precision.
+        storage: Its stored weights.
+        plan: Its execution.
+        keeps_weights: Whether its weights need words of their own: False where the layer that it shares them with
+            (`LayerSpec.weights_of`) has them resident on the same engine.
+    """
     pixel_folds = folds(layer, plan.pe, plan.simd)
     products = plan.pe * plan.simd
     word = products * CODE_BITS
@@ -270,12 +281,12 @@ def shared_layer(layer: LayerSpec, config: LayerConfig, storage: WeightStorage, 
     if plan.weight_place is WeightPlace.STREAMED:
         block_bits = -(-block_folds * products * storage.weight_bits // layer.weights)
         need = replace(need, stream_words=2 * -(-block_bits // word))
-    else:
+    elif keeps_weights:
         need = replace(need, weight_words=_resident_words(config, storage, pixel_folds, products))
     if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE and storage.kept_groups:
         lanes = sparse_lanes(layer, storage, plan.pe, pixel_folds)
         need = replace(need, lane_multipliers=lanes.multipliers, lane_window=reduction_length(layer))
-        if plan.weight_place is not WeightPlace.STREAMED:
+        if plan.weight_place is not WeightPlace.STREAMED and keeps_weights:
             per_group = SIGNIFICANT_BIT_WIDTH * (storage.kept_weights // storage.kept_groups)
             per_group += -(-storage.index_bits // storage.kept_groups)
             need = replace(need, sparse_words=-(-lanes.groups * per_group // SPARSE_WORD_BITS))

@@ -122,7 +122,7 @@ class Segments:
         shared = np.zeros(len(self._engine_grid[0]), dtype=np.int64)
         for index in range(candidate.pipelined, len(layers)):
             if layers[index].has_weights:
-                shared += self._needs(index, index < candidate.pipelined + candidate.spilled)[1]
+                shared += self._needs(index, index < candidate.pipelined + candidate.spilled, True)[1]
         return max([*own, int(shared.min())])
 
     def groups(self, candidate: Candidate, *, streams: bool) -> tuple[Options, ...]:
@@ -193,7 +193,19 @@ class Segments:
         """
         layers = self.network.layers
         indices = [i for i in range(pipelined, len(layers)) if layers[i].has_weights]
-        return sorted(indices, key=lambda i: (-self._reads(i, i < pipelined + spilled), i))
+        # Layers that use the same weights follow each other: once the first has them, they cost the others nothing.
+        owners = {i: self._owner(i, pipelined) for i in indices}
+        return sorted(indices, key=lambda i: (-self._reads(owners[i], owners[i] < pipelined + spilled), owners[i], i))
+
+    def _owner(self, index: int, pipelined: int) -> int:
+        """The layer on the shared engine that has the weights of a layer: itself, unless an earlier one shares them."""
+        name = self.network.layers[index].weights_of
+        owner = index if name is None else self._index[name]
+        return owner if owner >= pipelined else index
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {layer.name: index for index, layer in enumerate(self.network.layers)}
 
     def _reads(self, index: int, is_spilled: bool) -> int:
         return self.network.layers[index].out_height if is_spilled else 1
@@ -228,7 +240,7 @@ class Segments:
             resident layers of shape (numbers, engines).
         """
         order = self._residency(pipelined, spilled)
-        needs = [self._needs(i, i < pipelined + spilled) for i in order]
+        needs = [self._needs(i, i < pipelined + spilled, self._owner(i, pipelined) == i) for i in order]
         engines = len(self._engine_grid[0])
         numbers = np.arange(len(order) + 1) if streams else np.array([len(order)])
         none = np.zeros((1, len(FIELDS), engines), dtype=np.int64)
@@ -259,10 +271,10 @@ class Segments:
         pe, simd = np.array(pairs, dtype=np.int64).T
         return pe, simd
 
-    def _needs(self, index: int, is_spilled: bool) -> tuple[Array, Array]:
+    def _needs(self, index: int, is_spilled: bool, keeps_weights: bool) -> tuple[Array, Array]:
         """What a layer asks of each engine, shape (resident or streamed, fields, engines), and its cycles."""
         layer = self.network.layers[index]
-        key = ("needs", layer.name, self.config[layer.name], is_spilled)
+        key = ("needs", layer.name, self.config[layer.name], is_spilled, keeps_weights)
         if key not in self._cache:
             config, storage = self.config[layer.name], self.storages[layer.name]
             flow = DataFlow.SPILLED if is_spilled else DataFlow.FRAME
@@ -273,7 +285,7 @@ class Segments:
             ]
             table = np.zeros((2, len(FIELDS), len(pe)), dtype=np.int64)
             for row, grid in zip(table, grids, strict=True):
-                need = shared_layer(layer, config, storage, grid)
+                need = shared_layer(layer, config, storage, grid, keeps_weights=keeps_weights)
                 for i, name in enumerate(FIELDS):
                     row[i] = getattr(need, name)
             self._cache[key] = table, layer_cycles(layer, grids[0])

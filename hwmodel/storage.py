@@ -7,7 +7,7 @@ counts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from math import ceil, exp, lgamma, log, log2, prod
@@ -65,6 +65,11 @@ class WeightStorage:
         """Everything that is stored for the layer."""
         return self.value_bits + self.index_bits + self.scale_bits + self.bias_bits
 
+    def without_weights(self) -> WeightStorage:
+        """What a layer stores that uses the weights of another one: its multipliers, shifts and biases."""
+        own_bits = self.scale_bits + self.bias_bits
+        return replace(self, value_bits=0, index_bits=0, entropy_bound_bits=own_bits)
+
     @property
     def weight_bits(self) -> int:
         """Values and indices: what streams in when weights are not resident."""
@@ -110,6 +115,11 @@ def weight_storage(layer: LayerSpec, config: LayerConfig) -> WeightStorage:
         kept_groups=kept,
         kept_weights=kept * weights_per_group,
     )
+
+
+def stored(layer: LayerSpec, storage: WeightStorage) -> WeightStorage:
+    """What the files hold for a layer with this storage: shared weights are with the layer that owns them."""
+    return storage if layer.weights_of is None else storage.without_weights()
 
 
 def cheapest_index(groups: int, kept: int, filters: int) -> tuple[IndexCoding, int, int]:

@@ -53,7 +53,8 @@ class CostTable:
         schedule: The schedule that the costs hold for.
 
     Raises:
-        SpecError: Choices are missing, empty, or name unknown layers; the schedule does not match the network.
+        SpecError: Choices are missing, empty, or name unknown layers, or differ between layers that share weights; the
+            schedule does not match the network.
         BudgetError: No schedule was given, and not even the cheapest choices fit.
     """
 
@@ -73,6 +74,11 @@ class CostTable:
         unknown = [name for name in choices if name not in names]
         if missing or unknown:
             raise SpecError(f"choices for network {network.name!r}: missing or empty {missing}, unknown {unknown}")
+        owners = {layer.name: layer.weights_of for layer in network.weighted if layer.weights_of is not None}
+        for name, owner in owners.items():
+            if tuple(choices[name]) != tuple(choices[owner]):
+                raise SpecError(f"choices of layer {name!r}: it uses the weights of {owner!r} and needs its choices")
+        self._sharing = [(names.index(name), names.index(owner)) for name, owner in owners.items()]
         self.network = network
         self.board = board
         self.layers = names
@@ -110,7 +116,8 @@ class CostTable:
             `bits_per_weight`, `compression`, `fps`, `gops` and `energy_rel` are floats, the others integers.
 
         Raises:
-            SpecError: `indices` has another shape or dtype, or names a choice that a layer does not have.
+            SpecError: `indices` has another shape or dtype, names a choice that a layer does not have, or differs
+                between layers that share weights.
         """
         index = np.asarray(indices)
         if index.ndim != 2 or index.shape[1] != len(self.layers) or index.dtype.kind not in "iu":
@@ -124,6 +131,12 @@ class CostTable:
                 f"indices[{row}, {column}]={index[row, column]}: layer {self.layers[column]!r} has choices "
                 f"0..{self._sizes[column] - 1}"
             )
+        for column, owner in self._sharing:
+            if (index[:, column] != index[:, owner]).any():
+                raise SpecError(
+                    f"indices[:, {column}] differ from indices[:, {owner}]: layer {self.layers[column]!r} uses the "
+                    f"weights of {self.layers[owner]!r}"
+                )
         sums, energy = self._gather(index)
         terms = self._terms
         if terms.width_rows or terms.rescaled_inputs or not self._has_shared_table:

@@ -35,7 +35,7 @@ from hwmodel.resources import (
     shared_memories,
     weight_memories,
 )
-from hwmodel.storage import MULTIPLIER_BITS, SHIFT_BITS, weight_storage
+from hwmodel.storage import MULTIPLIER_BITS, SHIFT_BITS, stored, weight_storage
 from hwmodel.traffic import Placement, elements, place, tensor_bits
 
 Array = NDArray[np.int64]
@@ -167,8 +167,8 @@ class Terms:
         plan = self.schedule[layer.name]
         storage = weight_storage(layer, config)
         row = {
-            "stored_bits": storage.total_bits,
-            "entropy_bound_bits": storage.entropy_bound_bits,
+            "stored_bits": stored(layer, storage).total_bits,
+            "entropy_bound_bits": stored(layer, storage).entropy_bound_bits,
             "offchip_weight_bits": weight_reads(layer, plan) * storage.weight_bits,
             "baseline_offchip_bits": storage.weight_bits,
         }
@@ -181,7 +181,7 @@ class Terms:
             row |= {"lut": array.lut, "dsp": array.dsp}
             memories = (*weight_memories(layer, config, storage, plan), *pipelined_memories(layer, config, plan))
         else:
-            need = shared_layer(layer, config, storage, plan)
+            need = shared_layer(layer, config, storage, plan, keeps_weights=self.schedule.keeps_weights(layer))
         energy = mac_energy_pj(layer, config, storage) + on_chip_energy_pj(layer, config, storage, plan)
         return self._terms(memories, **row), need, energy
 

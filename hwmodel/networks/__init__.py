@@ -18,6 +18,7 @@ from hwmodel.networks.darknet import (
     yolov3_tiny,
 )
 from hwmodel.networks.resnet import resnet18, resnet20, resnet50, resnet56, resnet152
+from hwmodel.networks.retinanet import retinanet_r50
 
 NETWORKS: Mapping[str, Callable[[], NetworkSpec]] = MappingProxyType(
     {
@@ -37,6 +38,7 @@ NETWORKS: Mapping[str, Callable[[], NetworkSpec]] = MappingProxyType(
             yolov3,
             yolov3_tiny,
             sim_yolo_v2_fpga,
+            retinanet_r50,
         )
     }
 )

@@ -36,11 +36,21 @@ class NetworkBuilder:
         padding: int | None = None,
         groups: int = 1,
         activation: str = "relu",
+        weights_of: str | None = None,
     ) -> str:
         """A square convolution, padded by half the kernel unless told otherwise."""
         pad = kernel // 2 if padding is None else padding
         return self._window(
-            name, Op.CONV, source, out_channels, kernel, stride, pad, groups=groups, activation=activation
+            name,
+            Op.CONV,
+            source,
+            out_channels,
+            kernel,
+            stride,
+            pad,
+            groups=groups,
+            activation=activation,
+            weights_of=weights_of,
         )
 
     def max_pool(self, name: str, source: str, kernel: int, stride: int, padding: int = 0) -> str:
@@ -65,6 +75,11 @@ class NetworkBuilder:
         """Element-wise sum."""
         shape = self._shapes[first]
         return self._add(name, Op.ADD, (first, second), shape, shape, activation=activation)
+
+    def lookup(self, name: str, source: str, activation: str) -> str:
+        """A function of each code that no convolution can take over."""
+        shape = self._shapes[source]
+        return self._add(name, Op.LOOKUP, (source,), shape, shape, activation=activation)
 
     def concat(self, name: str, *sources: str) -> str:
         """Concatenation of channels."""
@@ -105,6 +120,7 @@ class NetworkBuilder:
         *,
         groups: int = 1,
         activation: str = "none",
+        weights_of: str | None = None,
     ) -> str:
         _, rows, columns = self._shapes[source]
         shape = (
@@ -123,6 +139,7 @@ class NetworkBuilder:
             padding=(padding, padding),
             groups=groups,
             activation=activation,
+            weights_of=weights_of,
         )
 
     def _add(self, name: str, op: Op, inputs: tuple[str, ...], ifm: Shape, ofm: Shape, **geometry: object) -> str:

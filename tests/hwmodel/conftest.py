@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hwmodel import INPUT, LayerSpec, NetworkSpec, Op
@@ -49,6 +51,20 @@ def residual_network() -> NetworkSpec:
         LayerSpec("fc", Op.LINEAR, ("flat",), 24, 1, 1, 10, 1, 1),
     )
     return NetworkSpec("residual", 3, 16, 16, layers)
+
+
+@pytest.fixture(scope="session")
+def sharing_network() -> NetworkSpec:
+    """Two maps and a head of two convolutions that serves both."""
+    layers = (
+        conv("stem", INPUT, 4, 8, 16),
+        conv("down", "stem", 8, 8, 16, stride=2),
+        conv("head1", "stem", 8, 8, 16),
+        conv("head2", "head1", 8, 12, 16),
+        replace(conv("head1.1", "down", 8, 8, 8), weights_of="head1"),
+        replace(conv("head2.1", "head1.1", 8, 12, 8), weights_of="head2"),
+    )
+    return NetworkSpec("sharing", 4, 16, 16, layers)
 
 
 @pytest.fixture(scope="session")

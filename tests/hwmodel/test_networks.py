@@ -13,6 +13,8 @@ from hwmodel.networks.builder import NetworkBuilder
 # darknet: computed from pjreddie/darknet cfg/*.cfg at f6afaab, convolutions only.
 # CIFAR ResNets: akamaster/pytorch_resnet_cifar10, 269,722 and 853,018 parameters, less batch norm and bias; MACs
 #   computed from section 4.2 of the ResNet paper.
+# RetinaNet: torchvision's COCO_V1, 151.54e9 multiply-accumulates at 800 x 800; biases: 256 of each of the pyramid's 8
+#   convolutions and the heads' 8 hidden ones, 819 and 36 of the results.
 # Sim-YOLO-v2: Nguyen et al. 2019, table IV; 17.18 GOP printed.
 PUBLISHED = {
     "resnet18": (11_689_512 - 9_600 - 1_000, 1.814e9),
@@ -28,6 +30,7 @@ PUBLISHED = {
     "yolo_voc_2_0": (67_116_896, 17.4491e9),
     "yolov3": (61_895_776, 32.9320e9),
     "yolov3_tiny": (8_845_488, 2.7825e9),
+    "retinanet_r50": (34_014_999 - 16 * 256 - 819 - 36, 151.54e9),
     "sim_yolo_v2_fpga": (14_688_096, 17.177e9 / 2),
 }
 
@@ -58,6 +61,7 @@ def test_output_shapes() -> None:
         "yolov3_tiny": [(255, 13), (255, 26)],
         "resnet152": [(1000, 1)],
         "mobilenet_v2": [(1000, 1)],
+        "retinanet_r50": [(channels, size) for size in (100, 50, 25, 13, 7) for channels in (819, 36)],
     }
     for name, want in shapes.items():
         network = load_network(name)

@@ -48,7 +48,7 @@ SPACE = Space(
 
 
 def random_network(pick: np.random.Generator) -> NetworkSpec:
-    """Up to six layers: convolutions, now and then a shortcut or a pooling."""
+    """Up to six layers: convolutions, now and then with another one's weights, a shortcut or a pooling."""
     layers: list[LayerSpec] = []
     source, channels, size = INPUT, 2, 8
     kept: str | None = None  # an earlier tensor of the same shape
@@ -57,7 +57,12 @@ def random_network(pick: np.random.Generator) -> NetworkSpec:
         name = f"{kind}{len(layers)}"
         if kind == "conv" or not layers:
             out_channels = int(pick.choice([2, 4])) if kept is None else channels
-            layers.append(conv(name, source, channels, out_channels, size, int(pick.choice([1, 3]))))
+            layer = conv(name, source, channels, out_channels, size, int(pick.choice([1, 3])))
+            alike = [
+                other.name for other in layers if other.weight_shape == layer.weight_shape and not other.weights_of
+            ]
+            shares = layer.has_weights and alike and pick.random() < 0.4
+            layers.append(replace(layer, weights_of=str(pick.choice(alike))) if shares else layer)
             kept = source if out_channels == channels and source != INPUT else None
             channels = out_channels
         elif kind == "add" and kept is not None and kept != source:
@@ -78,7 +83,8 @@ def random_network(pick: np.random.Generator) -> NetworkSpec:
 def random_config(network: NetworkSpec, pick: np.random.Generator) -> NetworkConfig:
     """Random dense or two-plane precision per layer."""
     choices = [LayerConfig(1, 4), LayerConfig(4, 4), LayerConfig(8, 8), LayerConfig(1, 4, 0.9, "binary_plus_sparse")]
-    return NetworkConfig(tuple((layer.name, choices[pick.integers(4)]) for layer in network.weighted))
+    drawn = {layer.name: choices[pick.integers(4)] for layer in network.weighted}
+    return NetworkConfig(tuple((layer.name, drawn[layer.weights_of or layer.name]) for layer in network.weighted))
 
 
 def exhaustive(segments: Segments, board: Board) -> tuple[int, int, int] | None:

@@ -57,23 +57,36 @@ def some_schedule(network: NetworkSpec, cut: int, spilled: int, pick: np.random.
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_equals_estimate(residual_network: NetworkSpec, seed: int) -> None:
+@given(seed=st.integers(0, 2**32 - 1), shares=st.booleans())
+def test_equals_estimate(residual_network: NetworkSpec, sharing_network: NetworkSpec, seed: int, shares: bool) -> None:
     rng = np.random.default_rng(seed)
-    cut = int(rng.integers(0, len(residual_network.layers) + 1))
-    spilled = int(rng.integers(0, len(residual_network.layers) + 1 - cut))
-    schedule = some_schedule(residual_network, cut, spilled, rng)
+    network = sharing_network if shares else residual_network
+    cut = int(rng.integers(0, len(network.layers) + 1))
+    spilled = int(rng.integers(0, len(network.layers) + 1 - cut))
+    schedule = some_schedule(network, cut, spilled, rng)
     choices = {
         layer.name: [CHOICES[i] for i in rng.permutation(len(CHOICES))[: rng.integers(1, 6)]]
-        for layer in residual_network.weighted
+        for layer in network.weighted
     }
-    table = CostTable(residual_network, BOARD, choices, schedule, sum_bit_width=int(rng.choice([4, 8, 16])))
+    owners = [layer.weights_of or layer.name for layer in network.weighted]
+    choices = {layer.name: choices[owner] for layer, owner in zip(network.weighted, owners, strict=True)}
+    table = CostTable(network, BOARD, choices, schedule, sum_bit_width=int(rng.choice([4, 8, 16])))
     indices = np.stack([rng.integers(0, len(choices[name]), 5) for name in table.layers], axis=1)
+    indices = indices[:, [table.layers.index(owner) for owner in owners]]
     columns = table.evaluate(indices)
     for row in range(len(indices)):
-        report = estimate(residual_network, table.config(indices[row]), BOARD, schedule)
+        report = estimate(network, table.config(indices[row]), BOARD, schedule)
         for name, values in columns.items():
             assert values[row] == pytest.approx(getattr(report, name), rel=1e-12), name
+
+
+def test_shared_weights_need_the_same_choice(sharing_network: NetworkSpec) -> None:
+    choices = {layer.name: CHOICES[:3] for layer in sharing_network.weighted}
+    table = CostTable(sharing_network, BOARD, choices)
+    with pytest.raises(SpecError, match=r"indices\[:, 4\] differ from indices\[:, 2\]: layer 'head1.1' uses"):
+        table.evaluate([[0, 0, 1, 0, 2, 0]])
+    with pytest.raises(SpecError, match=r"layer 'head2.1': it uses the weights of 'head2' and needs its choices"):
+        CostTable(sharing_network, BOARD, choices | {"head2.1": CHOICES[:2]})
 
 
 def test_columns_cover_the_totals(plain_network: NetworkSpec) -> None:
