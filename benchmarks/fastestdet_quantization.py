@@ -69,7 +69,7 @@ def compare_integers(
         ours, theirs = deployed.layer_codes(batch), packed.layer_codes(batch.numpy())
         differing += sum(int((ours[name].numpy() != theirs[name]).sum()) for name in ours)
         codes = torch.from_numpy(theirs[network.outputs[0]]).float()
-        meter.update(codes * packed.output_scale, targets)
+        meter.update(codes * packed.output_scales[0], targets)
     return differing
 
 

@@ -213,6 +213,8 @@ class NetworkSpec:
         input_height: Rows of the network input.
         input_width: Pixels per row of the network input.
         layers: Layers in execution order; every input is the network's or an earlier layer's.
+        outputs: Names of the layers whose ofm are the network's results, in the order in which they are returned; by
+            default those that no layer reads.
 
     Raises:
         SpecError: A name occurs twice, an input is unknown, shapes of neighbours differ, or a layer uses the weights of
@@ -224,6 +226,7 @@ class NetworkSpec:
     input_height: int
     input_width: int
     layers: tuple[LayerSpec, ...] = field(repr=False)
+    outputs: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -241,6 +244,13 @@ class NetworkSpec:
             self._check_owner(layer, earlier)
             earlier[layer.name] = layer
             shapes[layer.name] = (layer.out_channels, layer.out_height, layer.out_width)
+        unread = tuple(layer.name for layer in self.layers if not self.consumers[layer.name])
+        object.__setattr__(self, "outputs", tuple(self.outputs) or unread)
+        if len(set(self.outputs)) < len(self.outputs) or not set(unread) <= set(self.outputs) <= set(self.by_name):
+            raise SpecError(
+                f"network {self.name!r}: outputs={self.outputs}, expected different layers, among them {unread}, "
+                "which no layer reads"
+            )
 
     @staticmethod
     def _check_operands(layer: LayerSpec, operands: list[tuple[int, int, int]]) -> None:
@@ -288,11 +298,6 @@ class NetworkSpec:
         """Layers that read each tensor, by the producer's name (`"input"` included)."""
         names = (INPUT, *(layer.name for layer in self.layers))
         return {name: tuple(layer for layer in self.layers if name in layer.inputs) for name in names}
-
-    @cached_property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the layers that nothing reads: the network's results."""
-        return tuple(layer.name for layer in self.layers if not self.consumers[layer.name])
 
     @property
     def total_weights(self) -> int:

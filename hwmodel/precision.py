@@ -280,6 +280,7 @@ def ofm_bit_widths(network: NetworkSpec, config: NetworkConfig) -> dict[str, int
 
     for name in (*(layer.name for layer in reversed(network.layers)), INPUT):
         readers = network.consumers[name]
-        widths[name] = max(map(asked_by, readers)) if readers else config.output_bit_width
+        asked = [asked_by(reader) for reader in readers]
+        widths[name] = max([*asked, config.output_bit_width] if name in network.outputs else asked)
     widths[INPUT] = config.input_bit_width
     return widths

@@ -260,7 +260,7 @@ def _width_readers(network: NetworkSpec, widths: Mapping[str, int]) -> tuple[dic
     floor: dict[str, int] = {}
     for name in (*(layer.name for layer in reversed(network.layers)), INPUT):
         readers[name], floor[name] = set(), 0
-        if not network.consumers[name]:
+        if name in network.outputs:
             floor[name] = widths["output_bit_width"]
         for reader in network.consumers[name]:
             if reader.has_weights:

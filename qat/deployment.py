@@ -271,22 +271,17 @@ class DeployedNetwork(nn.Module):
         return self.get_buffer(f"{name}_{self._place[spec.name]}")
 
     @property
-    def output_scale(self) -> float:
-        """Value of one step of the output codes."""
-        return self.integers.layers[self.integers.network.layers[-1].name].ofm_scale
+    def output_scales(self) -> tuple[float, ...]:
+        """Value of one step of the codes of each result, in the order of `NetworkSpec.outputs`."""
+        return self.integers.output_scales
 
     @torch.no_grad()
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Output codes, int64 (N, classes) or (N, C, H, W), of uint8 images (N, C, H, W).
-
-        Raises:
-            ValueError: The network has several results.
-        """
-        outputs = self.integers.network.outputs
-        if len(outputs) > 1:
-            raise ValueError(f"the network has several results, {list(outputs)}: take them from layer_codes()")
-        result = self.layer_codes(images_NCHW)[self.integers.network.layers[-1].name]
-        return result.flatten(1) if result.shape[2:] == (1, 1) else result
+    def forward(self, images_NCHW: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Output codes, int64 (N, classes) or (N, C, H, W), of uint8 images (N, C, H, W); several as a tuple."""
+        codes = self.layer_codes(images_NCHW)
+        found = [codes[name] for name in self.integers.network.outputs]
+        results = tuple(result.flatten(1) if result.shape[2:] == (1, 1) else result for result in found)
+        return results[0] if len(results) == 1 else results
 
     @torch.no_grad()
     def layer_codes(self, images_NCHW: Tensor) -> dict[str, Tensor]:

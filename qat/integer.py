@@ -128,3 +128,8 @@ class IntegerNetwork:
     layers: Mapping[str, IntegerLayer]
     input_codes: NDArray[np.int16]
     class_names: tuple[str, ...] = ()
+
+    @property
+    def output_scales(self) -> tuple[float, ...]:
+        """Value of one step of the codes of each result, in the order of `NetworkSpec.outputs`."""
+        return tuple(self.layers[name].ofm_scale for name in self.network.outputs)

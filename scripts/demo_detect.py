@@ -31,7 +31,7 @@ def stage(config: Config, run: RunFolder) -> int:
     codes = torch.from_numpy(packed.run(images.numpy())).float()
     answers = {
         "float": objective.detections(maps),
-        f"integer, {best.compression:.1f}x smaller": objective.detections(codes * packed.output_scale),
+        f"integer, {best.compression:.1f}x smaller": objective.detections(codes * packed.output_scales[0]),
     }
     draw_detections(images, targets, answers, setup.data.class_names, run.path / "detections.png")
     print(f"pictures:     {run.path / 'detections.png'}")

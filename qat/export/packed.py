@@ -75,9 +75,9 @@ class PackedModel:
         return self.integers.class_names
 
     @property
-    def output_scale(self) -> float:
-        """Value of one step of the output codes."""
-        return self.integers.layers[self.network.layers[-1].name].ofm_scale
+    def output_scales(self) -> tuple[float, ...]:
+        """Value of one step of the codes of each result, in the order of `NetworkSpec.outputs`."""
+        return self.integers.output_scales
 
     @cached_property
     def stored_bits_by_stream(self) -> Mapping[str, int]:
@@ -104,8 +104,8 @@ class PackedModel:
         """Integer inference of this network."""
         return IntegerRuntime(self.integers)
 
-    def run(self, images_NCHW: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """Output codes of the last layer: (N, classes), or (N, C, H, W) if it gives maps.
+    def run(self, images_NCHW: NDArray[np.uint8]) -> NDArray[np.int32] | tuple[NDArray[np.int32], ...]:
+        """Output codes: (N, classes), or (N, C, H, W) where they are maps; of several results a tuple.
 
         Args:
             images_NCHW: uint8, shape (N, C, H, W).

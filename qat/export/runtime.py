@@ -5,7 +5,7 @@ The formulas are those of `qat.integer`; the arithmetic is that of `qat.export.k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -49,25 +49,26 @@ class IntegerRuntime:
         }
         self._batch = max(1, BATCH_BYTES // max(map(_temporary_bytes, network.network.layers)))
 
-    def run(self, images_NCHW: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """Output codes of the last layer.
+    def run(self, images_NCHW: NDArray[np.uint8]) -> NDArray[np.int32] | tuple[NDArray[np.int32], ...]:
+        """Output codes.
 
         Args:
             images_NCHW: uint8, shape (N, C, H, W).
 
         Returns:
-            (N, classes) if the last layer gives one pixel, else (N, C, H, W).
+            (N, classes) if the result has one pixel, else (N, C, H, W); of several results a tuple, in the order of
+            `NetworkSpec.outputs`.
 
         Raises:
-            ValueError: The images have another type or shape, or the network has several results.
+            ValueError: The images have another type or shape.
         """
         outputs = self.network.network.outputs
-        if len(outputs) > 1:
-            raise ValueError(f"the network has several results, {list(outputs)}: take them from layer_codes()")
-        name = self.network.network.layers[-1].name
-        parts = [_to_NCHW(codes) for layer, codes in self._execute(images_NCHW) if layer == name]
-        result = np.concatenate(parts) if parts else self._empty(name)
-        return result.reshape(result.shape[:2]) if result.shape[2:] == (1, 1) else result
+        found = self._collect(images_NCHW, outputs)
+        results = tuple(
+            codes.reshape(codes.shape[:2]) if codes.shape[2:] == (1, 1) else codes
+            for codes in (found[name] for name in outputs)
+        )
+        return results[0] if len(results) == 1 else results
 
     def layer_codes(self, images_NCHW: NDArray[np.uint8]) -> dict[str, NDArray[np.int32]]:
         """Codes of every layer's ofm, (N, C, H, W), by layer name in execution order.
@@ -78,9 +79,13 @@ class IntegerRuntime:
         Raises:
             ValueError: The images have another type or shape.
         """
-        parts: dict[str, list[NDArray[np.int32]]] = {spec.name: [] for spec in self.network.network.layers}
+        return self._collect(images_NCHW, [spec.name for spec in self.network.network.layers])
+
+    def _collect(self, images_NCHW: NDArray[np.uint8], names: Sequence[str]) -> dict[str, NDArray[np.int32]]:
+        parts: dict[str, list[NDArray[np.int32]]] = {name: [] for name in names}
         for name, codes in self._execute(images_NCHW):
-            parts[name].append(_to_NCHW(codes))
+            if name in parts:
+                parts[name].append(_to_NCHW(codes))
         return {name: np.concatenate(found) if found else self._empty(name) for name, found in parts.items()}
 
     def _execute(self, images_NCHW: NDArray[np.uint8]) -> Iterator[tuple[str, Codes]]:

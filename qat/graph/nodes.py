@@ -99,7 +99,7 @@ class Graph:
             layers.append(layer)
             shapes[node.name] = (layer.out_channels, layer.out_height, layer.out_width)
         try:
-            return NetworkSpec(self.name, *input_shape, layers=tuple(layers))
+            return NetworkSpec(self.name, *input_shape, tuple(layers), tuple(dict.fromkeys(self.outputs)))
         except SpecError as error:
             raise TraceError(f"{error}; the network's input was given as (C, H, W) = {input_shape}") from error
 

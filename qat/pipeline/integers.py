@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hwmodel import NetworkConfig, Schedule
 from qat.config import Config
@@ -48,6 +50,15 @@ def _load(setup: Setup, folder: Path) -> QuantNetwork:
     return load_quantized(setup.float_model, config, folder / "model.ckpt")
 
 
+def _values(
+    codes: NDArray[np.int32] | tuple[NDArray[np.int32], ...], scales: tuple[float, ...]
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """Output codes as a network in float would return them."""
+    if isinstance(codes, tuple):
+        return tuple(torch.from_numpy(one).float() * scale for one, scale in zip(codes, scales, strict=True))
+    return torch.from_numpy(codes).float() * scales[0]
+
+
 @torch.no_grad()
 def verify(cfg: Config, run: RunFolder) -> int:
     """Compares the packed files with the deployed model, code for code, over all test images and all layers.
@@ -72,7 +83,7 @@ def verify(cfg: Config, run: RunFolder) -> int:
             ours = deployed.layer_codes(images)
             theirs = packed.layer_codes(images.numpy())
             differing += sum(int((ours[name].numpy() != theirs[name]).sum()) for name in ours)
-            outputs = torch.from_numpy(packed.run(images.numpy())).float() * packed.output_scale
+            outputs = _values(packed.run(images.numpy()), packed.output_scales)
             meter.update(outputs, targets)
             hits = setup.objective.hits(outputs, targets)
             float_hits = setup.objective.hits(setup.float_model(setup.normalization(images)), targets)

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
+import hwmodel
 import qat
+import qat.export
 from hwmodel import Granularity, LayerConfig, NetworkConfig, WeightFormat, uniform
 from qat.deployment import DeployedNetwork
 from qat.errors import ExportError
@@ -177,6 +179,39 @@ def test_random_networks(data: st.DataObject, seed: int, channels: int) -> None:
             raise
         reject()  # a tensor is 0 on all calibration images: no step suits it
     _assert_no_code_differs(deployed, pack(deployed.integers), images(4, 8, seed + 1))
+
+
+class EarlyResult(nn.Module):
+    """Returns its last map and, behind it, one that the last layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.last = nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        early = F.relu(self.first(x))
+        return self.last(early), early
+
+
+def test_results_that_other_layers_read(tmp_path: Path) -> None:
+    model = settle(EarlyResult())
+    network = qat.trace(model, (3, 8, 8))
+    assert network.outputs == ("last", "first")
+    prepared = qat.prepare(model, uniform(network, 4, 4, end_bit_width=None), (3, 8, 8))
+    prepared.calibrate([Normalization.unit(3)(images(16, 8))])
+    deployed = qat.deploy(prepared.eval())
+    schedule = hwmodel.schedule(network, prepared.config, hwmodel.load_board("zcu104"))
+    qat.export.export(prepared, tmp_path / "packed", schedule)
+    packed = qat.export.load_packed(tmp_path / "packed")
+    batch = images(4, 8, 1)
+    _assert_no_code_differs(deployed, packed, batch)
+    ours, theirs = deployed(batch), packed.run(batch.numpy())
+    assert [codes.tolist() for codes in ours] == [codes.tolist() for codes in theirs]
+    for codes, scale, values in zip(ours, packed.output_scales, prepared(Normalization.unit(3)(batch)), strict=True):
+        assert (codes * scale - values).abs().mean() < 0.05 * values.std()
+    # The result keeps its 16 bits; who reads it takes 4.
+    assert int(deployed.layer_codes(batch)["first"].max()) > 255
 
 
 def test_a_difference_would_be_seen() -> None:

@@ -208,10 +208,10 @@ def test_integers_answer_as_the_quantized_network_does(scenes: DetectionDataModu
     figures = evaluate(model, batches, NORMALIZATION, objective)
     meter = objective.meter()
     for images, targets in batches:
-        meter.update(deployed(images).float() * deployed.output_scale, targets)
+        meter.update(deployed(images).float() * deployed.output_scales[0], targets)
     integers = meter.compute()
     assert integers["loss"] == pytest.approx(figures["loss"], rel=0.02)
-    step = deployed.output_scale
+    step = deployed.output_scales[0]
     for images, _ in batches:
         difference = deployed(images).float() * step - model(NORMALIZATION(images))
         # Rounding once per layer differs from rounding in float where a value lies between two codes.
