@@ -44,6 +44,9 @@ NETWORKS: Mapping[str, Callable[[], NetworkSpec]] = MappingProxyType(
 )
 """Tables by network name."""
 
+ALIASES: Mapping[str, str] = MappingProxyType({"tiny_yolov2": "yolov2_tiny_voc", "yolov2": "yolov2_voc"})
+"""Other names in use, by which `load_network` finds a table too."""
+
 
 def network_names() -> tuple[str, ...]:
     """Names of the networks that `load_network` knows, sorted."""
@@ -54,7 +57,7 @@ def load_network(name: str) -> NetworkSpec:
     """Layer table of a published network.
 
     Args:
-        name: One of `network_names()`.
+        name: One of `network_names()`, or of `ALIASES`.
 
     Raises:
         SpecError: There is no table of that name.
@@ -63,6 +66,6 @@ def load_network(name: str) -> NetworkSpec:
     268336
     """
     try:
-        return NETWORKS[name]()
+        return NETWORKS[ALIASES.get(name, name)]()
     except KeyError:
         raise SpecError(f"network {name!r} has no layer table; there are {list(network_names())}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from qat.pipeline.setup import Setup, train
 from qat.report import Result
 from qat.runs import RunFolder
 from qat.search.display import SearchDisplay
+from qat.search.export import export_parquet
 from qat.search.loop import SearchSettings, search_on
 from qat.search.proposer import ProposerSettings
 from qat.search.sensitivity import SensitivityProfile, measure
@@ -64,6 +66,8 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
             observers=[SearchDisplay(space, targets)],
         )
         store.export_csv(run.path / "trials.csv")
+        if find_spec("pyarrow"):
+            export_parquet(store.trials(), run.path / "trials.parquet")
     run.write_json("sensitivity.json", found.profile.to_dict())
     missing = [target.name for target in targets if target.name not in found.winners]
     if missing:

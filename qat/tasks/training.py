@@ -172,7 +172,7 @@ class TrainingTask(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs the figures of all validation batches, `val_loss` among them."""
         for name, value in self._meter.compute().items():
-            self.log(f"val_{name}", value, prog_bar=name == self.objective.score)
+            self.log(f"val_{name}", value, prog_bar=name == self.objective.score, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW; weight decay on weights only; warm-up, then a cosine to zero."""

@@ -74,6 +74,11 @@ def test_unknown_network_names_the_known_ones() -> None:
         load_network("resnet19")
 
 
+def test_other_names_in_use() -> None:
+    assert load_network("tiny_yolov2") == load_network("yolov2_tiny_voc")
+    assert load_network("yolov2") == load_network("yolov2_voc")
+
+
 def test_reorg_turns_space_into_channels() -> None:
     net = NetworkBuilder("n", 3, 8)
     net.reorg("r", "input", 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,7 @@ def test_the_run_folder_holds_everything(finished: tuple[Config, RunFolder]) -> 
         "sensitivity.json",
         "trials.sqlite",
         "trials.csv",
+        *(["trials.parquet"] if find_spec("pyarrow") else []),
         "summary.csv",
         "summary.json",
         "summary.md",
