@@ -141,3 +141,24 @@ def test_proposals_are_asynchronous_and_lost_trials_run_again(tmp_path: Path) ->
     again = len(executor.submitted) - 12
     assert again >= 2
     assert sum(t.attempts - 1 for t in result.trials) == again
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_search_on_ray(tmp_path: Path) -> None:
+    """On a cluster of its own; a worker that dies is reported as lost, what it raises is recorded."""
+    pytest.importorskip("ray", reason="Ray is an extra: pip install 'qat-fpga[cluster]'")
+    from qat.search.cluster import RayCluster
+
+    with RayCluster(functools.partial(make, tmp_path), workers=2, time_limit_s=2.0) as executor:
+        for number, seed in enumerate((0, 1, 2, 4, 5)):
+            executor.submit(task(number, seed))
+        found = drain(executor, 5)
+    assert found[0].metrics == {"accuracy": 0.5, "seed": 0.0}
+    assert found[1].error == "ValueError: no such layer"
+    assert found[2].lost
+    assert found[3].error == "accuracy is nan, expected a number in [0, 1]"
+    assert found[4].metrics == {"accuracy": 0.5, "seed": 5.0}
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert sorted(line.split()[0] for line in calls) == ["0", "1", "2", "4", "5"]  # Ray itself tries nothing again
+    assert {line.split()[2] for line in calls} == {"1"}
