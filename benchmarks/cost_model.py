@@ -3,7 +3,8 @@
     python benchmarks/cost_model.py
     python benchmarks/cost_model.py --peer-python /path/to/venv/bin/python
 
-By gather from a `CostTable` under a fixed schedule; from the formulas, one full report at a time; and with the schedule
+By gather from a `CostTable` under a fixed schedule; without a table (`estimate_many`: the formulas for every distinct
+choice of a layer, all of it counted); one full report at a time from the scalar reference; and with the schedule
 searched anew for every configuration.  Layers draw their precision at random.  CPU time counts, so that other work on
 the machine disturbs little.  The peer is zigzag-dse on ResNet-18, timed in the same run if a Python that has it is
 named; it searches mappings of every layer, so its figure belongs beside the schedules, not beside the gather.
@@ -22,7 +23,18 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel import Board, CostTable, LayerConfig, NetworkSpec, estimate, load_board, load_network, schedule, uniform
+from hwmodel import (
+    Board,
+    CostTable,
+    LayerConfig,
+    NetworkSpec,
+    estimate,
+    estimate_many,
+    load_board,
+    load_network,
+    schedule,
+    uniform,
+)
 from hwmodel.scheduler import Scheduler
 
 Array = NDArray[np.int64]
@@ -70,13 +82,15 @@ def table_of(network: NetworkSpec, board: Board) -> CostTable:
 
 
 def measure(network: NetworkSpec, board: Board, configurations: int) -> list[float]:
-    """Configurations per second by gather, as reports, with a new schedule each; seconds of the slowest schedule."""
+    """Configurations per second: gather, no table, reports, a new schedule each; seconds of the slowest schedule."""
     table, scheduler = table_of(network, board), Scheduler(network, board)
     indices = draw(network, configurations)
-    configs = [table.config(row) for row in indices[:10]]
+    many = [table.config(row) for row in indices[: configurations // 5]]
+    configs = many[:10]
     times = [1 / rate(1, lambda config=config: scheduler.schedule(config), repeats=1) for config in configs]
     return [
         rate(configurations, lambda: table.evaluate(indices)),
+        rate(len(many), lambda: estimate_many(network, many, board, table.schedule)),
         rate(10, lambda: [estimate(network, config, board, table.schedule) for config in configs]),
         len(times) / sum(times),
         max(times),
@@ -116,13 +130,14 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{datetime.now(UTC):%Y-%m-%d}, revision {revision()}, {processor()}, one core")
     print(f"python {platform.python_version()}, numpy {np.__version__}; {len(CHOICES)} choices per layer\n")
-    print("| network | layers | board | gather/s | reports/s | schedules/s | slowest schedule |")
-    print("|---|---|---|---|---|---|---|")
+    print("| network | layers | board | gather/s | no table/s | reports/s | schedules/s | slowest schedule |")
+    print("|---|---|---|---|---|---|---|---|")
     networks = [load_network(name) for name in ("yolov2_tiny_voc", "resnet20", "resnet50")]
     for network, board in [*((network, "u250") for network in networks), (networks[-1], "zcu102")]:
-        gather, reports, schedules, slowest = measure(network, load_board(board), args.configurations)
+        gather, formulas, reports, schedules, slowest = measure(network, load_board(board), args.configurations)
         print(
-            f"| {network.name} | {len(network.weighted)} | {board} | {gather:,.0f} | {reports:,.0f} | "
+            f"| {network.name} | {len(network.weighted)} | {board} "
+            f"| {gather:,.0f} | {formulas:,.0f} | {reports:,.0f} | "
             f"{schedules:.1f} | {slowest:.2f} s |",
             flush=True,
         )

@@ -4,7 +4,7 @@ from hwmodel.board import Board, board_names, load_board, load_boards
 from hwmodel.compute import Multiplier
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
 from hwmodel.errors import BoardError, BudgetError, HwModelError, SpecError
-from hwmodel.estimation import estimate
+from hwmodel.estimation import estimate, estimate_many
 from hwmodel.memory import MemoryUse, map_memory
 from hwmodel.network import INPUT, LayerSpec, NetworkSpec, Op
 from hwmodel.networks import load_network, network_names
@@ -43,6 +43,7 @@ __all__ = [
     "WeightStorage",
     "board_names",
     "estimate",
+    "estimate_many",
     "load_board",
     "load_boards",
     "load_network",

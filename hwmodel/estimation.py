@@ -1,14 +1,21 @@
-"""One call: what a configuration costs on a board."""
+"""One call: what a configuration, or what many, cost on a board."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hwmodel.board import Board
 from hwmodel.cost import cost_of
 from hwmodel.dataflow import Schedule
+from hwmodel.errors import SpecError
 from hwmodel.network import NetworkSpec
-from hwmodel.precision import NetworkConfig
+from hwmodel.precision import LayerConfig, NetworkConfig
 from hwmodel.report import CostReport
 from hwmodel.scheduler import schedule as best_schedule
+from hwmodel.table import CostTable
 
 
 def estimate(network: NetworkSpec, config: NetworkConfig, board: Board, schedule: Schedule | None = None) -> CostReport:
@@ -28,3 +35,71 @@ def estimate(network: NetworkSpec, config: NetworkConfig, board: Board, schedule
     if schedule is None:
         schedule = best_schedule(network, config, board)
     return cost_of(network, config, board, schedule)
+
+
+def estimate_many(
+    network: NetworkSpec, configs: Iterable[NetworkConfig], board: Board, schedule: Schedule
+) -> dict[str, NDArray[np.generic]]:
+    """What many configurations cost on a board under one schedule.
+
+    Every distinct precision of a layer goes through the formulas once, so that of n configurations only gathering and
+    adding remains.  Who draws from choices that are known beforehand saves that too with a `CostTable`.
+
+    Args:
+        network: The network.
+        configs: Precision of each layer, n >= 1 times.
+        board: The board; costs may exceed it, then `fits` is False.
+        schedule: How to execute all of them.
+
+    Returns:
+        Arrays of shape (n,) by column, in the order of `configs`; columns as of `CostTable.evaluate`.
+
+    Raises:
+        SpecError: A configuration or the schedule does not match the network, or there is no configuration.
+    """
+    columns: dict[str, NDArray[np.generic]] = {}
+    given = list(configs)
+    if not given:
+        raise SpecError("no configurations are given, expected at least one")
+    by_widths: dict[tuple[int, int, int], list[int]] = {}
+    for number, config in enumerate(given):
+        widths = (config.sum_bit_width, config.input_bit_width, config.output_bit_width)
+        by_widths.setdefault(widths, []).append(number)
+    for (sum_bits, input_bits, output_bits), numbers in by_widths.items():
+        choices, indices = _distinct(network, [given[number] for number in numbers])
+        table = CostTable(
+            network,
+            board,
+            choices,
+            schedule,
+            sum_bit_width=sum_bits,
+            input_bit_width=input_bits,
+            output_bit_width=output_bits,
+        )
+        for name, values in table.evaluate(indices).items():
+            columns.setdefault(name, np.empty(len(given), values.dtype))[numbers] = values
+    return columns
+
+
+def _distinct(
+    network: NetworkSpec, configs: list[NetworkConfig]
+) -> tuple[dict[str, list[LayerConfig]], NDArray[np.int64]]:
+    """The distinct choices of each layer, and which of them each configuration takes, shape (n, layers)."""
+    names = [layer.name for layer in network.weighted]
+    shares = any(layer.weights_of is not None for layer in network.weighted)
+    found: list[dict[LayerConfig, int]] = [{} for _ in names]
+    # Equal choices are mostly one object, whose identity is much quicker to look up than its value.
+    known: list[dict[int, int]] = [{} for _ in names]
+    indices = np.empty((len(configs), len(names)), dtype=np.int64)
+    for row, config in zip(indices, configs, strict=True):
+        in_order = [name for name, _ in config.layers] == names
+        if shares or not in_order:
+            config.check_matches(network)
+        layers = [layer for _, layer in config.layers] if in_order else [config[name] for name in names]
+        try:
+            row[:] = [places[id(layer)] for places, layer in zip(known, layers, strict=True)]
+        except KeyError:
+            for column, layer in enumerate(layers):
+                place = found[column].setdefault(layer, len(found[column]))
+                row[column] = known[column][id(layer)] = place
+    return dict(zip(names, map(list, found), strict=True)), indices

@@ -22,11 +22,8 @@ from hwmodel.network import INPUT, NetworkSpec
 from hwmodel.precision import LayerConfig, NetworkConfig
 from hwmodel.scheduler import schedule as best_schedule
 from hwmodel.storage import weight_storage
-from hwmodel.terms import RESCALE_BITS, TERMS, Terms
+from hwmodel.terms import MERGED_ROWS, RESCALE_BITS, TERMS, Terms
 from hwmodel.traffic import tensor_bits
-
-MERGED_ROWS = 1024
-"""Rows up to which tables of layers are merged into one."""
 
 CHUNK = 8192
 """Configurations that are scored at a time, so that intermediate results stay in the cache."""
@@ -172,9 +169,7 @@ class CostTable:
     def _has_shared_table(self) -> bool:
         """Whether the shared engine's cost is in a merged table: few combinations, buffers of fixed size."""
         columns = self._terms.shared_columns
-        tensors = {tensor for buffer in self._terms.buffers for tensor in buffer}
-        is_fixed = all(self._terms.fixed_width(tensor) is not None for tensor in tensors)
-        return is_fixed and prod(int(size) for size in self._sizes[columns]) <= MERGED_ROWS
+        return not self._terms.buffers and prod(int(size) for size in self._sizes[columns]) <= MERGED_ROWS
 
     def _merge(self) -> tuple[Array, list[tuple[Array, Array, Floats]]]:
         """Constant terms, and tables of layers merged as long as the product of their choices stays small.

@@ -43,6 +43,9 @@ Array = NDArray[np.int64]
 WIDTHS = range(17)
 """Bit widths that a tensor can have (0 is a place holder)."""
 
+MERGED_ROWS = 1024
+"""Rows up to which tables of layers are merged into one."""
+
 TERMS = (
     "stored_bits",
     "entropy_bound_bits",
@@ -84,7 +87,7 @@ class Terms:
         rescaled_inputs: (column of a layer, tensor it reads) where the tensor's width depends on choices.
         readers: By tensor: columns of the layers that set its width.
         shared_columns: Columns of the layers on the shared engine.
-        buffers: Tensors of each frame buffer.
+        buffers: Tensors of each frame buffer whose size depends on choices.
     """
 
     def __init__(
@@ -108,8 +111,7 @@ class Terms:
         is_shared = [not schedule[name].data_flow.is_pipelined for name in names]
         self.shared_columns = np.flatnonzero(is_shared)
         needs = np.array([[getattr(need, field) for field in SHARED_FIELDS] for _, need, _ in found], dtype=np.int64)
-        self._sums = needs[:, [SHARED_FIELDS.index(name) for name in SUMMED]]
-        self._maxima = needs[:, [SHARED_FIELDS.index(name) for name in MAXIMISED]]
+        self._needs = self._merge_needs(needs[:, [SHARED_FIELDS.index(name) for name in (*SUMMED, *MAXIMISED)]])
         self.readers, self._floor = _width_readers(network, bit_widths)
         self._add_tensors(names)
 
@@ -133,19 +135,55 @@ class Terms:
 
     def shared_needs(self, rows: Array) -> Array:
         """What the shared layers ask for together; `rows` has shape (n, shared layers)."""
-        sums, maxima = self._sums[rows].sum(axis=1), self._maxima[rows].max(axis=1)
-        needs: Array = np.concatenate([sums, maxima], axis=1)
+        needs: Array = np.zeros((len(rows), len(SHARED_FIELDS)), dtype=np.int64)
+        columns, found = np.ascontiguousarray(rows.T), np.empty_like(needs)
+        sums, maxima = (slice(None, len(SUMMED)), slice(len(SUMMED), None))
+        for start, strides, first_key, table in self._needs:
+            key = sum(columns[start + i] * stride for i, stride in enumerate(strides)) - first_key
+            np.take(table, key, axis=0, out=found, mode="clip")
+            needs[:, sums] += found[:, sums]
+            np.maximum(needs[:, maxima], found[:, maxima], out=needs[:, maxima])
         return needs
+
+    def _merge_needs(self, needs: Array) -> list[tuple[int, list[int], int, Array]]:
+        """What the shared layers ask for, some layers together: one row of a table for each combination of choices.
+
+        Args:
+            needs: Shape (choices of all layers, fields), first the summed ones.
+
+        Returns:
+            Of each table: the first of the shared layers that it is for; strides that turn their rows in `needs` into
+            its own, and what these give for first choices; its rows.
+        """
+        sizes = np.array([len(choices) for choices in self.choices.values()])
+        offsets = (np.cumsum(sizes) - sizes)[self.shared_columns]
+        sizes, summed = sizes[self.shared_columns], len(SUMMED)
+        merged, start = [], 0
+        while start < len(sizes):
+            stop = start + 1
+            while stop < len(sizes) and np.prod(sizes[start : stop + 1]) <= MERGED_ROWS:
+                stop += 1
+            table = np.zeros((1, needs.shape[1]), dtype=np.int64)
+            for first, size in zip(offsets[start:stop], sizes[start:stop], strict=True):
+                before, own = table[:, None], needs[None, first : first + size]
+                sums, maxima = before[..., :summed] + own[..., :summed], np.maximum(before, own)[..., summed:]
+                table = np.concatenate([sums, maxima], axis=2).reshape(-1, needs.shape[1])
+            strides = [int(np.prod(sizes[i + 1 : stop])) for i in range(start, stop)]
+            merged.append((start, strides, int(offsets[start:stop] @ strides), table))
+            start = stop
+        return merged
 
     def of_shared_engine(self, needs: Array) -> Array:
         """Terms of the shared engine's array and memories without frame buffers, from rows of `shared_needs`."""
         names = (*SUMMED, *MAXIMISED)
         terms = np.zeros((len(needs), len(TERMS)), dtype=np.int64)
         bits = needs[:, [names.index("weight_bit_width"), names.index("act_bit_width")]]
-        for weight_bit_width, act_bit_width in np.unique(bits, axis=0):
-            same = np.flatnonzero((bits == (weight_bit_width, act_bit_width)).all(axis=1))
+        kinds = bits @ (len(WIDTHS), 1)
+        for kind in np.flatnonzero(np.bincount(kinds)):
+            same = np.flatnonzero(kinds == kind)
+            weight_bit_width, act_bit_width = divmod(int(kind), len(WIDTHS))
             values = dict(zip(names, needs[same].T, strict=True))
-            values |= {"weight_bit_width": int(weight_bit_width), "act_bit_width": int(act_bit_width)}
+            values |= {"weight_bit_width": weight_bit_width, "act_bit_width": act_bit_width}
             need = SharedLayer(**values)
             engine = self.schedule.shared[0]
             array = shared_array(need, engine.pe, engine.simd, engine.multiplier, self.board.family)
@@ -209,8 +247,15 @@ class Terms:
         network = self.network
         placement = place(network, tuple(plan.data_flow for plan in self.schedule.layers))
         baseline = place(network, (DataFlow.SPILLED,) * len(network.layers))
-        self.buffers = [buffer.tensors for buffer in placement.buffers]
         self.constant = np.zeros(len(TERMS), dtype=np.int64)
+        self.buffers: list[tuple[str, ...]] = []
+        for tensors in (buffer.tensors for buffer in placement.buffers):
+            widths = [self.fixed_width(tensor) for tensor in tensors]
+            fixed_bits = [elements(network, t) * w for t, w in zip(tensors, widths, strict=True) if w is not None]
+            if len(fixed_bits) == len(tensors):
+                self.constant += self.of_frame_buffers(np.array([max(fixed_bits)]))[0]
+            else:
+                self.buffers.append(tensors)
         self.constant[:2] = sum(operation_stored_bits(layer) for layer in network.layers)
         self.width_rows: dict[str, Array] = {}
         for tensor in (INPUT, *(layer.name for layer in network.layers)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,12 +16,16 @@ from hwmodel import (
     LayerConfig,
     LayerSchedule,
     Multiplier,
+    NetworkConfig,
     NetworkSpec,
     Schedule,
     SpecError,
     WeightPlace,
     estimate,
+    estimate_many,
     load_board,
+    schedule,
+    uniform,
 )
 
 BOARD = load_board("zcu104")
@@ -63,21 +69,51 @@ def test_equals_estimate(residual_network: NetworkSpec, sharing_network: Network
     network = sharing_network if shares else residual_network
     cut = int(rng.integers(0, len(network.layers) + 1))
     spilled = int(rng.integers(0, len(network.layers) + 1 - cut))
-    schedule = some_schedule(network, cut, spilled, rng)
+    plan = some_schedule(network, cut, spilled, rng)
     choices = {
         layer.name: [CHOICES[i] for i in rng.permutation(len(CHOICES))[: rng.integers(1, 6)]]
         for layer in network.weighted
     }
     owners = [layer.weights_of or layer.name for layer in network.weighted]
     choices = {layer.name: choices[owner] for layer, owner in zip(network.weighted, owners, strict=True)}
-    table = CostTable(network, BOARD, choices, schedule, sum_bit_width=int(rng.choice([4, 8, 16])))
+    table = CostTable(network, BOARD, choices, plan, sum_bit_width=int(rng.choice([4, 8, 16])))
     indices = np.stack([rng.integers(0, len(choices[name]), 5) for name in table.layers], axis=1)
     indices = indices[:, [table.layers.index(owner) for owner in owners]]
     columns = table.evaluate(indices)
     for row in range(len(indices)):
-        report = estimate(network, table.config(indices[row]), BOARD, schedule)
+        report = estimate(network, table.config(indices[row]), BOARD, plan)
         for name, values in columns.items():
             assert values[row] == pytest.approx(getattr(report, name), rel=1e-12), name
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), shares=st.booleans())
+def test_many_equal_one_by_one(
+    residual_network: NetworkSpec, sharing_network: NetworkSpec, seed: int, shares: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    network = sharing_network if shares else residual_network
+    plan = some_schedule(network, int(rng.integers(0, len(network.layers))), 1, rng)
+    configs = []
+    for _ in range(6):
+        drawn = {layer.name: replace(CHOICES[rng.integers(len(CHOICES))]) for layer in network.weighted}
+        pairs = [(layer.name, drawn[layer.weights_of or layer.name]) for layer in network.weighted]
+        rng.shuffle(pairs)
+        configs.append(NetworkConfig(tuple(pairs), sum_bit_width=int(rng.choice([4, 8]))))
+    columns = estimate_many(network, configs, BOARD, plan)
+    for row, config in enumerate(configs):
+        report = estimate(network, config, BOARD, plan)
+        for name, values in columns.items():
+            assert values[row] == pytest.approx(getattr(report, name), rel=1e-12), name
+
+
+def test_many_are_refused_like_one(plain_network: NetworkSpec) -> None:
+    config = uniform(plain_network, 2, 4)
+    best = schedule(plain_network, config, BOARD)
+    with pytest.raises(SpecError, match="no configurations are given"):
+        estimate_many(plain_network, [], BOARD, best)
+    with pytest.raises(SpecError, match=r"missing \['three'\], unknown \[\]"):
+        estimate_many(plain_network, [config, NetworkConfig(config.layers[:2])], BOARD, best)
 
 
 def test_shared_weights_need_the_same_choice(sharing_network: NetworkSpec) -> None:
