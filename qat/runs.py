@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
-from qat.compose import config_to_dict, differences
+from qat.compose import config_from_dict, config_to_dict, differences
 from qat.config import Config
 from qat.errors import RunFolderError
 from qat.files import write_text
@@ -186,7 +187,10 @@ class RunFolder:
             )
 
     def _check_same(self, config: Config) -> None:
-        changed = differences(_comparable(self.config_values()), _comparable(config_to_dict(config)))
+        # Settings that came later have the value that means what was done before.
+        stored = OmegaConf.to_container(config_from_dict(self.config_values(), str(self.path / "config.yaml")))
+        assert isinstance(stored, dict)
+        changed = differences(_comparable(stored), _comparable(config_to_dict(config)))
         if changed:
             listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
             raise RunFolderError(

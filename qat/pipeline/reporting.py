@@ -9,10 +9,13 @@ from pathlib import Path
 from hwmodel import CostReport
 from qat.config import Config
 from qat.files import write_text
+from qat.pipeline.planning import space_settings, untrained
 from qat.pipeline.records import NETWORKS, TRIALS, results
 from qat.report import ReportData, Result, markdown, write_report
 from qat.runs import RunFolder
+from qat.search.cross_validation import leave_one_out
 from qat.search.sensitivity import SensitivityProfile
+from qat.search.space import SearchSpace
 from qat.search.store import TrialStore
 
 
@@ -27,12 +30,15 @@ def report(cfg: Config, run: RunFolder) -> Path:
     with TrialStore(run.path / TRIALS, read_only=True) as store:
         trials = [trial for trial in store.trials() if trial.is_completed]
     profile = SensitivityProfile.from_dict(run.read_json("sensitivity.json"))
+    network = untrained(cfg)
+    space = SearchSpace.from_network(network, space_settings(cfg, network))
     environment = run.read_json("environment.json")[0]
     data = ReportData(
         title=f"{cfg.network.name} on {cfg.data.name}, {cfg.board.name}",
         board=cfg.board.name,
         bram18_available=cfg.board.bram18,
         results=found,
+        foretold=[(one.observed, one.predicted, one.std) for one in leave_one_out(space, profile, trials)],
         trials=[(trial.id, trial.target, trial.cost["compression"], trial.accuracy) for trial in trials],
         costs={
             name: CostReport.from_dict(json.loads((path / "cost.json").read_text())) for name, path in folders.items()

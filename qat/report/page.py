@@ -38,6 +38,7 @@ class ReportData:
         results: Networks trained in full; the first row's float accuracy is the reference.
         trials: (number, target, compression, validation accuracy) of completed trials.
         costs: Cost report of each network trained in full, by name.
+        foretold: (observed, predicted, standard deviation) of the trials, each predicted from the others.
         sensitivity: Loss increase of each layer at its lowest precision.
         curves: (epoch, validation accuracy) by network name.
         notes: Paragraphs that a reader must know, for example how images were split.
@@ -50,6 +51,7 @@ class ReportData:
     bram18_available: int
     results: Sequence[Result]
     trials: Sequence[tuple[int, str, float, float]] = ()
+    foretold: Sequence[tuple[float, float, float]] = ()
     costs: Mapping[str, CostReport] = field(default_factory=dict)
     sensitivity: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
@@ -92,6 +94,19 @@ def write_report(data: ReportData, folder: Path) -> Path:
     if data.trials:
         searched = [(number, target, accuracy) for number, target, _, accuracy in data.trials]
         show("search", "The search", "Best accuracy so far for each target.", plots.progress(searched))
+        show(
+            "hypervolume",
+            "Growth of the front",
+            "Hypervolume of accuracy and compression over the trials, all targets together; reference: 0 % at 1x.",
+            plots.hypervolume(points),
+        )
+    if data.foretold:
+        show(
+            "calibration",
+            "Can the predictions be trusted?",
+            "Each trial as the surrogate predicts it from all others; bars: one standard deviation of an observation.",
+            plots.calibration(data.foretold),
+        )
     for name, cost in data.costs.items():
         if next((r.kind for r in data.results if r.name == name), "") != "mix":
             continue

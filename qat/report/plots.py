@@ -155,6 +155,62 @@ def training(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     return figure
 
 
+def calibration(foretold: Sequence[tuple[float, float, float]]) -> Figure:
+    """What the surrogate foretold of each trial from the others, against what was observed.
+
+    Args:
+        foretold: (observed, predicted, standard deviation) of each trial.
+    """
+    figure = _figure(4.8, 4.4)
+    axes = figure.subplots()
+    observed, predicted, std = (100 * np.array(values) for values in zip(*foretold, strict=True))
+    ends = [min(observed.min(), predicted.min()), max(observed.max(), predicted.max())]
+    axes.plot(ends, ends, color=GREY, linewidth=1, label="observed as predicted")
+    axes.errorbar(observed, predicted, yerr=std, fmt="o", markersize=4, color=BLUE, ecolor=GREY, elinewidth=1)
+    inside = np.mean(np.abs(predicted - observed) <= std)
+    errors = np.abs(predicted - observed)
+    axes.set_title(
+        f"median error {np.median(errors):.2f} points;\n{inside:.0%} within one standard deviation (ideal: 68 %)",
+        fontsize=9,
+    )
+    axes.set_xlabel("observed score in %")
+    axes.set_ylabel("predicted without this trial, in %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def hypervolume(trials: Sequence[tuple[float, float]]) -> Figure:
+    """How the front of accuracy and size grows with the trials.
+
+    Args:
+        trials: (compression, validation accuracy) in order.
+    """
+    figure = _figure(7.0, 2.8)
+    axes = figure.subplots()
+    volumes = np.array([dominated_area(trials[: count + 1]) for count in range(len(trials))])
+    axes.plot(range(1, len(trials) + 1), volumes, color=BLUE, drawstyle="steps-post")
+    axes.set_xlabel("trial")
+    axes.set_ylabel("hypervolume\n(accuracy x compression)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def dominated_area(points: Sequence[tuple[float, float]]) -> float:
+    """Area under the front of (compression, accuracy), both larger is better, from the reference (1, 0).
+
+    >>> dominated_area([(3.0, 0.5), (2.0, 0.75), (2.0, 0.5)])
+    1.25
+    """
+    area, best = 0.0, 0.0
+    for compression, accuracy in sorted(points, reverse=True):
+        if accuracy > best:
+            area += (compression - 1) * (accuracy - best)
+            best = accuracy
+    return area
+
+
 def progress(trials: Sequence[tuple[int, str, float]]) -> Figure:
     """Best validation accuracy so far, by target.
 

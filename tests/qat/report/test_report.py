@@ -12,6 +12,7 @@ from rich.console import Console
 from hwmodel import estimate, load_board, load_network, uniform
 from qat.errors import RunFolderError
 from qat.report import ReportData, Result, cost_table, markdown, result_table, write_report
+from qat.report.plots import calibration, dominated_area
 
 MIX = Result(
     name="mix_16x",
@@ -119,3 +120,14 @@ def test_page_stands_alone(tmp_path: Path) -> None:
 def test_page_of_a_run_without_trials(tmp_path: Path) -> None:
     page = write_report(ReportData("net", "zcu102", 1824, [UNIFORM]), tmp_path).read_text(encoding="utf-8")
     assert "not verified" in page
+
+
+def test_area_under_the_front() -> None:
+    assert dominated_area([]) == 0
+    assert dominated_area([(3.0, 0.5), (2.0, 0.75), (2.0, 0.5)]) == pytest.approx(2 * 0.5 + 1 * 0.25)
+    assert dominated_area([(3.0, 0.5), (2.5, 0.4)]) == pytest.approx(1.0)  # a dominated point adds nothing
+
+
+def test_calibration_counts_what_lies_inside_its_bar() -> None:
+    figure = calibration([(0.90, 0.91, 0.02), (0.80, 0.85, 0.01), (0.70, 0.70, 0.01), (0.60, 0.605, 0.01)])
+    assert figure.axes[0].get_title() == "median error 0.75 points;\n75% within one standard deviation (ideal: 68 %)"
