@@ -5,9 +5,10 @@
 
 One run measures all variants in lock-step: in every round each variant makes the same number of steps (forward, loss,
 backward, AdamW), in an order that rotates.  Figures are medians of the ratios to `float` round by round, with
-quartiles, so that what else the machine does hits all of them alike.  Each variant lives in a process of its own, so
-that peers may have their own environment (`pip install brevitas torchao`) and memory is counted apart: the peak of
-the resident set beyond imports and model, or of the device's allocator.
+quartiles, so that what else the machine does hits all of them alike; `--clock cpu` counts the time that the process
+got on its core in place of the time that passed, for machines that others use (CPU, one thread).  Each variant lives
+in a process of its own, so that peers may have their own environment (`pip install brevitas torchao`) and memory is
+counted apart: the peak of the resident set beyond imports and model, or of the device's allocator.
 
 How many quantizers a variant runs is printed: nobody is compared with a model that quantizes less.
 """
@@ -168,6 +169,7 @@ def worker(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     variant, *modes = arguments.worker.split("+")
+    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     size = NETWORKS[arguments.network][3]
     x_NCHW = torch.randn(arguments.batch, 3, size, size, device=device)
     labels = torch.randint(0, 10, (arguments.batch,), device=device)
@@ -195,7 +197,7 @@ def worker(arguments: argparse.Namespace) -> None:
         step()
     print(json.dumps({"quantizers": quantizers}), flush=True)
     for _ in sys.stdin:  # one line asks for one round
-        start = time.perf_counter()
+        start = clock()
         for _ in range(arguments.steps):
             step()
         if device.type == "cuda":
@@ -203,7 +205,7 @@ def worker(arguments: argparse.Namespace) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - resident
         if device.type == "cuda":
             peak = torch.cuda.max_memory_allocated()
-        elapsed = (time.perf_counter() - start) / arguments.steps
+        elapsed = (clock() - start) / arguments.steps
         print(json.dumps({"seconds": elapsed, "peak_bytes": peak}), flush=True)
 
 
@@ -215,7 +217,7 @@ class Variant:
         self.seconds: list[float] = []
         self.peak_bytes = 0
         own = [sys.executable if name.split("+")[0] not in PEERS else arguments.peer_python, __file__]
-        passed = ("network", "batch", "steps", "warmup", "threads", "device")
+        passed = ("network", "batch", "steps", "warmup", "threads", "device", "clock")
         options = [f"--{key}={getattr(arguments, key)}" for key in passed]
         self.process = subprocess.Popen(
             [*own, f"--worker={name}", *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -251,6 +253,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has brevitas and torchao")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -261,7 +264,8 @@ def main() -> None:
         f"{date.today()}  {platform.machine()}, {os.cpu_count()} CPUs, {arguments.threads} threads, {arguments.device}"
     )
     print(f"Python {platform.python_version()}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
-    print(f"{arguments.network}, batch {arguments.batch}, {arguments.rounds} rounds of {arguments.steps} steps\n")
+    rounds = f"{arguments.rounds} rounds of {arguments.steps} steps, {arguments.clock} time"
+    print(f"{arguments.network}, batch {arguments.batch}, {rounds}\n")
     names = list(dict.fromkeys(["float", *arguments.variants]))
     variants = [Variant(name, arguments) for name in names]
     for number in range(arguments.rounds):

@@ -53,25 +53,26 @@ class _FakeQuantize(torch.autograd.Function):
     """LSQ in few passes over memory; one step for the whole tensor.
 
     The step's gradient, sum(g * (code - x/scale)) inside the range and sum(g * code) outside, is computed as
-    (sum(g * out) - sum(g_x * x)) / scale: two dot products instead of the codes once more.
+    sum(g * out) / scale - sum(g_x * x/scale): two dot products instead of the codes once more.  x/scale is kept in
+    place of x, so that the range's ends are plain numbers: no step is read back from a device, and torch.compile
+    takes forward and backward whole.
     """
 
     @staticmethod
     def forward(ctx, x, scale, quant_min, quant_max):  # type: ignore[no-untyped-def]
-        codes = torch.mul(x, 1.0 / scale) if x.dtype == torch.float32 else x.float().mul_(1.0 / scale)
-        out = codes.round_().clamp_(quant_min, quant_max).mul_(scale).to(x.dtype)
-        ctx.save_for_backward(x, scale, out)
+        steps = torch.mul(x, 1.0 / scale) if x.dtype == torch.float32 else x.float().mul_(1.0 / scale)
+        out = steps.round().clamp_(quant_min, quant_max).mul_(scale).to(x.dtype)
+        ctx.save_for_backward(steps.to(x.dtype), scale, out)
         ctx.quant_range = quant_min, quant_max
         return out
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        x, scale, out = ctx.saved_tensors
+        steps, scale, out = ctx.saved_tensors
         quant_min, quant_max = ctx.quant_range
-        step = float(scale)
-        grad_x = torch.ops.aten.hardtanh_backward(grad, x, quant_min * step, quant_max * step)
-        lsq = 1.0 / math.sqrt(x.numel() * max(quant_max, 1))
-        grad_scale = (_dot(grad, out) - _dot(grad_x, x)) / step * lsq
+        grad_x = torch.ops.aten.hardtanh_backward(grad, steps, quant_min, quant_max)
+        lsq = 1.0 / math.sqrt(steps.numel() * max(quant_max, 1))
+        grad_scale = (_dot(grad, out) / scale - _dot(grad_x, steps)) * lsq
         return grad_x, grad_scale.reshape(scale.shape), None, None
 
 
@@ -80,6 +81,55 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     if a.dtype == torch.float32:
         return torch.dot(a.reshape(-1), b.reshape(-1))
     return (a * b).sum(dtype=torch.float32)
+
+
+class _RoundWeights(torch.autograd.Function):
+    """LSQ with a step per output channel; weights at the range's ends still learn, as those that were rounded do."""
+
+    @staticmethod
+    def forward(ctx, weight_OIHW, scale_O111, quant_min, quant_max):  # type: ignore[no-untyped-def]
+        steps = weight_OIHW / scale_O111
+        out = steps.round().clamp_(quant_min, quant_max).mul_(scale_O111)
+        ctx.save_for_backward(steps, scale_O111, out)
+        ctx.quant_range = quant_min, quant_max
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        steps, scale_O111, out = ctx.saved_tensors
+        quant_min, quant_max = ctx.quant_range
+        ends = quant_min - _END_MARGIN, quant_max + _END_MARGIN  # the operation itself leaves its ends out
+        grad_weight = torch.ops.aten.hardtanh_backward(grad, steps, *ends)
+        grad_scale = _row_dots(grad, out) / scale_O111 - _row_dots(grad_weight, steps)
+        return grad_weight, grad_scale, None, None
+
+
+class _SignWeights(torch.autograd.Function):
+    """-2**shift or +2**shift steps (zero counts as +); the weight's gradient passes, the step's is the code.
+
+    Source: Rastegari et al., XNOR-Net (arXiv 1603.05279), section 3.1, with the scale learned.
+    """
+
+    @staticmethod
+    def forward(ctx, weight_OIHW, scale_O111, shift):  # type: ignore[no-untyped-def]
+        magnitude = scale_O111 * (1 << shift)
+        out = torch.where(weight_OIHW >= 0, magnitude, -magnitude)
+        ctx.save_for_backward(scale_O111, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        scale_O111, out = ctx.saved_tensors
+        return grad, _row_dots(grad, out) / scale_O111, None
+
+
+_END_MARGIN = 2.0**-10
+
+
+def _row_dots(a_OIHW: Tensor, b_OIHW: Tensor) -> Tensor:
+    """Sum of products per output channel, shape (O, 1, 1, 1)."""
+    dots: Tensor = torch.linalg.vecdot(a_OIHW.flatten(1), b_OIHW.flatten(1))
+    return dots[:, None, None, None]
 
 
 class ActQuantizer(nn.Module):
@@ -260,14 +310,13 @@ class WeightQuantizer(nn.Module):
         """Quantized weights (codes times steps), same shape; differentiable in weights and steps."""
         if self.stale:
             self.refresh(weight_OIHW)
-        scale = self.scale
-        return self._codes_ste(weight_OIHW, scale) * scale
+        return self._values(weight_OIHW, self.scale)
 
     @torch.no_grad()
     def codes(self, weight_OIHW: Tensor) -> Tensor:
         """Integer codes as int8, same shape: exactly those that `forward` multiplies by the steps."""
         self.refresh(weight_OIHW)
-        return self._codes_ste(weight_OIHW, self.scale).round().to(torch.int8)
+        return (self._values(weight_OIHW, self.scale) / self.scale).round().to(torch.int8)
 
     @torch.no_grad()
     def nearest(self, values: Tensor, scale: Tensor, kept: Tensor | None) -> Tensor:
@@ -290,38 +339,27 @@ class WeightQuantizer(nn.Module):
             codes = torch.where(kept, codes, others)
         return codes * scale
 
-    def _codes_ste(self, weight_OIHW: Tensor, scale: Tensor) -> Tensor:
+    def _values(self, weight_OIHW: Tensor, scale_O111: Tensor) -> Tensor:
         config = self.config
         if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE:
-            quant_min, quant_max = quant_range(SIGNIFICANT_BIT_WIDTH, signed=True)
-            significant = _round_ste((weight_OIHW / scale).clamp(quant_min, quant_max))
-            return torch.where(
-                self._element_mask(weight_OIHW), significant, _sign_ste(weight_OIHW, scale, BINARY_SHIFT)
-            )
-        if config.weight_bit_width == 1:
-            codes = _sign_ste(weight_OIHW, scale, 0)
-        else:
-            quant_min, quant_max = quant_range(config.weight_bit_width, signed=True)
-            codes = _round_ste((weight_OIHW / scale).clamp(quant_min, quant_max))
+            significant = _rounded(weight_OIHW, scale_O111, SIGNIFICANT_BIT_WIDTH)
+            signs: Tensor = _SignWeights.apply(weight_OIHW, scale_O111, BINARY_SHIFT)
+            return torch.where(self._element_mask(weight_OIHW), significant, signs)
+        values = _rounded(weight_OIHW, scale_O111, config.weight_bit_width)
         if config.weight_format is WeightFormat.SPARSE:
             # Straight-through for pruned weights too: they keep learning and may be picked later.
-            return torch.where(self._element_mask(weight_OIHW), codes, _zero_ste(weight_OIHW, scale))
-        return codes
+            return torch.where(self._element_mask(weight_OIHW), values, weight_OIHW - weight_OIHW.detach())
+        return values
 
     def extra_repr(self) -> str:
         """Text for print(model)."""
         return f"{self.config}"
 
 
-def _zero_ste(weight: Tensor, scale: Tensor) -> Tensor:
-    """Zeros with the weight's gradient and none for the step."""
-    return (weight - weight.detach()) / scale.detach()
-
-
-def _sign_ste(weight: Tensor, scale: Tensor, shift: int) -> Tensor:
-    """-2**shift or +2**shift (zero counts as +); the weight's gradient passes, the step's is the code.
-
-    Source: Rastegari et al., XNOR-Net (arXiv 1603.05279), section 3.1, with the scale learned.
-    """
-    codes = torch.where(weight.detach() >= 0, 1 << shift, -(1 << shift)).to(weight.dtype)
-    return codes + _zero_ste(weight, scale)
+def _rounded(weight_OIHW: Tensor, scale_O111: Tensor, bit_width: int) -> Tensor:
+    """Values on the grid of `bit_width` bits; one bit is a sign."""
+    if bit_width == 1:
+        signs: Tensor = _SignWeights.apply(weight_OIHW, scale_O111, 0)
+        return signs
+    rounded: Tensor = _RoundWeights.apply(weight_OIHW, scale_O111, *quant_range(bit_width, signed=True))
+    return rounded

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwmodel import Granularity, LayerConfig, WeightFormat
+import qat
+from hwmodel import Granularity, LayerConfig, NetworkConfig, WeightFormat
 from hwmodel.precision import group_shape, kept_groups
 from qat.masks import pick_mask
 from qat.quantizers import ActQuantizer, ScaleRule, WeightQuantizer, quant_range
+from tests.qat.nets import NORMALIZATION, Residual, images, settle
 
 
 def _weight(shape: tuple[int, int, int, int] = (6, 5, 3, 3), seed: int = 0) -> torch.Tensor:
@@ -121,6 +126,83 @@ def test_activation_gradients_are_those_of_lsq(dtype: torch.dtype, signed: bool)
     torch.testing.assert_close(x.grad.double(), grad.double() * inside)
     tolerance = 1e-4 if dtype == torch.float32 else 0.05
     assert float(quantizer.log2_scale.grad) == pytest.approx(float(expected), abs=tolerance)
+
+
+@settings(max_examples=30, deadline=None)
+@given(config=layer_configs, seed=st.integers(0, 99))
+def test_weight_gradients_are_those_of_lsq(config: LayerConfig, seed: int) -> None:
+    """Esser et al., eq. 2 and 3, written out in double precision; signs and zeros pass the weight's gradient."""
+    weight, grad = _weight(seed=seed).requires_grad_(), _weight(seed=seed + 100)
+    quantizer = WeightQuantizer(weight, config)
+    with torch.no_grad():
+        quantizer.log2_scale.sub_(0.7)  # so that some weights lie beyond the range, and none on its ends
+    quantizer(weight).backward(grad)
+    scale = quantizer.scale.detach().double()
+    codes = quantizer.codes(weight).double()
+    rounded = torch.ones_like(codes, dtype=torch.bool) if quantizer.mask is None else quantizer.mask.expand(codes.shape)
+    if config.stored_bit_width == 1:
+        rounded = torch.zeros_like(rounded)
+    quant_min, quant_max = quant_range(config.stored_bit_width, signed=True)
+    steps = weight.detach().double() / scale
+    inside = (steps > quant_min) & (steps < quant_max)
+    slope = torch.where(rounded & inside, codes - steps, codes)
+    expected = (grad.double() * slope).sum((1, 2, 3)) * scale.flatten() * 0.6931471805599453
+    assert weight.grad is not None and quantizer.log2_scale.grad is not None
+    torch.testing.assert_close(weight.grad.double(), grad.double() * (inside | ~rounded))
+    torch.testing.assert_close(quantizer.log2_scale.grad.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_at_the_ends_of_the_range_still_learn() -> None:
+    weight = torch.tensor([-8.0, 7.0, 7.5, -8.5, 3.0]).reshape(1, 5, 1, 1).requires_grad_()
+    quantizer = WeightQuantizer(weight, LayerConfig(4, 4))
+    with torch.no_grad():
+        quantizer.log2_scale.zero_()
+    quantizer(weight).sum().backward()
+    assert weight.grad is not None and weight.grad.flatten().tolist() == [1, 1, 0, 0, 1]
+
+
+def _compiled_and_eager(layer: LayerConfig, backend: str) -> None:
+    """One training step of a small network both ways; compiled in one piece, or torch raises."""
+    torch.manual_seed(0)
+    model = settle(Residual())
+    spec = qat.trace(model, (3, 16, 16))
+    eager = qat.prepare(model, NetworkConfig(tuple((s.name, layer) for s in spec.weighted)))
+    x_NCHW = NORMALIZATION(images(8))
+    eager.calibrate([x_NCHW])
+    other = copy.deepcopy(eager)
+    compiled = torch.compile(other, fullgraph=True, backend=backend)
+    outputs = []
+    for step in (eager.train(), compiled.train()):
+        y = step(x_NCHW)
+        y.square().sum().backward()
+        outputs.append(y.detach())
+    torch.testing.assert_close(outputs[1], outputs[0])
+    for (name, ours), found in zip(eager.named_parameters(), other.parameters(), strict=True):
+        assert ours.grad is not None and found.grad is not None, name
+        tolerance = 1e-3 * float(ours.grad.abs().max()) + 1e-5
+        torch.testing.assert_close(found.grad, ours.grad, rtol=0, atol=tolerance, msg=name)
+
+
+COMPILED = [
+    LayerConfig(4, 4),
+    LayerConfig(1, 4, 0.9, WeightFormat.BINARY_PLUS_SPARSE),
+    LayerConfig(2, 4, 0.5, WeightFormat.SPARSE),
+]
+
+
+@pytest.mark.parametrize("layer", COMPILED, ids=str)
+def test_training_is_one_graph(layer: LayerConfig) -> None:
+    """No graph breaks, forward or backward; needs no compiler."""
+    _compiled_and_eager(layer, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("layer", COMPILED[:2], ids=str)
+@pytest.mark.filterwarnings("default")  # of torch's own code, when it looks for compilers
+def test_compiled_training_equals_eager(layer: LayerConfig) -> None:
+    _compiled_and_eager(layer, "inductor")
 
 
 def test_activation_codes_are_integers_in_range() -> None:
