@@ -68,6 +68,8 @@ def _check_input(network: IntegerNetwork) -> None:
 
 def _check_geometry(spec: LayerSpec) -> None:
     """What `LayerSpec` leaves open but integer inference needs."""
+    if spec.weights_of is not None:
+        raise ValueError(f"it uses the weights of {spec.weights_of!r}; packed files hold every layer's own")
     if spec.op is Op.LINEAR and (spec.in_height, spec.in_width, *spec.kernel_size, spec.groups) != (1, 1, 1, 1, 1):
         raise ValueError("a linear layer reads 1 x 1 maps with a 1 x 1 kernel in one group; flatten first")
     if spec.op is Op.SUBSAMPLE:

@@ -115,3 +115,13 @@ def _single(spec: LayerSpec) -> IntegerNetwork:
 def test_geometry_that_cannot_run_is_refused(spec: LayerSpec, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         check_network(_single(spec))
+
+
+def test_shared_weights_are_refused() -> None:
+    network = _network()
+    twice = LayerSpec("twice", Op.CONV, ("input",), 3, 2, 2, 2, 2, 2, weights_of="conv")
+    spec = replace(network.network, layers=(*network.network.layers, twice), outputs=("pool", "twice"))
+    config = NetworkConfig((("conv", LayerConfig(1, 4)), ("twice", LayerConfig(1, 4))))
+    layers = {**network.layers, "twice": replace(network.layers["conv"], name="twice")}
+    with pytest.raises(ExportError, match="layer 'twice': it uses the weights of 'conv'"):
+        check_network(replace(network, network=spec, config=config, layers=layers))
