@@ -4,7 +4,8 @@
 
 Packing is measured on one 3 x 3 convolution with 512 x 512 channels (2.4 million weights), in MB of float32 weights
 per second: the median of `--rounds`, with quartiles.  Inference is ResNet-20 on 32 x 32 images with random numbers.
-Set OMP_NUM_THREADS to choose the threads of the matrix products.
+Seconds are those that the process got on its cores, so that other programs do not count; with OMP_NUM_THREADS=1, as it
+should be set, figures are those of one core.
 """
 
 from __future__ import annotations
@@ -92,13 +93,13 @@ def random_network(network: NetworkSpec, config: NetworkConfig) -> IntegerNetwor
 
 
 def seconds(function: Callable[[], object], rounds: int) -> list[float]:
-    """Times of `rounds` calls, after one that does not count."""
+    """Processor times of `rounds` calls, after one that does not count."""
     function()
     times = []
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = time.process_time()
         function()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return times
 
 

@@ -219,7 +219,7 @@ class LayerActivations:
 
 @dataclass(kw_only=True)
 class QuantSettings:
-    """Bit widths that are given, not searched.
+    """What is given about quantization, not searched.
 
     Args:
         act_bit_width: Of the codes that a layer reads: 1..8 or 16.
@@ -227,12 +227,15 @@ class QuantSettings:
         end_bit_width: Activations of the first and last layer, and their weights in uniform configurations; null
             treats them like the others.
         layers: Activation bits of single layers; the last pattern that matches counts.
+        one_shot_rounding: How the weights of trials without training (search.train_steps=0) become codes: nearest,
+            or layerwise (so that each layer's result changes least).
     """
 
     act_bit_width: int
     sum_bit_width: int
     end_bit_width: int | None
     layers: list[LayerActivations]
+    one_shot_rounding: str = "nearest"  # run folders of before have no such key
 
     def __post_init__(self) -> None:
         widths: dict[str, int | None] = {name: getattr(self, name) for name in ("act_bit_width", "sum_bit_width")}
@@ -241,6 +244,9 @@ class QuantSettings:
         widths.update({f"layers[{layer.pattern}].act_bit_width": layer.act_bit_width for layer in self.layers})
         for name, bits in widths.items():
             _require(bits in (*range(1, 9), 16), f"quant.{name}", bits, "1..8 or 16")
+        roundings = ("nearest", "layerwise")
+        rounding = self.one_shot_rounding
+        _require(rounding in roundings, "quant.one_shot_rounding", rounding, f"one of {list(roundings)}")
 
 
 @dataclass(kw_only=True)
@@ -372,6 +378,9 @@ class TrainerSettings:
         gradient_clip: Largest gradient norm; 0 for none.
         mask_update_share: Share of the steps in which the kept weights are chosen anew, in [0, 1].
         mask_update_steps: Steps between two choices.
+        mask_saliency: What decides the choice: magnitude (error of the weights) or taylor (change of the loss).
+        mask_schedule: immediate (densities exact from the first step) or gradual (they fall from 1 until the last
+            choice).
         precision: 32-true or bf16-mixed.
         accelerator: auto, cpu or gpu.
         devices: Number of devices.
@@ -397,6 +406,8 @@ class TrainerSettings:
     strategy: str
     num_threads: int | None
     progress_bar: bool
+    mask_saliency: str = "magnitude"  # run folders of before have neither key
+    mask_schedule: str = "immediate"
 
     def __post_init__(self) -> None:
         for name in ("float_epochs", "epochs", "mask_update_steps", "devices"):
@@ -412,6 +423,8 @@ class TrainerSettings:
             ("precision", ("32-true", "bf16-mixed")),
             ("accelerator", ("auto", "cpu", "gpu")),
             ("strategy", ("auto", "ddp")),
+            ("mask_saliency", ("magnitude", "taylor")),
+            ("mask_schedule", ("immediate", "gradual")),
         ):
             _require(getattr(self, name) in words, f"trainer.{name}", getattr(self, name), f"one of {list(words)}")
         threads = self.num_threads

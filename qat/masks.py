@@ -24,6 +24,21 @@ class Saliency(StrEnum):
     TAYLOR = "taylor"  # the first-order change of the loss
 
 
+class MaskSchedule(StrEnum):
+    """How the density of the sparse planes comes about while masks are picked anew."""
+
+    IMMEDIATE = "immediate"  # exact from the first step on
+    GRADUAL = "gradual"  # falls from 1 to what was asked, see `gradual_sparsity`
+
+    def progress(self, step: int, last: int) -> float:
+        """Share of the way to the asked density when masks are picked in `step` of `last`, both >= 0.
+
+        >>> MaskSchedule.GRADUAL.progress(5, 20), MaskSchedule.IMMEDIATE.progress(5, 20)
+        (0.25, 1.0)
+        """
+        return step / last if self is MaskSchedule.GRADUAL and step < last else 1.0
+
+
 def expand_mask(mask: Tensor, weight_shape: Sequence[int]) -> Tensor:
     """The mask of every weight, shape `weight_shape` (O, I, Kh, Kw), from the mask of the groups."""
     return mask.expand(*weight_shape)

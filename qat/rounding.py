@@ -12,6 +12,7 @@ surgeon); with a fixed mask, Frantar and Alistarh, "SparseGPT" (arXiv 2301.00774
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import StrEnum
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,14 @@ from torch import Tensor
 
 from qat.convert import QuantNetwork
 from qat.layers import QuantWeighted, pad_uneven
+
+
+class Rounding(StrEnum):
+    """How the weights of a network that is not trained become codes."""
+
+    NEAREST = "nearest"  # each weight by itself
+    LAYERWISE = "layerwise"  # so that each layer's result changes least: `quantize_after_training`
+
 
 DAMPING = 0.01
 """Share of the mean second moment that is added to every input's own: keeps the inverse finite."""

@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
         "models",
         "normalization",
         "quantizers",
+        "rounding",
     },
     "search": {"errors", "files"},
     "export": {"errors", "files", "integer"},

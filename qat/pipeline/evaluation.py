@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qat.config import Config
 from qat.pipeline.setup import Setup, train
+from qat.rounding import Rounding
 from qat.runs import RunFolder
 from qat.search.cluster import RayCluster
 from qat.search.executor import Executor, InProcess
@@ -41,6 +42,7 @@ def evaluator_of(cfg: Config, setup: Setup) -> TrialEvaluator:
         setup.machine,
         cfg.search.eval_images or 0,
         setup.objective,
+        Rounding(cfg.quant.one_shot_rounding),
     )
 
 

@@ -14,6 +14,7 @@ from qat.config import Config
 from qat.data import ImageDataModule, build_data
 from qat.errors import ConfigError
 from qat.graph import trace
+from qat.masks import MaskSchedule, Saliency
 from qat.models import build_network
 from qat.normalization import Normalization
 from qat.runs import RunFolder
@@ -111,6 +112,8 @@ def recipe_of(cfg: Config) -> Recipe:
         gradient_clip=trainer.gradient_clip,
         mask_update_share=trainer.mask_update_share,
         mask_update_steps=trainer.mask_update_steps,
+        mask_saliency=Saliency(trainer.mask_saliency),
+        mask_schedule=MaskSchedule(trainer.mask_schedule),
     )
 
 

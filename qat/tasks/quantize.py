@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,7 @@ from qat.convert import QuantNetwork, prepare
 from qat.errors import CheckpointError
 from qat.normalization import Normalization
 from qat.quantizers import WeightQuantizer
+from qat.rounding import Rounding, quantize_after_training
 from qat.tasks.classification import Classification
 from qat.tasks.fit import Machine, fit, read_checkpoint, write_checkpoint
 from qat.tasks.training import Objective, Recipe, TrainingTask, as_float32, evaluate
@@ -35,7 +37,11 @@ class Fidelity(Protocol):
 
 
 def quantize(
-    float_model: nn.Module, config: NetworkConfig, data: pl.LightningDataModule, normalization: Normalization
+    float_model: nn.Module,
+    config: NetworkConfig,
+    data: pl.LightningDataModule,
+    normalization: Normalization,
+    rounding: Rounding = Rounding.NEAREST,
 ) -> QuantNetwork:
     """A calibrated, untrained quantized copy of a float model: one-shot quantization.
 
@@ -44,9 +50,12 @@ def quantize(
         config: Precision of every layer.
         data: Its augmented fit batches calibrate steps and batch-norm statistics.
         normalization: Of the images.
+        rounding: How weights become codes; `layerwise` is for networks that are not trained afterwards.
     """
     model = prepare(float_model, config)
-    model.calibrate(normalization(images) for images, _ in islice(iter(data.train_dataloader()), CALIBRATION_BATCHES))
+    batches = islice(iter(data.train_dataloader()), CALIBRATION_BATCHES)
+    calibrate = model.calibrate if rounding is Rounding.NEAREST else partial(quantize_after_training, model)
+    calibrate(normalization(images) for images, _ in batches)
     return model
 
 
@@ -62,6 +71,7 @@ class TrialEvaluator:
         machine: Devices and precision.
         eval_images: Validation images that score a trial; 0 for all.
         objective: What is trained for and measured.
+        one_shot_rounding: How the weights of trials that train no step become codes.
     """
 
     float_model: nn.Module
@@ -71,6 +81,7 @@ class TrialEvaluator:
     machine: Machine
     eval_images: int = 0
     objective: Objective = CLASSIFICATION
+    one_shot_rounding: Rounding = Rounding.NEAREST
 
     def __call__(self, config: NetworkConfig, fidelity: Fidelity, seed: int) -> Mapping[str, float]:
         """Metrics of a trial on validation images: "accuracy" in [0, 1], which is the objective's score, and "loss".
@@ -81,8 +92,9 @@ class TrialEvaluator:
             seed: Of everything random in the trial.
         """
         pl.seed_everything(seed, verbose=False)
-        model = quantize(self.float_model, config, self.data, self.normalization)
         steps = round(fidelity.effort * len(self.data.train_dataloader()))
+        rounding = Rounding.NEAREST if steps > 0 else self.one_shot_rounding
+        model = quantize(self.float_model, config, self.data, self.normalization, rounding)
         if steps > 0:
             teacher = copy.deepcopy(self.float_model)
             task = TrainingTask(model, self.normalization, self.recipe, self.objective, teacher)

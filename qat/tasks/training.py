@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qat.convert import QuantNetwork
 from qat.errors import ConfigError, TrainingError
+from qat.masks import MaskSchedule, Saliency
 from qat.normalization import Normalization
 
 
@@ -30,6 +31,8 @@ class Recipe:
         gradient_clip: Largest gradient norm; 0 for none.
         mask_update_share: Share of the steps in which sparse planes are chosen anew, in [0, 1].
         mask_update_steps: Steps between two choices, >= 1.
+        mask_saliency: What decides the choice.
+        mask_schedule: Whether densities are exact at once, or fall to what was asked until the last choice.
 
     Raises:
         ConfigError: A field is out of range.
@@ -44,6 +47,8 @@ class Recipe:
     gradient_clip: float = 0.0
     mask_update_share: float = 0.5
     mask_update_steps: int = 50
+    mask_saliency: Saliency = Saliency.MAGNITUDE
+    mask_schedule: MaskSchedule = MaskSchedule.IMMEDIATE
 
     def __post_init__(self) -> None:
         checks = (
@@ -56,6 +61,8 @@ class Recipe:
             ("gradient_clip", self.gradient_clip >= 0, ">= 0"),
             ("mask_update_share", 0 <= self.mask_update_share <= 1, "in [0, 1]"),
             ("mask_update_steps", self.mask_update_steps >= 1, ">= 1"),
+            ("mask_saliency", self.mask_saliency in list(Saliency), f"one of {[str(word) for word in Saliency]}"),
+            ("mask_schedule", self.mask_schedule in list(MaskSchedule), f"one of {[str(w) for w in MaskSchedule]}"),
         )
         for name, ok, expected in checks:
             if not ok:
@@ -136,7 +143,6 @@ class TrainingTask(pl.LightningModule):
             TrainingError: The loss is not finite.
         """
         images_NCHW, targets = batch
-        self._update_masks()
         x_NCHW = self.normalization(images_NCHW)
         outputs = as_float32(self.model(x_NCHW))
         loss = self.objective.loss(outputs, targets)
@@ -154,11 +160,18 @@ class TrainingTask(pl.LightningModule):
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
-    def _update_masks(self) -> None:
-        total = float(self.trainer.estimated_stepping_batches)
-        due = self.global_step % self.recipe.mask_update_steps == 0
-        if isinstance(self.model, QuantNetwork) and due and self.global_step <= self.recipe.mask_update_share * total:
-            self.model.repick_masks()
+    def on_after_backward(self) -> None:
+        """Chooses the sparse planes anew when it is time, from the gradients of this batch if they count.
+
+        The last choice is made in the last step of `mask_update_share`, whatever the interval, so that a gradual
+        schedule ends at the exact density.
+        """
+        recipe, step = self.recipe, self.global_step
+        steps = int(self.trainer.estimated_stepping_batches)
+        last = min(int(recipe.mask_update_share * steps), steps - 1)
+        due = step % recipe.mask_update_steps == 0 or step == last
+        if isinstance(self.model, QuantNetwork) and due and step <= last:
+            self.model.repick_masks(recipe.mask_saliency, recipe.mask_schedule.progress(step, last))
 
     def on_validation_epoch_start(self) -> None:
         """Begins to gather figures."""

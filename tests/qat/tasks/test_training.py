@@ -16,6 +16,8 @@ from hwmodel import LayerConfig, WeightFormat, uniform
 from hwmodel.precision import NetworkConfig
 from qat.errors import CheckpointError, ConfigError, TrainingError
 from qat.graph import trace
+from qat.masks import MaskSchedule, Saliency
+from qat.rounding import Rounding
 from qat.search.trial import Fidelity
 from qat.tasks import Classification, Recipe, TrainingTask, evaluate, fit
 from qat.tasks.fit import Machine, read_checkpoint, write_checkpoint
@@ -162,6 +164,57 @@ def test_sparse_planes_settle_and_keep_their_density(trained: nn.Module) -> None
     assert counts == [int(w.weight_quantizer.mask.sum()) for w in model.weighted_layers.values()]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("saliency", list(Saliency))
+def test_gradual_planes_thin_out_and_end_at_the_exact_density(trained: nn.Module, saliency: Saliency) -> None:
+    """The last choice falls between two intervals, and is made all the same."""
+    network = trace(trained, (3, 8, 8))
+    layer = LayerConfig(1, 4, 0.9, WeightFormat.BINARY_PLUS_SPARSE)
+    model = quantize(trained, NetworkConfig(tuple((s.name, layer) for s in network.weighted)), Stripes(), NORMALIZATION)
+
+    def kept() -> int:
+        return sum(int(w.weight_quantizer.mask.sum()) for w in model.weighted_layers.values())  # type: ignore[union-attr]
+
+    exact, counts = kept(), []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, *_: object) -> None:
+            counts.append(kept())
+
+    schedule = MaskSchedule.GRADUAL
+    recipe = Recipe(mask_update_share=0.7, mask_update_steps=3, mask_saliency=saliency, mask_schedule=schedule)
+    fit(TrainingTask(model, NORMALIZATION, recipe, OBJECTIVE), Stripes(), CPU, steps=10, callbacks=(Watch(),))
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[3] > counts[6] > exact == counts[7] == counts[9]
+
+
+def test_taylor_saliency_decides_by_the_gradients_of_the_batch(trained: nn.Module) -> None:
+    network = trace(trained, (3, 8, 8))
+    layer = LayerConfig(4, 4, 0.8, WeightFormat.SPARSE)
+    masks = []
+    for saliency in Saliency:
+        pl.seed_everything(0, verbose=False)
+        config = NetworkConfig(tuple((spec.name, layer) for spec in network.weighted))
+        model = quantize(trained, config, Stripes(), NORMALIZATION)
+        recipe = Recipe(mask_update_share=1.0, mask_update_steps=1, mask_saliency=saliency)
+        fit(TrainingTask(model, NORMALIZATION, recipe, OBJECTIVE), Stripes(), CPU, steps=1)
+        mask = model.weighted_layers["conv2"].weight_quantizer.mask
+        assert mask is not None
+        masks.append(mask.clone())
+    assert int(masks[0].sum()) == int(masks[1].sum()) and not torch.equal(*masks)
+
+
+def test_layerwise_rounding_is_for_trials_without_training(trained: nn.Module) -> None:
+    config = uniform(trace(trained, (3, 8, 8)), 2, 4, end_bit_width=None)
+    recipe = Recipe(learning_rate=1e-2)
+    found = {}
+    for rounding in Rounding:
+        evaluate = TrialEvaluator(trained, Stripes(), NORMALIZATION, recipe, CPU, one_shot_rounding=rounding)
+        found[rounding] = [evaluate(config, Fidelity("trial", epochs), 3)["loss"] for epochs in (0, 0.25)]
+    nearest, layerwise = found[Rounding.NEAREST], found[Rounding.LAYERWISE]
+    assert layerwise[0] < nearest[0]
+    assert layerwise[1] == nearest[1]
+
+
 def test_a_loss_that_is_not_finite_stops_training_with_advice(trained: nn.Module, tmp_path: Path) -> None:
     model = Quarters()
     fit(TrainingTask(model, NORMALIZATION, Recipe(epochs=1), OBJECTIVE), Stripes(), CPU, tmp_path)
@@ -236,6 +289,8 @@ def test_published_state_dicts_load_with_their_prefix(tmp_path: Path) -> None:
         ("warmup_share", 1.0),
         ("distillation_weight", 1.1),
         ("mask_update_steps", 0),
+        ("mask_saliency", 3),
+        ("mask_schedule", 3),
     ],
 )
 def test_a_recipe_out_of_range_names_the_field(field: str, value: float) -> None:
