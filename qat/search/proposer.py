@@ -312,12 +312,14 @@ class Proposer:
         radius = trusted_radius(trials, self.settings.radius, surrogate.observation_std)
 
         def allowed(points: IntArray) -> BoolArray:
-            new = np.array([tuple(point) not in taken for point in points.tolist()])
-            near = np.zeros(len(points), bool) if len(centres) else np.ones(len(points), bool)
+            allowed: BoolArray = np.zeros(len(points), bool) if len(centres) else np.ones(len(points), bool)
             for centre in centres:
-                near |= (points != centre).sum(axis=1) <= radius
-            inside: BoolArray = new & near & self.feasible(points, target)
-            return inside
+                allowed |= (points != centre).sum(axis=1) <= radius
+            # The dearer questions are asked about what is left.
+            if allowed.any():
+                allowed[allowed] = self.feasible(points[allowed], target)
+            allowed[allowed] = np.array([tuple(point) not in taken for point in points[allowed].tolist()], dtype=bool)
+            return allowed
 
         return allowed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -46,7 +47,15 @@ class _Features:
         return cls(tables, np.where(scale > 0, scale, 1.0))
 
     def __call__(self, points: IntArray) -> FloatArray:
-        return np.stack([table[points[:, i]] for i, table in enumerate(self.tables)], axis=1) / self.scale
+        rows, starts = self._rows
+        found: FloatArray = rows[points + starts]
+        return found
+
+    @cached_property
+    def _rows(self) -> tuple[FloatArray, IntArray]:
+        """All tables in one, scaled, and where each begins."""
+        starts = np.cumsum([0, *(len(table) for table in self.tables[:-1])])
+        return np.concatenate(self.tables) / self.scale, starts
 
 
 def _pruning_noise(choice: LayerConfig) -> float:

@@ -51,3 +51,12 @@ def test_equal_trials_and_a_single_dimension() -> None:
     damages = np.zeros((3, 1, 2))
     mean, std = fit_damage(damages, np.zeros(3)).posterior(np.ones((2, 1, 2)))
     assert np.isfinite(mean).all() and (std > 0).all() and (mean < 0).all()
+
+
+def test_distances_by_product_are_the_distances() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.exponential(size=(7, 5, 2)), rng.exponential(size=(4, 5, 2))
+    first[0] = second[0]
+    found = damage._distances_by_product(first, second)
+    np.testing.assert_allclose(found, damage._distances(first, second), atol=1e-12)
+    assert (found >= 0).all()
