@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
@@ -188,8 +188,8 @@ class RunFolder:
 
     def _check_same(self, config: Config) -> None:
         # Settings that came later have the value that means what was done before.
-        stored = OmegaConf.to_container(config_from_dict(self.config_values(), str(self.path / "config.yaml")))
-        assert isinstance(stored, dict)
+        known = config_from_dict(self.config_values(), str(self.path / "config.yaml"))
+        stored = cast(dict[str, Any], OmegaConf.to_container(known))
         changed = differences(_comparable(stored), _comparable(config_to_dict(config)))
         if changed:
             listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())

@@ -51,6 +51,16 @@ def test_other_configuration_is_refused_with_its_keys(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
 
 
+def test_settings_that_came_later_mean_what_was_done_before(tmp_path: Path) -> None:
+    run = RunFolder.create(_config(tmp_path / "run"))
+    values = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+    del values["trainer"]["mask_schedule"]
+    (run.path / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert RunFolder.create(_config(tmp_path / "run")) == run
+    with pytest.raises(RunFolderError, match="trainer.mask_schedule: 'immediate' there, 'gradual' now"):
+        RunFolder.create(_config(tmp_path / "run", "trainer.mask_schedule=gradual"))
+
+
 def test_moved_data_and_weights_are_the_same_configuration(tmp_path: Path) -> None:
     experiment = "experiment=cifar10_resnet20"
     run = RunFolder.create(_config(tmp_path / "run", experiment, "data.root=/a"))
