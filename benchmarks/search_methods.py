@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from search_problems import FIDELITY
 from torch.quasirandom import SobolEngine
 
-from qat.search.acquisition import LocalSearch, log_expected_improvement
-from qat.search.proposer import Proposer
+from qat.search.acquisition import LocalSearch
+from qat.search.proposer import Proposer, ProposerSettings
 from qat.search.sensitivity import SensitivityProfile, gaussian_profile
 from qat.search.space import SearchSpace
 from qat.search.trial import CostColumns, FloatArray, IntArray, Target, Trial, TrialState
@@ -35,34 +36,55 @@ class Problem(Protocol):
 class Evaluations:
     """Evaluates points of one run and keeps them in order.
 
-    A point outside the budget is repaired first: the cost is exact and free, so no method shall waste evaluations on
-    it.  Layers are lowered by one choice at a time in an order that is fixed for the run, so that the same point is
-    always repaired to the same one and a method's model stays valid.
+    A point outside the widest budget is repaired first: the cost is exact and free, so no method shall waste
+    evaluations on it.  Layers are lowered by one choice at a time in an order that is fixed for the run, so that the
+    same point is always repaired to the same one and a method's model stays valid.
+
+    Args:
+        problem: What is searched.
+        targets: Budgets, the widest last: one for the best accuracy inside it, several for a front.
+        count: Evaluations to spend.
+        seed: Of the run.
     """
 
-    def __init__(self, problem: Problem, target: Target, count: int, seed: int) -> None:
-        self.problem, self.target, self.count, self.seed = problem, target, count, seed
+    def __init__(self, problem: Problem, targets: Sequence[Target], count: int, seed: int) -> None:
+        self.problem, self.targets, self.count, self.seed = problem, tuple(targets), count, seed
         self.points: list[IntArray] = []
         self.values: list[float] = []
         self._order = np.random.default_rng(seed).permutation(len(problem.space.sizes))
+
+    @property
+    def target(self) -> Target:
+        """The budget whose turn it is."""
+        return self.targets[len(self.points) % len(self.targets)]
+
+    @property
+    def is_front(self) -> bool:
+        """Whether a front is sought."""
+        return len(self.targets) > 1
 
     @property
     def done(self) -> bool:
         """Whether the budget of evaluations is spent."""
         return len(self.points) >= self.count
 
-    def feasible(self, points: IntArray) -> np.ndarray:
-        """Which points are inside the target's bounds."""
-        return self.target.feasible(self.problem.cost(self.problem.space.layer_indices(points)))
+    def feasible(self, points: IntArray, target: Target | None = None) -> np.ndarray:
+        """Which points are inside a target's bounds, by default the widest's."""
+        return (target or self.targets[-1]).feasible(self.problem.cost(self.problem.space.layer_indices(points)))
 
-    def repaired(self, point: IntArray) -> IntArray:
-        """The point, or a cheaper one inside the bounds."""
+    def bits(self, points: IntArray) -> FloatArray:
+        """Stored bits per weight."""
+        found: FloatArray = self.problem.cost(self.problem.space.layer_indices(points))["bits_per_weight"]
+        return found
+
+    def repaired(self, point: IntArray, target: Target | None = None) -> IntArray:
+        """The point, or a cheaper one inside a target's bounds, by default the widest's."""
         point = np.clip(point, 0, self.problem.space.sizes - 1).astype(np.int64)
-        while not self.feasible(point[None, :])[0]:
+        while not self.feasible(point[None, :], target)[0]:
             for layer in self._order:
                 if point[layer] > 0:
                     point[layer] -= 1
-                    if self.feasible(point[None, :])[0]:
+                    if self.feasible(point[None, :], target)[0]:
                         break
         return point
 
@@ -80,14 +102,16 @@ Method = Callable[[Evaluations], None]
 
 
 def _proposed(run: Evaluations, profile: SensitivityProfile) -> None:
-    proposer = Proposer(run.problem.space, run.problem.cost, profile)
+    settings = ProposerSettings(initial_trials=2) if run.is_front else ProposerSettings()
+    proposer = Proposer(run.problem.space, run.problem.cost, profile, settings)
     trials: list[Trial] = []
     while not run.done:
-        proposal = proposer.propose(trials, run.target, np.random.default_rng([run.seed, len(trials)]))
+        target = run.target
+        proposal = proposer.propose(trials, target, np.random.default_rng([run.seed, len(trials)]))
         metrics = {"accuracy": run(np.array(proposal.point))}
         config = run.problem.space.config(proposal.point)
         trials.append(
-            Trial(len(trials) + 1, proposal.point, config, FIDELITY, 0, run.target.name, proposal.origin,
+            Trial(len(trials) + 1, proposal.point, config, FIDELITY, 0, target.name, proposal.origin,
                   TrialState.COMPLETED, proposal.cost, metrics, proposal.predicted, ended_s=0.0)
         )  # fmt: skip
 
@@ -127,63 +151,90 @@ def evolutionary(run: Evaluations) -> None:
         run(child)
 
 
+def _gaussian_process(inputs: FloatArray, values: FloatArray) -> Any:
+    """BoTorch's default Gaussian process, fitted."""
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.models import SingleTaskGP
+    from botorch.models.transforms import Standardize
+    from gpytorch.mlls import ExactMarginalLogLikelihood
+
+    outcomes = torch.from_numpy(np.asarray(values, np.float64))[:, None]
+    model = SingleTaskGP(torch.from_numpy(inputs), outcomes, outcome_transform=Standardize(m=1))
+    fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+    return model.eval()
+
+
+def _climb(run: Evaluations, score: Callable[[IntArray], FloatArray], target: Target) -> IntArray:
+    """The best new point inside a target's bounds that a climb finds."""
+    rng = np.random.default_rng([run.seed, len(run.points)])
+    known = np.array(run.points)
+    taken = {tuple(point) for point in known.tolist()}
+
+    def allowed(rows: IntArray) -> np.ndarray:
+        return run.feasible(rows, target) & np.array([tuple(row) not in taken for row in rows.tolist()])
+
+    climb = LocalSearch(run.problem.space, steps=20, singles=128, pairs=128)
+    starts = np.array([run.repaired(point, target) for point in run.problem.space.sample(20, rng)])
+    inside = known[run.feasible(known, target)]
+    if len(inside):
+        values = np.array(run.values)[run.feasible(known, target)]
+        starts = np.concatenate([starts, climb.neighbours(inside[np.argsort(-values)[:3]], rng)[:400]])
+    starts = starts[allowed(starts)]
+    starts = starts[np.argsort(-score(starts), kind="stable")[:4]]
+    return climb.run(starts, score, allowed, rng)[0][0]
+
+
+def _in_chunks(function: Callable[[torch.Tensor], torch.Tensor], rows: FloatArray) -> FloatArray:
+    with torch.no_grad():
+        parts = [
+            function(torch.from_numpy(part)[:, None, :]).numpy() for part in np.array_split(rows, len(rows) // 256 + 1)
+        ]
+    return np.concatenate(parts)
+
+
 def plain_logei(run: Evaluations) -> None:
     """BoTorch's default Gaussian process over all dimensions, LogEI climbed inside the budget."""
-    import warnings
+    from botorch.acquisition.analytic import LogExpectedImprovement
 
-    import torch
+    scale = np.maximum(run.problem.space.sizes - 1, 1)
+    _sobol(run, INITIAL)
+    while not run.done:
+        known, target = np.array(run.points), run.target
+        model = _gaussian_process(known / scale, np.array(run.values))
+        inside = known[run.feasible(known, target)]
+        with torch.no_grad():
+            best = model.posterior(torch.from_numpy((inside if len(inside) else known) / scale)).mean.max()
+        acquisition = LogExpectedImprovement(model, best_f=best)
+        run(_climb(run, lambda rows, f=acquisition: _in_chunks(f, rows / scale), target))
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of linear_operator, on import
-        from botorch.fit import fit_gpytorch_mll
-        from botorch.models import SingleTaskGP
-        from botorch.models.transforms import Standardize
-        from gpytorch.mlls import ExactMarginalLogLikelihood
 
-    rng = np.random.default_rng(run.seed)
-    space = run.problem.space
-    scale = np.maximum(space.sizes - 1, 1)
+def plain_qlognehvi(run: Evaluations) -> None:
+    """BoTorch's default Gaussian processes of accuracy and size, qLogNEHVI climbed inside the widest budget."""
+    from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
+    from botorch.models import ModelListGP
+    from botorch.sampling import SobolQMCNormalSampler
+
+    scale = np.maximum(run.problem.space.sizes - 1, 1)
     _sobol(run, INITIAL)
     while not run.done:
         known = np.array(run.points)
-        model = SingleTaskGP(
-            torch.from_numpy(known / scale),
-            torch.tensor(run.values)[:, None].double(),
-            outcome_transform=Standardize(m=1),
+        bits = run.bits(known)
+        inputs = known / scale
+        acquisition = qLogNoisyExpectedHypervolumeImprovement(
+            ModelListGP(_gaussian_process(inputs, np.array(run.values)), _gaussian_process(inputs, -bits)),
+            ref_point=[float(np.median(run.values)), -float(run.targets[-1].bounds["bits_per_weight"][1] or np.inf)],
+            X_baseline=torch.from_numpy(inputs),
+            sampler=SobolQMCNormalSampler(torch.Size([64]), seed=run.seed),
+            prune_baseline=True,
         )
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-        model.eval()
-
-        def posterior(rows: IntArray, model: SingleTaskGP = model) -> tuple[FloatArray, FloatArray]:
-            chunks = []
-            with torch.no_grad():
-                for part in np.array_split(rows, max(1, len(rows) // 500)):
-                    found = model.posterior(torch.from_numpy(part / scale))
-                    chunks.append((found.mean[:, 0].numpy(), found.variance[:, 0].sqrt().numpy()))
-            return np.concatenate([c[0] for c in chunks]), np.concatenate([c[1] for c in chunks])
-
-        best = posterior(known)[0].max()
-        taken = {tuple(point) for point in known.tolist()}
-
-        def score(rows: IntArray, best: float = best) -> FloatArray:
-            return log_expected_improvement(*posterior(rows), best)
-
-        def allowed(rows: IntArray, taken: set[tuple[int, ...]] = taken) -> np.ndarray:
-            return run.feasible(rows) & np.array([tuple(row) not in taken for row in rows.tolist()])
-
-        climb = LocalSearch(space, steps=20)
-        starts = np.array([run.repaired(point) for point in space.sample(20, rng)])
-        near = climb.neighbours(known[np.argsort(run.values)[::-1][:3]], rng)
-        starts = np.concatenate([starts, near[allowed(near)][:200]])
-        starts = starts[allowed(starts)]
-        starts = starts[np.argsort(-score(starts))[:4]]
-        run(climb.run(starts, score, allowed, rng)[0][0])
+        run(_climb(run, lambda rows, f=acquisition: _in_chunks(f, rows / scale), run.targets[-1]))
 
 
 METHODS: dict[str, Method] = {
     "ours": ours,
     "ours, no profile": ours_without_profile,
     "BoTorch LogEI": plain_logei,
+    "BoTorch qLogNEHVI": plain_qlognehvi,
     "evolutionary": evolutionary,
     "Sobol": sobol,
 }

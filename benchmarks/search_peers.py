@@ -20,12 +20,14 @@ def optuna_tpe(run: Evaluations) -> None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=run.seed))
+    directions = ["maximize", "minimize"] if run.is_front else ["maximize"]
+    study = optuna.create_study(directions=directions, sampler=optuna.samplers.TPESampler(seed=run.seed))
     sizes = run.problem.space.sizes.tolist()
     while not run.done:
         trial = study.ask()
         point = np.array([trial.suggest_int(f"x{i}", 0, size - 1) for i, size in enumerate(sizes)])
-        study.tell(trial, run(point))
+        value = run(point)
+        study.tell(trial, [value, float(run.bits(run.points[-1][None, :])[0])] if run.is_front else value)
 
 
 def pymoo_nsga2(run: Evaluations) -> None:
@@ -52,8 +54,7 @@ def pymoo_nsga2(run: Evaluations) -> None:
                     rows.append((1.0, np.inf))
                     continue
                 value = run(point)
-                cost = run.problem.cost(run.problem.space.layer_indices(run.points[-1][None, :]))
-                rows.append((1 - value, float(cost["stored_bits"][0])))
+                rows.append((1 - value, float(run.bits(run.points[-1][None, :])[0])))
             out["F"] = np.array(rows)
 
     algorithm = NSGA2(
@@ -80,13 +81,16 @@ def ax_default(run: Evaluations) -> None:
             for i, size in enumerate(run.problem.space.sizes)
         ]
     )
-    client.configure_optimization(objective="accuracy")
+    client.configure_optimization(objective="accuracy, -bits_per_weight" if run.is_front else "accuracy")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         while not run.done:
             for number, parameters in client.get_next_trials(max_trials=1).items():
                 point = np.array([parameters[f"x{i}"] for i in range(len(parameters))])
-                client.complete_trial(trial_index=number, raw_data={"accuracy": run(point)})
+                data = {"accuracy": run(point)}
+                if run.is_front:
+                    data["bits_per_weight"] = float(run.bits(run.points[-1][None, :])[0])
+                client.complete_trial(trial_index=number, raw_data=data)
 
 
 PEERS: dict[str, Method] = {

@@ -42,18 +42,12 @@ class SyntheticProblem:
     damage: tuple[FloatArray, ...]
     interactions: FloatArray  # (layers, layers), upper triangle
     profile: SensitivityProfile
+    budget = 1.4
+    front_budgets = (1.1, 1.2, 1.4, 1.6, 1.8, 2.0)
 
     def cost(self, indices: IntArray) -> dict[str, FloatArray]:
         """Exact costs; shape (n,) each, from layer indices (n, layers)."""
-        bits = np.stack([np.array(row)[indices[:, i]] for i, row in enumerate(self.space.stored_bits)], axis=1)
-        total = bits.sum(axis=1).astype(np.float64)
-        weights = sum(self.space.weights)
-        return {
-            "stored_bits": total,
-            "bits_per_weight": total / weights,
-            "compression": 32 * weights / total,
-            "bram18": np.ceil(bits / BRAM18_BITS).sum(axis=1),
-        }
+        return stored_costs(self.space, indices)
 
     def true_accuracy(self, indices: IntArray) -> FloatArray:
         """Accuracy without noise; shape (n,)."""
@@ -62,6 +56,10 @@ class SyntheticProblem:
         pairs = np.einsum("ni,ij,nj->n", root, self.interactions, root)
         total = np.maximum(layer.sum(axis=1) + pairs, 0.0)
         return FLOAT_ACCURACY - LARGEST_DROP * (1 - np.exp(-total))
+
+    def reference_profile(self) -> SensitivityProfile:
+        """The true damage of every layer."""
+        return SensitivityProfile(self.space.dimensions, tuple(tuple(row) for row in self.damage))
 
     def evaluate(self, config: NetworkConfig, fidelity: Fidelity, seed: int) -> dict[str, float]:
         """A noisy evaluation, as the search calls it."""
@@ -72,6 +70,19 @@ class SyntheticProblem:
     def observe(self, point: IntArray, seed: int, number: int) -> float:
         """A noisy evaluation of one point; the same noise for the same seed and number."""
         return self.evaluate(self.space.config(point), FIDELITY, 100_000 * seed + number)["accuracy"]
+
+
+def stored_costs(space: SearchSpace, indices: IntArray) -> dict[str, FloatArray]:
+    """Stored bits and block RAM, a ceiling per layer; shape (n,) each, from layer indices (n, layers)."""
+    bits = np.stack([np.array(row)[indices[:, i]] for i, row in enumerate(space.stored_bits)], axis=1)
+    total = bits.sum(axis=1).astype(np.float64)
+    weights = sum(space.weights)
+    return {
+        "stored_bits": total,
+        "bits_per_weight": total / weights,
+        "compression": 32 * weights / total,
+        "bram18": np.ceil(bits / BRAM18_BITS).sum(axis=1),
+    }
 
 
 def synthetic_problem(layers: int, seed: int) -> SyntheticProblem:
