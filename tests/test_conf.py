@@ -25,8 +25,13 @@ DETECTORS = {
     "board_yolo": "deeppcb",
     "sim_yolo_v2": "voc",
     "yolov3_tiny": "coco",
+    "ssdlite320": "voc",
+    "ssd300": "voc",
 }
-"""Networks and the images whose shape they are made for."""
+"""Networks and the images that they are made for."""
+
+IMAGE_SIZES = {"ssdlite320": "[320,320]", "ssd300": "[300,300]"}
+"""Of networks for whose size the images are not set up by default."""
 
 
 def test_there_is_something_to_compose() -> None:
@@ -48,6 +53,8 @@ def test_choice_composes(group: str, name: str) -> None:
         # Channels and, with boxes, rows and columns of network and images agree.
         pairs = [pair for pair in DETECTORS.items() if name in pair] or [("resnet20", "cifar10")]
         overrides = [f"network={pairs[0][0]}", f"data={pairs[0][1]}", *overrides]
+        if name in IMAGE_SIZES:
+            overrides.append(f"data.detection.image_size={IMAGE_SIZES[name]}")
     config = compose_config(overrides)
     if group == "experiment":
         assert config.name == name

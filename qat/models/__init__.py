@@ -15,11 +15,13 @@ from qat.models.darknet_tables import (
 )
 from qat.models.fastestdet import FastestDet, fastestdet
 from qat.models.resnet_cifar import ResNetCifar, digits_resnet, resnet20, resnet56
+from qat.models.ssd import Ssd, ssd300, ssdlite320
 
 __all__ = [
     "Darknet",
     "FastestDet",
     "ResNetCifar",
+    "Ssd",
     "blood_yolo",
     "board_yolo",
     "build_network",
@@ -30,6 +32,8 @@ __all__ = [
     "resnet20",
     "resnet56",
     "sim_yolo_v2_fpga",
+    "ssd300",
+    "ssdlite320",
     "yolov2_tiny_voc",
     "yolov2_voc",
     "yolov3",

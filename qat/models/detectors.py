@@ -2,12 +2,13 @@
 
 | detector               | hardware part                           | stays in float                          |
 |------------------------|-----------------------------------------|-----------------------------------------|
-| SSDlite320-MobileNetV3 | backbone and the head's convolutions    | anchors, softmax, boxes, suppression    |
+| SSDlite320-MobileNetV3 | backbone and the head's convolutions    | default boxes, softmax, suppression     |
+| SSD300-VGG16           | the same, less the first level's        | also length and head of conv4_3's map   |
 | RetinaNet, FCOS        | ResNet and feature pyramid              | head (its weights serve all levels in   |
 |                        |                                         | turn; FCOS's has group norm), boxes     |
 | Faster R-CNN           | ResNet and feature pyramid              | proposals, pooling of regions, box head |
 
-SSD300-VGG16 has no hardware part: its first map is divided by its length, pixel by pixel.
+The SSDs are trained and quantized whole (`qat.models.ssd`); of the others the hardware part alone is converted.
 
 Source: torchvision.models.detection, of which the modules are used as they are.
 """
@@ -24,36 +25,10 @@ from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
-from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from qat.errors import TraceError
-
-
-class SsdLitePart(nn.Module):
-    """Backbone and head of an SSDlite: for each level the maps of classes and of boxes.
-
-    Args:
-        detector: Its modules are shared, not copied.
-    """
-
-    def __init__(self, detector: SSD) -> None:
-        super().__init__()
-        self.backbone = detector.backbone
-        self.classification = detector.head.classification_head.module_list
-        self.regression = detector.head.regression_head.module_list
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps of classes and boxes, level by level.
-
-        Args:
-            x: Normalised images (N, 3, H, W).
-        """
-        maps: list[Tensor] = []
-        levels = zip(self.backbone(x).values(), self.classification, self.regression, strict=True)
-        for features, classify, regress in levels:
-            maps += [classify(features), regress(features)]
-        return tuple(maps)
+from qat.models.ssd import Ssd, SsdFloatPart
 
 
 class PyramidPart(nn.Module):
@@ -99,12 +74,12 @@ def hardware_part(detector: nn.Module) -> nn.Module:
     Raises:
         TraceError: The detector has none.
     """
-    if isinstance(detector, SSD) and isinstance(detector.head, SSDLiteHead):
-        return SsdLitePart(detector)
+    if isinstance(detector, SSD):
+        return Ssd(detector)
     if isinstance(detector, RetinaNet | FCOS | FasterRCNN) and isinstance(detector.backbone, BackboneWithFPN):
         return PyramidPart(detector.backbone)
     raise TraceError(
-        f"{type(detector).__name__} has no part that hardware runs; expected SSDlite, or RetinaNet, FCOS or "
+        f"{type(detector).__name__} has no part that hardware runs; expected SSD, or RetinaNet, FCOS or "
         "Faster R-CNN with a feature pyramid"
     )
 
@@ -123,16 +98,17 @@ def finish(
     Returns:
         "boxes" in pixels, "scores" and "labels" for each image.
     """
-    # A quantized network gives a map of one pixel as a row.
-    maps = [part if part.dim() == 4 else part[:, :, None, None] for part in maps]
     sizes = [(int(x_NCHW.shape[-2]), int(x_NCHW.shape[-1]))] * len(x_NCHW)
-    images = ImageList(x_NCHW, sizes)
     if isinstance(detector, SSD):
-        columns = detector.head.classification_head.num_columns
-        outputs = {"cls_logits": _rows(maps[0::2], columns), "bbox_regression": _rows(maps[1::2], 4)}
-        anchors = detector.anchor_generator(images, list(maps[0::2]))
+        part = SsdFloatPart(detector)
+        logits, offsets = part.rows(maps)
+        anchors = [part.default_boxes(maps)] * len(x_NCHW)
+        outputs = {"cls_logits": logits, "bbox_regression": offsets}
         found: list[dict[str, Tensor]] = detector.postprocess_detections(outputs, anchors, sizes)
         return found
+    # A quantized network gives a map of one pixel as a row.
+    maps = [part if part.dim() == 4 else part[:, :, None, None] for part in maps]
+    images = ImageList(x_NCHW, sizes)
     if isinstance(detector, FasterRCNN):
         names = [*map(str, range(len(maps) - 1)), "pool"]
         features = OrderedDict(zip(names, maps, strict=True))
@@ -148,9 +124,3 @@ def finish(
     anchors_by_level = [list(own.split(counts)) for own in anchors]
     found = detector.postprocess_detections(by_level, anchors_by_level, sizes)
     return found
-
-
-def _rows(maps: Sequence[Tensor], columns: int) -> Tensor:
-    """Maps (N, A * columns, H, W) of all levels as (N, anchors of all places, columns)."""
-    rows = [part.permute(0, 2, 3, 1).reshape(len(part), -1, columns) for part in maps]
-    return torch.cat(rows, 1)

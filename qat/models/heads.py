@@ -211,7 +211,17 @@ def detect(heads: Sequence[Head], outputs: Tensor | Sequence[Tensor], rule: Supp
         raw = head.split(map_NCHW.float())
         boxes.append(head.boxes(raw.box_NA4HW).flatten(1, 3))
         scores.append(head.scores(raw).flatten(1, 3))
-    boxes_NK4, scores_NKC = torch.cat(boxes, 1), torch.cat(scores, 1)
+    return suppress(torch.cat(boxes, 1), torch.cat(scores, 1), rule)
+
+
+def suppress(boxes_NK4: Tensor, scores_NKC: Tensor, rule: Suppression) -> list[Detections]:
+    """The boxes of each image that remain, class by class; all images of a batch at once.
+
+    Args:
+        boxes_NK4: In shares of the image.
+        scores_NKC: Of each class, in [0, 1].
+        rule: Which boxes remain.
+    """
     images, count, classes = scores_NKC.shape
     best, place = scores_NKC.flatten(1).topk(min(rule.candidates, count * classes), 1)
     image, rank = (best > rule.score_threshold).nonzero(as_tuple=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,9 +14,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from qat.data.boxes import unpack
 from qat.errors import ConfigError
 from qat.models.heads import Detections, Head, Suppression, as_maps, detect
-from qat.tasks.classification import Classification
 from qat.tasks.detection_loss import detection_loss, imitation_loss
-from qat.tasks.training import Objective
 
 RECALL_POINTS = np.linspace(0, 1, 101).tolist()
 """COCO's recalls in double precision.  The metric's own are of single precision: its 0.6 is above 3 of 5 boxes."""
@@ -66,14 +65,26 @@ class Detection:
         """Boxes of each image."""
         return detect(self.heads, outputs, self.suppression)
 
+    def image_size(self, outputs: Tensor | Sequence[Tensor]) -> tuple[int, int]:
+        """Rows and columns of the images that maps belong to."""
+        return self.heads[0].image_size(as_maps(outputs)[0])
+
     def meter(self) -> DetectionMeter:
         """Measures "ap50", "ap" and "loss"."""
         return DetectionMeter(self)
 
 
-def objective_of(model: nn.Module) -> Objective:
-    """What a network is for: detection if it says what its maps mean in `heads`, else classification."""
-    return Detection.of(model) if getattr(model, "heads", ()) else Classification()
+class FindsBoxes(Protocol):
+    """What a meter asks of an objective of detection."""
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Loss of a batch against its targets, a scalar."""
+
+    def detections(self, outputs: Any) -> list[Detections]:
+        """Boxes of each image, in shares of the image."""
+
+    def image_size(self, outputs: Any) -> tuple[int, int]:
+        """Rows and columns of the images that maps belong to."""
 
 
 class DetectionMeter:
@@ -85,7 +96,7 @@ class DetectionMeter:
         objective: Decodes and suppresses.
     """
 
-    def __init__(self, objective: Detection) -> None:
+    def __init__(self, objective: FindsBoxes) -> None:
         self._objective = objective
         self._metric = MeanAveragePrecision(rec_thresholds=RECALL_POINTS, backend="faster_coco_eval")
         self._metric.warn_on_many_detections = False
@@ -96,7 +107,7 @@ class DetectionMeter:
         """Takes in the maps and the true boxes of a batch."""
         self._loss += float(self._objective.loss(outputs, targets)) * len(targets)
         self._images += len(targets)
-        rows, columns = self._objective.heads[0].image_size(as_maps(outputs)[0])
+        rows, columns = self._objective.image_size(outputs)
         pixels = torch.tensor([columns, rows, columns, rows], dtype=torch.float32)
         found = [
             {"boxes": one.boxes_K4.cpu() * pixels, "scores": one.scores_K.cpu(), "labels": one.labels_K.cpu()}

@@ -13,11 +13,13 @@ from hwmodel import uniform
 from qat.convert import prepare
 from qat.errors import TraceError
 from qat.graph import read_graph, trace
+from qat.models import ssd300, ssdlite320
 from qat.models.detectors import finish, hardware_part
 
 OPTIONS = {"weights": None, "weights_backbone": None, "num_classes": 4}
 SMALL = {**OPTIONS, "min_size": 128, "max_size": 128}
 DETECTORS: dict[str, Callable[[], nn.Module]] = {
+    "ssd300": lambda: detection.ssd300_vgg16(**OPTIONS),
     "ssdlite": lambda: detection.ssdlite320_mobilenet_v3_large(**OPTIONS),
     "retinanet": lambda: detection.retinanet_resnet50_fpn(**SMALL, score_thresh=0.0),
     "fcos": lambda: detection.fcos_resnet50_fpn(**SMALL, score_thresh=0.0),
@@ -30,7 +32,7 @@ DETECTORS: dict[str, Callable[[], nn.Module]] = {
 def test_two_parts_answer_as_the_whole(name: str) -> None:
     torch.manual_seed(0)
     detector = DETECTORS[name]().eval()
-    size = 320 if name == "ssdlite" else 128
+    size = {"ssdlite": 320, "ssd300": 300}.get(name, 128)
     images = torch.rand(1, 3, size, size)
     normalized = detector.transform(list(images))[0].tensors
     assert normalized.shape == images.shape
@@ -58,6 +60,21 @@ def test_ssdlite_is_quantized_whole() -> None:
     assert set(found[1]) == {"boxes", "scores", "labels"}
 
 
+def test_ssd300_is_traced_less_the_head_of_its_first_map() -> None:
+    """Maps of 38, 19, 10, 5, 3 and 1 cells: SSD (arXiv 1512.02325), figure 2; 4 anchors at both ends, 6 between."""
+    network = trace(ssd300(20), (3, 300, 300))
+    results = [network.by_name[name] for name in network.outputs]
+    assert (results[0].out_channels, results[0].out_height) == (512, 38)
+    assert [layer.out_height for layer in results[1::2]] == [19, 10, 5, 3, 1]
+    assert [layer.out_channels for layer in results[1::2]] == [6 * 21] * 3 + [4 * 21] * 2
+    assert [layer.out_channels for layer in results[2::2]] == [6 * 4] * 3 + [4 * 4] * 2
+
+
+def test_torchvision_weights_load_by_their_names() -> None:
+    theirs = DETECTORS["ssdlite"]().state_dict()
+    ssdlite320(3).load_state_dict(theirs, strict=True)
+
+
 def test_a_feature_pyramid_is_traced() -> None:
     """Sizes halve from a stride of 8 to 128: RetinaNet (arXiv 1708.02002), section 4, P3 to P7."""
     graph = read_graph(hardware_part(DETECTORS["retinanet"]()))
@@ -68,5 +85,5 @@ def test_a_feature_pyramid_is_traced() -> None:
 
 
 def test_what_is_no_such_detector() -> None:
-    with pytest.raises(TraceError, match=r"Linear has no part that hardware runs; expected SSDlite, or RetinaNet"):
+    with pytest.raises(TraceError, match=r"Linear has no part that hardware runs; expected SSD, or RetinaNet"):
         hardware_part(nn.Linear(2, 2))

@@ -1,0 +1,148 @@
+"""torchvision's SSDs, as networks that are trained, quantized and exported: SSDlite320-MobileNetV3 and SSD300-VGG16.
+
+```
+images -> Ssd (hardware) -> maps -> SsdFloatPart (float) -> class logits and box offsets of all default boxes
+```
+
+Axes: N images, K default boxes of an image over all maps, C classes without the background.
+
+Source: Liu et al., "SSD" (arXiv 1512.02325); torchvision.models.detection, of which the modules are used as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssd import SSD, SSDFeatureExtractorVGG
+
+
+class SsdFloatPart:
+    """What stays in float behind an SSD's maps: default boxes, and for SSD300 the first level.
+
+    SSD300 divides conv4_3's map by its length, pixel by pixel, which no layer of the hardware does.  The division and
+    the two convolutions that read the result run in float; the quantized network leaves them as they were trained in
+    float.
+
+    Args:
+        detector: Its modules are shared, not copied.
+    """
+
+    def __init__(self, detector: SSD) -> None:
+        self.detector = detector
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Rows and columns of the images that the default boxes are made for."""
+        columns, rows = self.detector.transform.fixed_size
+        return int(rows), int(columns)
+
+    def levels(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps of classes and of boxes in turn, level by level.
+
+        Args:
+            maps: Of the hardware part, in float or dequantized; a map of one pixel may be (N, C).
+        """
+        levels = [part if part.dim() == 4 else part[:, :, None, None] for part in maps]
+        backbone, head = self.detector.backbone, self.detector.head
+        if not isinstance(backbone, SSDFeatureExtractorVGG):
+            return levels
+        # In training of a quantized network these weights may be on another device than its maps.
+        device = backbone.scale_weight.device
+        scaled = backbone.scale_weight.view(1, -1, 1, 1) * F.normalize(levels[0].to(device))
+        first = (head.classification_head.module_list[0](scaled), head.regression_head.module_list[0](scaled))
+        return [*(part.to(levels[0].device) for part in first), *levels[1:]]
+
+    def rows(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (N, K, 1 + C), the background first, and offsets from default boxes (N, K, 4)."""
+        levels = self.levels(maps)
+        return _rows(levels[0::2], self.detector.head.classification_head.num_columns), _rows(levels[1::2], 4)
+
+    def default_boxes(self, maps: Sequence[Tensor]) -> Tensor:
+        """Left, top, right and bottom of all default boxes in pixels, shape (K, 4)."""
+        rows, columns = self.image_size
+        # The generator looks at no more than sizes.
+        features = [part if part.dim() == 4 else part[:, :, None, None] for part in maps]
+        if isinstance(self.detector.backbone, SSDFeatureExtractorVGG):
+            features = [features[0], *features[1::2]]
+        else:
+            features = features[0::2]
+        images = ImageList(features[0].new_empty((1, 1, rows, columns)), [(rows, columns)])
+        boxes_K4: Tensor = self.detector.anchor_generator(images, features)[0]
+        return boxes_K4
+
+    def boxes(self, offsets_NK4: Tensor, defaults_K4: Tensor) -> Tensor:
+        """Boxes in shares of the image, cut at its edges, shape (N, K, 4).
+
+        Args:
+            offsets_NK4: From the default boxes.
+            defaults_K4: In pixels.
+        """
+        count = len(offsets_NK4)
+        flat: Tensor = self.detector.box_coder.decode_single(offsets_NK4.flatten(0, 1), defaults_K4.repeat(count, 1))
+        rows, columns = self.image_size
+        return (flat.view(count, -1, 4) / flat.new_tensor([columns, rows, columns, rows])).clamp(0, 1)
+
+
+class Ssd(nn.Module):
+    """Backbone and head of an SSD; parameters have torchvision's names, so that its published weights load.
+
+    Args:
+        detector: Its modules are shared, not copied.
+    """
+
+    def __init__(self, detector: SSD) -> None:
+        super().__init__()
+        self.backbone = detector.backbone
+        self.head = detector.head
+        self.float_part = SsdFloatPart(detector)  # no module: its weights are those above
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps of classes and boxes, level by level; SSD300's first result is conv4_3's map in place of its two.
+
+        Args:
+            x: Normalised images (N, 3, H, W).
+        """
+        classify = self.head.classification_head.module_list
+        regress = self.head.regression_head.module_list
+        maps: list[Tensor] = []
+        if isinstance(self.backbone, SSDFeatureExtractorVGG):
+            x = self.backbone.features(x)
+            maps.append(x)
+            for level, block in enumerate(self.backbone.extra, 1):
+                x = block(x)
+                maps += [classify[level](x), regress[level](x)]
+        else:
+            for level, features in enumerate(self.backbone(x).values()):
+                maps += [classify[level](features), regress[level](features)]
+        return tuple(maps)
+
+
+def ssdlite320(num_classes: int) -> Ssd:
+    """SSDlite320-MobileNetV3 for images of 320x320.
+
+    Args:
+        num_classes: Without the background.
+    """
+    return Ssd(
+        detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=num_classes + 1)
+    )
+
+
+def ssd300(num_classes: int) -> Ssd:
+    """SSD300-VGG16 for images of 300x300.
+
+    Args:
+        num_classes: Without the background.
+    """
+    return Ssd(detection.ssd300_vgg16(weights=None, weights_backbone=None, num_classes=num_classes + 1))
+
+
+def _rows(maps: Sequence[Tensor], columns: int) -> Tensor:
+    """Maps (N, A * columns, H, W) of all levels as (N, K, columns)."""
+    rows = [part.permute(0, 2, 3, 1).reshape(len(part), -1, columns) for part in maps]
+    return torch.cat(rows, 1)
