@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import hwmodel
 from hwmodel import LayerConfig, NetworkConfig, NetworkSpec, WeightFormat
 from qat.compose import compose_config
+from qat.data import build_data
 from qat.files import write_rows, write_text
 from qat.normalization import Normalization
 from qat.pipeline.setup import Setup, train
@@ -242,10 +243,12 @@ def main() -> None:
         ]
     )
     setup = train(config, RunFolder.create(config))
-    for row in arguments.rows:
-        for seed in arguments.seeds:
+    for seed in arguments.seeds:
+        # Order and augmentation of the images are the data's, and all that is random in a training.
+        seeded = replace(setup, data=build_data(config.data, seed))
+        for row in arguments.rows:
             print(f"{row}, seed {seed}", flush=True)
-            measure(setup, row, seed, folder)
+            measure(seeded, row, seed, folder)
     lines = table(folder, rows.index)
     write_rows(folder / "table", lines)
     print("\n".join("  ".join(f"{value!s:>12}" for value in line) for line in (lines[0], *(d.values() for d in lines))))
