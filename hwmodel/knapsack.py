@@ -16,7 +16,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 PROVEN_GROUPS = 16
 """Groups up to which every answer is proven."""
@@ -39,16 +40,68 @@ TINY = 1e-9
 
 
 @dataclass(frozen=True)
-class Group:
-    """Options of which one is taken.
+class Choices:
+    """Options of all groups, one group after the other; of each group one option is taken.
 
     Args:
-        key: Shape (options,), integers >= 0: what is minimised.
+        key: Shape (options,), integers >= 0.
         use: Shape (options, resources), integers >= 0.
+        group: Shape (options,), ascending: the group of each option.
+        until: Shape (options,): at limits of the key from this one on another option of the group uses no more of
+            anything, so that this one need not be looked at; see `outdone_from`.
+        rows: Shape (options,): where an option stood before others were left out.
+        groups: Number of groups.
     """
 
     key: Array
     use: Array
+    group: Array
+    until: Array
+    rows: Array
+    groups: int
+
+    @classmethod
+    def of(cls, keys: Sequence[Array], uses: Sequence[Array], untils: Sequence[Array] | None = None) -> Choices:
+        """Options by group: keys of shape (options,), uses of shape (options, resources)."""
+        group = np.repeat(np.arange(len(keys)), [len(key) for key in keys])
+        until = np.full(len(group), NO_LIMIT) if untils is None else np.concatenate(untils)
+        return cls(np.concatenate(keys), np.concatenate(uses), group, until, np.arange(len(group)), len(keys))
+
+    def only(self, keep: Mask) -> Choices | None:
+        """The options where `keep` is true; None if a group has none."""
+        index = np.flatnonzero(keep)
+        group = self.group[index]
+        if not len(index) or np.count_nonzero(np.diff(group)) + 1 < self.groups:
+            return None
+        return Choices(self.key[index], self.use[index], group, self.until[index], self.rows[index], self.groups)
+
+    def up_to(self, limit: int) -> Choices | None:
+        """The options that count where no key may be larger than `limit`; None if a group has none."""
+        return self.only((self.key <= limit) & (limit < self.until))
+
+    def at_cost(self, cost: Array) -> Choices:
+        """The same options with other keys, all of them to be looked at."""
+        return Choices(cost, self.use, self.group, np.full(len(cost), NO_LIMIT), self.rows, self.groups)
+
+
+def outdone_from(key: Array, use: Array) -> Array:
+    """The least key from which on an option of one group is outdone: another one uses no more of anything.
+
+    Args:
+        key: Shape (options,).
+        use: Shape (options, resources).
+
+    Returns:
+        Shape (options,); `NO_LIMIT` where no option of the group uses as little.
+    """
+    no_more = (use[:, None, :] <= use[None, :, :]).all(axis=2)  # [i, j]: i uses no more than j
+    # Of options with equal use, the one with the smaller key stays, then the first.
+    first = np.lexsort((np.arange(len(key)), key))
+    rank = np.empty(len(key), dtype=np.int64)
+    rank[first] = np.arange(len(key))
+    outdoes = no_more & (~no_more.T | (rank[:, None] < rank[None, :]))
+    until: Array = np.where(outdoes, key[:, None], NO_LIMIT).min(axis=0, initial=NO_LIMIT)
+    return until
 
 
 @dataclass(frozen=True)
@@ -58,17 +111,19 @@ class Solution:
     Args:
         value: Largest key, or sum of keys; `NO_LIMIT` if no choice was found within budgets and limit.
         bound: No choice within the budgets has a smaller value than this; equal to `value` if that is proven.
-        options: The option that each group takes; none if no choice was found.
+        rows: The row of the option that each group takes; none if no choice was found.
+        prices: Prices of whole budgets, in units of the key, that gave the bound of `cheapest`.
     """
 
     value: int
     bound: int
-    options: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
+    prices: tuple[float, ...] = ()
 
     @property
     def is_found(self) -> bool:
         """Whether there is a choice."""
-        return bool(self.options)
+        return bool(self.rows)
 
     @property
     def is_proven(self) -> bool:
@@ -80,11 +135,11 @@ NOTHING = Solution(NO_LIMIT, NO_LIMIT)
 """There is no choice."""
 
 
-def least_bottleneck(groups: Sequence[Group], budgets: Array, floor: int = 0, limit: int = NO_LIMIT) -> Solution:
+def least_bottleneck(choices: Choices, budgets: Array, floor: int = 0, limit: int = NO_LIMIT) -> Solution:
     """The choice whose largest key is least.
 
     Args:
-        groups: At least one group.
+        choices: The options.
         budgets: Shape (resources,), integers >= 0.
         floor: Keys below count as this.
         limit: Only keys up to this are taken.
@@ -92,242 +147,259 @@ def least_bottleneck(groups: Sequence[Group], budgets: Array, floor: int = 0, li
     Returns:
         The best choice found within budgets and limit.
     """
-    problem = _Problem.of(groups, budgets, limit)
+    problem = _Problem.of(choices.only(choices.key <= limit), budgets)
     if problem is None:
         return NOTHING
-    keys = np.maximum(problem.key, floor)
-    grid = np.unique(keys[keys >= np.minimum.reduceat(keys, problem.starts).max()])
+    keys = problem.choices.key
+    grid = np.unique(np.maximum(keys, floor))
+    grid = grid[grid >= np.minimum.reduceat(keys, problem.starts).max()]
     weights = np.full(len(budgets), 1 / len(budgets))
-    low, weights, chosen = _reprice(problem, keys, grid, 0, weights)
-    if low == len(grid):
-        return NOTHING
-    best = problem.repaired(chosen, keys <= grid[low])
-    if problem.fits(best):
-        return problem.solution(int(grid[low]), int(grid[low]), best)
-    # The least possible key is at `low` or above: find a choice with a larger one, then halve what is between.
-    step, high = 1, low
-    while not problem.fits(best) and high < len(grid) - 1:
-        high = min(high + step, len(grid) - 1)
-        high, weights, chosen = _reprice(problem, keys, grid, high, weights)
-        if high == len(grid):
-            return NOTHING
-        best, step = problem.repaired(chosen, keys <= grid[high]), 2 * step
-    unproven = NO_LIMIT
-    if not problem.fits(best):
-        found, is_proven = problem.decided(keys <= grid[high])
-        if found is None:
-            return NOTHING if is_proven else Solution(NO_LIMIT, int(grid[low]))
-        best = found
+    low, last, index, step = 0, len(grid) - 1, 0, 1
+    best: Array | None = None
+    high, unproven = len(grid), NO_LIMIT
     while low < high:
-        middle = (low + high) // 2
-        reached, weights, chosen = _reprice(problem, keys, grid, middle, weights)
-        if reached > middle:
-            low = min(reached, high)
-            continue
-        choice: Array | None = problem.repaired(chosen, keys <= grid[middle])
-        if choice is not None and not problem.fits(choice):
-            choice, is_proven = problem.decided(keys <= grid[middle])
-            if choice is None and not is_proven:
-                unproven = min(unproven, int(grid[middle]))
-        if choice is None:
-            low = middle + 1
+        part = problem.up_to(int(grid[index]))
+        found, is_proven = None, True
+        if part is not None:
+            found, weights, is_proven = part.any_choice(weights, may_solve=best is not None or index == last)
+        if found is not None:
+            best, high = found, index
+        elif not is_proven and (best is not None or index == last):
+            low, unproven = index + 1, min(unproven, int(grid[index]))
         else:
-            best, high = choice, middle
-    return problem.solution(int(grid[high]), min(int(grid[high]), unproven), best)
+            low = problem.first_open(grid, max(low, index + 1 if is_proven else low), weights)
+        if best is None:  # not yet: a larger limit, in growing steps; then halve what is between
+            index, step = min(max(low, index + step), last), 2 * step
+        else:
+            index = (low + high) // 2
+    if best is None:
+        return NOTHING if unproven == NO_LIMIT else Solution(NO_LIMIT, unproven)
+    return Solution(int(grid[high]), min(int(grid[high]), unproven), tuple(best.tolist()))
 
 
-def _reprice(problem: _Problem, keys: Array, grid: Array, low: int, weights: Floats) -> tuple[int, Floats, Array]:
-    """Moves prices towards what is over budget, and the index of the least possible key with the bound.
-
-    Returns:
-        Index into `grid`, prices, and the choice with the least excess at that key.
-    """
-    nearest, least_excess = np.zeros(0, dtype=np.int64), np.inf
-    for step in range(STEPS if low < len(grid) else 0):
-        priced = problem.share @ weights
-        start = low
-
-        def is_open(index: int, priced: Floats = priced) -> bool:
-            return problem.bound(priced, keys <= grid[index]) <= 1 + TINY
-
-        low = _first_from(low, len(grid), is_open)
-        if low == len(grid):
-            break
-        chosen = problem.cheapest(np.where(keys <= grid[low], priced, np.inf))
-        used = problem.share[chosen].sum(axis=0)
-        excess = float(used.max()) - 1
-        if excess < least_excess or low > start:
-            nearest, least_excess = chosen, excess
-        if excess <= TINY:
-            break
-        weights = weights * np.exp((used - 1) / max(abs(excess), 0.1) / (1 + step) ** 0.5)
-        weights /= weights.sum()
-    return low, weights, nearest
-
-
-def cheapest(groups: Sequence[Group], budgets: Array, limit: int = NO_LIMIT, gap: float = 0.0) -> Solution:
+def cheapest(
+    choices: Choices,
+    budgets: Array,
+    limit: int = NO_LIMIT,
+    gap: float = 0.0,
+    start: Sequence[int] = (),
+    prices: Sequence[float] = (),
+) -> Solution:
     """The choice whose sum of keys is least.
 
     Args:
-        groups: At least one group.
+        choices: The options.
         budgets: Shape (resources,), integers >= 0.
         limit: Only sums up to this are taken.
         gap: With more than `PROVEN_GROUPS` groups, a choice within this share of the bound is good enough.
+        start: Rows of a choice within the budgets, to begin with.
+        prices: Prices to begin with, such as those of a similar problem.
 
     Returns:
         The best choice found within budgets and limit.
     """
-    problem = _Problem.of(groups, budgets, limit)
+    problem = _Problem.of(choices.only(choices.key <= limit), budgets)
     if problem is None:
         return NOTHING
-    gap = gap if len(groups) > PROVEN_GROUPS else 0.0
-    key = problem.key.astype(np.float64)
-    anything = np.ones(len(key), dtype=bool)
-    prices, best_prices, lower = np.zeros(len(budgets)), np.zeros(len(budgets)), -np.inf
-    best: Array | None = None
-    upper, agility, stale = float(limit) + 1, 1.0, 0
+    is_small = choices.groups <= PROVEN_GROUPS
+    key = problem.choices.key.astype(np.float64)
+    best, upper = None, float(limit) + 1
+
+    def offer(chosen: Array | None) -> None:
+        nonlocal best, upper
+        if chosen is not None and problem.fits(chosen):
+            found = problem.improved(chosen)
+            if key[found].sum() < upper:
+                best, upper = found, float(key[found].sum())
+
+    offer(problem.at_rows(start))
+    price = np.array(prices) if prices else np.zeros(len(budgets))
+    best_price, lower, agility, stale = price, -np.inf, 1.0, 0
+    first_repair = 0 if prices else 7  # without prices the cheapest options are far over budget
     for step in range(4 * STEPS):
-        priced = key + problem.share @ prices
+        priced = key + problem.share @ price
         chosen = problem.cheapest(priced)
-        bound = float(priced[chosen].sum() - prices.sum())
+        bound = float(priced[chosen].sum() - price.sum())
         if bound > lower + 1e-9:
-            lower, best_prices, stale = bound, prices, 0
+            lower, best_price, stale = bound, price, 0
         else:
             stale += 1
+        if ceil(lower - 1e-6) >= upper - (0.0 if is_small else gap * upper):
+            break
         used = problem.share[chosen].sum(axis=0)
-        if step % 8 == 0 or problem.fits(chosen):
-            found = problem.improved(problem.repaired(chosen, anything))
-            if problem.fits(found) and key[found].sum() < upper:
-                best, upper = found, float(key[found].sum())
-        if ceil(lower - 1e-6) >= upper - gap * upper or agility < 1e-3:
+        if step % 8 == first_repair or (key[chosen].sum() < upper and problem.fits(chosen)):
+            offer(problem.repaired(chosen))
+        if agility < 1e-3:
             break
         if stale == 4:
-            agility, stale, prices = agility / 2, 0, best_prices
+            agility, stale, price = agility / 2, 0, best_price
             continue
         slope = used - 1
-        norm = float((slope[(prices > 0) | (slope > 0)] ** 2).sum())
+        norm = float((slope[(price > 0) | (slope > 0)] ** 2).sum())
         if norm < 1e-12:
             break
         target = upper if best is not None else bound + max(1.0, 0.1 * abs(bound))
-        prices = np.maximum(0.0, prices + agility * max(target - bound, 0.5) / norm * slope)
+        price = np.maximum(0.0, price + agility * max(target - bound, 0.5) / norm * slope)
     proven = min(ceil(lower - 1e-6), upper)
-    if proven < upper and len(groups) <= PROVEN_GROUPS:
+    if proven < upper and is_small:
         # An option is out if the bound with it is no better than the best choice.
-        priced = key + problem.share @ best_prices
-        extra = priced - np.minimum.reduceat(priced, problem.starts)[problem.group_of]
+        priced = key + problem.share @ best_price
+        extra = priced - np.minimum.reduceat(priced, problem.starts)[problem.choices.group]
         better = problem.branch_and_cut(key, extra <= upper - 1 - lower + 1e-6)
         if better is not None and key[better].sum() < upper:
             best, upper = better, float(key[better].sum())
         proven = upper
+    found_prices = tuple(best_price.tolist())
     if best is None:
-        return Solution(NO_LIMIT, NO_LIMIT if proven > limit else round(proven))
-    return problem.solution(round(upper), round(proven), best)
-
-
-def _first_from(low: int, size: int, holds: Callable[[int], bool]) -> int:
-    """The first index from `low` on for which a monotone condition holds; `size` if there is none."""
-    step, high = 1, low
-    while high < size and not holds(high):
-        low, high, step = high + 1, high + step, 2 * step
-    high = min(high, size)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle + 1, high)
-    return high
+        return Solution(NO_LIMIT, NO_LIMIT if proven > limit else round(proven), (), found_prices)
+    return Solution(round(upper), round(proven), tuple(problem.choices.rows[best].tolist()), found_prices)
 
 
 class _Problem:
-    """The options that can be taken at all, of all groups, one after the other.
+    """Options that fit the budgets each on its own.
 
     Args:
-        groups: As given.
-        kept: Indices of the options of all groups that are within budgets and limit.
-        budgets: As given.
+        choices: The options.
+        budgets: Shape (resources,).
     """
 
-    def __init__(self, groups: Sequence[Group], kept: Array, group_of: Array, budgets: Array) -> None:
-        offsets = np.concatenate([[0], np.cumsum([len(group.key) for group in groups])[:-1]])
-        self.key = np.concatenate([group.key for group in groups])[kept]
-        self.use = np.concatenate([group.use for group in groups])[kept]
+    def __init__(self, choices: Choices, budgets: Array) -> None:
+        self.choices = choices
         self.budgets = budgets
-        self.share = self.use / np.maximum(budgets, 1)
-        self.group_of = group_of[kept]
-        self.starts = np.searchsorted(self.group_of, np.arange(len(groups)))
-        self._option = kept - offsets[self.group_of]
+        self.share = choices.use / np.maximum(budgets, 1)
+        self.starts = np.searchsorted(choices.group, np.arange(choices.groups))
 
     @classmethod
-    def of(cls, groups: Sequence[Group], budgets: Array, limit: int) -> _Problem | None:
-        """The problem, or None if a group has no option within budgets and limit."""
-        is_within = [(group.use <= budgets).all(axis=1) & (group.key <= limit) for group in groups]
-        if not all(keep.any() for keep in is_within):
+    def of(cls, choices: Choices | None, budgets: Array) -> _Problem | None:
+        """The problem, or None if a group has no option within the budgets."""
+        if choices is None:
             return None
-        group_of = np.repeat(np.arange(len(groups)), [len(group.key) for group in groups])
-        return cls(groups, np.flatnonzero(np.concatenate(is_within)), group_of, budgets)
+        is_within: Mask = np.asarray((choices.use <= budgets).all(axis=1))
+        fitting = choices.only(is_within)
+        return None if fitting is None else cls(fitting, budgets)
 
-    def solution(self, value: int, bound: int, chosen: Array) -> Solution:
-        """A choice, in the numbering of the groups as given."""
-        return Solution(value, bound, tuple(int(option) for option in self._option[chosen]))
+    def up_to(self, limit: int) -> _Problem | None:
+        """The problem where no key may be larger than `limit`; None if a group has no such option."""
+        choices = self.choices.up_to(limit)
+        return None if choices is None else _Problem(choices, self.budgets)
+
+    def at_rows(self, rows: Sequence[int]) -> Array | None:
+        """The choice with these rows, or None if one of them is not among the options."""
+        place = {row: index for index, row in enumerate(self.choices.rows.tolist())} if rows else {}
+        if not rows or any(row not in place for row in rows):
+            return None
+        return np.array([place[row] for row in rows])
 
     def fits(self, chosen: Array) -> bool:
         """Whether a choice is within all budgets."""
-        return bool((self.use[chosen].sum(axis=0) <= self.budgets).all())
+        return bool((self.choices.use[chosen].sum(axis=0) <= self.budgets).all())
 
-    def bound(self, priced: Floats, allowed: NDArray[np.bool_]) -> float:
-        """Sum over groups of the cheapest allowed option."""
-        return float(np.minimum.reduceat(np.where(allowed, priced, np.inf), self.starts).sum())
+    def first_open(self, grid: Array, low: int, weights: Floats) -> int:
+        """The first limit from `low` on that the bound at these prices does not exclude; `len(grid)` if none."""
+        priced, keys = self.share @ weights, self.choices.key
+
+        def is_open(index: int) -> bool:
+            least = np.minimum.reduceat(np.where(keys <= grid[index], priced, np.inf), self.starts)
+            return float(least.sum()) <= 1 + TINY
+
+        step, high = 1, low
+        while high < len(grid) and not is_open(high):
+            low, high, step = high + 1, high + step, 2 * step
+        high = min(high, len(grid))
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if is_open(middle) else (middle + 1, high)
+        return high
 
     def cheapest(self, priced: Floats) -> Array:
         """Index of each group's cheapest option."""
+        group = self.choices.group
         least = np.minimum.reduceat(priced, self.starts)
-        is_least = np.flatnonzero(priced <= least[self.group_of])
-        return is_least[np.searchsorted(self.group_of[is_least], np.arange(len(self.starts)))]
+        is_least = np.flatnonzero(priced <= least[group])
+        return is_least[np.searchsorted(group[is_least], np.arange(len(self.starts)))]
 
-    def repaired(self, chosen: Array, allowed: NDArray[np.bool_]) -> Array:
-        """A choice with as little excess over the budgets as exchanges of single allowed options reach."""
-        chosen = chosen.copy()
-        used = self.share[chosen].sum(axis=0)
-        for _ in range(2 * len(self.starts)):
-            excess = np.maximum(0.0, used - 1).sum()
+    def any_choice(self, weights: Floats, *, may_solve: bool) -> tuple[Array | None, Floats, bool]:
+        """Any choice within the budgets.
+
+        Args:
+            weights: Prices to begin with, of sum 1.
+            may_solve: Whether HiGHS may be asked.
+
+        Returns:
+            Rows of the choice; the last prices; whether it is proven that there is none, if none was found.
+        """
+        nearest, least_excess = None, np.inf
+        for step in range(STEPS):
+            priced = self.share @ weights
+            chosen = self.cheapest(priced)
+            if priced[chosen].sum() > 1 + TINY:
+                return None, weights, True
+            used = self.share[chosen].sum(axis=0)
+            excess = float(used.max()) - 1
+            if excess < least_excess:
+                nearest, least_excess = chosen, excess
             if excess <= TINY:
                 break
-            rest = used - self.share[chosen]
-            after = np.maximum(0.0, rest[self.group_of] + self.share - 1).sum(axis=1)
-            fewer = np.where(allowed, excess - after, 0.0)
-            # What the exchange takes of the budgets that are not exceeded counts against it.
-            takes = np.maximum(0.0, self.share - self.share[chosen][self.group_of]).sum(axis=1)
-            takes += np.maximum(0, self.key - self.key[chosen][self.group_of]) / max(1, int(self.key.max()))
-            pick = int(np.argmax(np.where(fewer > TINY, fewer / (takes + 0.01), -1.0)))
-            if fewer[pick] <= TINY:
+            weights = weights * np.exp((used - 1) / max(abs(excess), 0.1) / (1 + step) ** 0.5)
+            weights /= weights.sum()
+        assert nearest is not None
+        found: Array | None = self.repaired(nearest)
+        is_proven = False
+        if found is not None and not self.fits(found):
+            found, is_proven = self._decided() if may_solve else (None, False)
+        return None if found is None else self.choices.rows[found], weights, is_proven
+
+    def repaired(self, chosen: Array) -> Array:
+        """A choice with as little excess over the budgets as exchanges of single options reach."""
+        group, key = self.choices.group, self.choices.key
+        chosen = chosen.copy()
+        used = self.share[chosen].sum(axis=0)
+        every, largest = np.ones(len(used)), max(1, int(key.max()))
+        for _ in range(2 * len(self.starts)):
+            over = used > 1 + TINY
+            if not over.any():
                 break
-            group = self.group_of[pick]
-            used = rest[group] + self.share[pick]
-            chosen[group] = pick
+            excess = (used[over] - 1).sum()
+            relieves = np.flatnonzero((self.share[:, over] < self.share[chosen][:, over][group]).any(axis=1))
+            change = self.share[relieves] - self.share[chosen[group[relieves]]]
+            fewer = excess - np.maximum(0.0, used - 1 + change) @ every
+            # What the exchange takes of the budgets that are not exceeded counts against it.
+            takes = np.maximum(0.0, change) @ every
+            takes += np.maximum(0, key[relieves] - key[chosen[group[relieves]]]) / largest
+            pick = int(np.argmax(np.where(fewer > TINY, fewer / (takes + 0.01), -1.0))) if len(relieves) else -1
+            if pick < 0 or fewer[pick] <= TINY:
+                break
+            used = used + change[pick]
+            chosen[group[relieves[pick]]] = relieves[pick]
         return chosen
 
     def improved(self, chosen: Array) -> Array:
         """A choice within the budgets whose keys exchanges of single options no longer lower."""
+        group, key, use = self.choices.group, self.choices.key, self.choices.use
         chosen = chosen.copy()
-        while self.fits(chosen):
-            spare = self.budgets - self.use[chosen].sum(axis=0)
-            gain = self.key[chosen][self.group_of] - self.key
-            allowed = (self.use - self.use[chosen][self.group_of] <= spare).all(axis=1)
-            pick = int(np.argmax(np.where(allowed, gain, 0)))
-            if gain[pick] <= 0 or not allowed[pick]:
-                break
-            chosen[self.group_of[pick]] = pick
-        return chosen
+        spare = self.budgets - use[chosen].sum(axis=0)
+        while True:
+            gain = key[chosen][group] - key
+            better = np.flatnonzero(gain > 0)
+            more = use[better] - use[chosen][group[better]]
+            better, more = better[allowed := (more <= spare).all(axis=1)], more[allowed]
+            if not len(better):
+                return chosen
+            best = int(np.argmax(gain[better]))
+            spare = spare - more[best]
+            chosen[group[better[best]]] = better[best]
 
-    def decided(self, allowed: NDArray[np.bool_]) -> tuple[Array | None, bool]:
-        """Any choice of allowed options within the budgets, and whether the answer is proven."""
+    def _decided(self) -> tuple[Array | None, bool]:
+        """Any choice within the budgets, and whether it is proven that there is none."""
         if len(self.starts) <= PROVEN_GROUPS:
-            return self.branch_and_cut(np.zeros(len(allowed)), allowed), True
-        fill, chosen = self._relaxed(allowed)
+            return self.branch_and_cut(np.zeros(len(self.share)), np.ones(len(self.share), dtype=bool)), True
+        fill, chosen = self._relaxed()
         if fill > 1 + 1e-6:
             return None, True
-        chosen = self.repaired(chosen, allowed)
-        return (chosen, True) if self.fits(chosen) else (None, False)
+        chosen = self.repaired(chosen)
+        return (chosen, False) if self.fits(chosen) else (None, False)
 
-    def _relaxed(self, allowed: NDArray[np.bool_]) -> tuple[float, Array]:
+    def _relaxed(self) -> tuple[float, Array]:
         """The least fill of the fullest budget if options may be mixed, and the largest share of each group's mix.
 
         All but as many groups as there are budgets take one option whole.
@@ -335,24 +407,19 @@ class _Problem:
         from scipy.optimize import linprog
         from scipy.sparse import csr_array
 
-        kept = np.flatnonzero(allowed)
-        size, resources = len(kept), len(self.budgets)
-        one_each = csr_array(
-            (np.ones(size), (self.group_of[kept], np.arange(size))), shape=(len(self.starts), size + 1)
-        )
+        size, resources = self.share.shape
+        one_each = csr_array((np.ones(size), (self.choices.group, np.arange(size))), shape=(len(self.starts), size + 1))
         result = linprog(
             np.append(np.zeros(size), 1.0),
-            A_ub=np.column_stack([self.share[kept].T, -np.ones(resources)]),
+            A_ub=np.column_stack([self.share.T, -np.ones(resources)]),
             b_ub=np.zeros(resources),
             A_eq=one_each,
             b_eq=np.ones(len(self.starts)),
             method="highs-ds",
         )
-        mix = np.zeros(len(allowed))
-        mix[kept] = result.x[:-1]
-        return float(result.x[-1]), self.cheapest(np.where(allowed, -mix, np.inf))
+        return float(result.x[-1]), self.cheapest(-result.x[:-1])
 
-    def branch_and_cut(self, cost: Floats, allowed: NDArray[np.bool_]) -> Array | None:
+    def branch_and_cut(self, cost: Floats, allowed: Mask) -> Array | None:
         """The cheapest choice of allowed options, proven; None if there is none."""
         # Here, so that whoever only reads packed files or costs needs numpy alone.
         from scipy.optimize import Bounds, LinearConstraint, milp
@@ -360,9 +427,9 @@ class _Problem:
 
         kept = np.flatnonzero(allowed)
         size, groups = len(kept), len(self.starts)
-        if len(np.unique(self.group_of[kept])) < groups:
+        if len(np.unique(self.choices.group[kept])) < groups:
             return None
-        one_each = csr_array((np.ones(size), (self.group_of[kept], np.arange(size))), shape=(groups, size))
+        one_each = csr_array((np.ones(size), (self.choices.group[kept], np.arange(size))), shape=(groups, size))
         constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(self.share[kept].T, -np.inf, 1)]
         excluded = csr_array((0, size))
         while True:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from hwmodel.compute import Count, Multiplier
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, LayerSchedule, WeightPlace
 from hwmodel.folding import divisors, ingest_channels, pipelined_foldings
+from hwmodel.knapsack import outdone_from
 from hwmodel.network import LayerSpec
 from hwmodel.precision import LayerConfig
 from hwmodel.resources import (
@@ -90,6 +92,11 @@ class Options:
         flow, pe, simd, ingest, multiplier, place = (column[option] for column in self.plans)
         return LayerSchedule(name, flow, int(pe), int(simd), int(ingest), multiplier, place)
 
+    @cached_property
+    def until(self) -> Array:
+        """Shape (options,): the interval from which on another option uses no more; see `hwmodel.knapsack.Choices`."""
+        return outdone_from(self.cycles, self.use)
+
     def only(self, keep: Array) -> Options:
         """The options at these indices."""
         plans = tuple(column[keep] for column in self.plans)
@@ -145,12 +152,23 @@ def operation_options(layer: LayerSpec, bit_width: int, memories_of: Any, family
     return undominated(_options(cycles, use, np.zeros(len(lanes), dtype=np.int64), grid))
 
 
-def shared_use(
-    need: SharedLayer, pe: Array, simd: Array, multiplier: Multiplier, place: WeightPlace, family: str
-) -> Array:
-    """Resources of the shared engine, without its frame buffers, for a grid of foldings."""
-    array = shared_array(need, pe, simd, multiplier, family)
-    return resource_use(shared_memories(need, pe, simd, place), array.lut, array.dsp, family, len(pe))
+def shared_uses(
+    need: SharedLayer,
+    pe: Array,
+    simd: Array,
+    multipliers: Sequence[Multiplier],
+    places: Sequence[WeightPlace],
+    family: str,
+) -> dict[tuple[Multiplier, WeightPlace], Array]:
+    """Resources of the shared engine, without its frame buffers, for a grid of foldings; by multiplier and place."""
+    size = len(pe)
+    arrays = {one: shared_array(need, pe, simd, one, family) for one in multipliers}
+    memories = {one: resource_use(shared_memories(need, pe, simd, one), 0, 0, family, size) for one in places}
+    return {
+        (multiplier, place): memories[place] + resource_use((), array.lut, array.dsp, family, size)
+        for multiplier, array in arrays.items()
+        for place in places
+    }
 
 
 def resource_use(memories: Sequence[Memory], lut: Count, dsp: Count, family: str, size: int) -> Array:
@@ -158,11 +176,15 @@ def resource_use(memories: Sequence[Memory], lut: Count, dsp: Count, family: str
     use = np.zeros((size, 4), dtype=np.int64)
     use[:, 2] += lut
     use[:, 3] += dsp
-    for memory in memories:
-        taken = memory.use(family)
-        use[:, 0] += taken.bram18
-        use[:, 1] += taken.uram
-        use[:, 2] += taken.lutram_luts
+    for place in {memory.place for memory in memories}:
+        alike = [memory for memory in memories if memory.place is place]
+        # All memories of one place at once, shape (memories, size).
+        depth, width = (
+            np.array([np.broadcast_to(getattr(memory, name), size) for memory in alike]) for name in ("depth", "width")
+        )
+        taken = replace(alike[0], depth=depth, width=width).use(family)
+        for column_, counts in enumerate((taken.bram18, taken.uram, taken.lutram_luts)):
+            use[:, column_] += np.sum(np.broadcast_to(counts, depth.shape), axis=0)
     return use
 
 

@@ -19,7 +19,7 @@ bound where exchanges reach that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from hwmodel.board import Board, load_boards
 from hwmodel.cost import dram_cycles
 from hwmodel.dataflow import Schedule
 from hwmodel.errors import BudgetError
-from hwmodel.knapsack import NO_LIMIT, Group, Solution, cheapest, least_bottleneck
+from hwmodel.knapsack import NO_LIMIT, NOTHING, Choices, Solution, cheapest, least_bottleneck
 from hwmodel.network import NetworkSpec
 from hwmodel.options import RESOURCES, Options, Space
 from hwmodel.precision import NetworkConfig
@@ -105,6 +105,21 @@ def schedule(network: NetworkSpec, config: NetworkConfig, board: Board) -> Sched
     return Scheduler(network, board).schedule(config)
 
 
+@dataclass(frozen=True)
+class Reached:
+    """A cut that reaches the goals so far.
+
+    Args:
+        candidate: The cut.
+        choices: Its options.
+        rows: Rows of the options that reach them.
+    """
+
+    candidate: Candidate
+    choices: Choices
+    rows: tuple[int, ...]
+
+
 def search(segments: Segments, board: Board) -> Best | None:
     """The best schedule within a board's budgets, or None if nothing fits."""
     return _Search(segments, board).best()
@@ -142,52 +157,64 @@ class _Search:
 
     def _least_streamed(self, candidate: Candidate, limit: int) -> Solution:
         for streams in (False, True):
-            groups = self.segments.groups(candidate, streams=streams)
-            solution = least_bottleneck([Group(g.offchip_bits, g.use) for g in groups], self.budgets, 0, limit)
+            choices = self.leanest_choices(candidate, streams=streams)
+            bits = self.segments.offchip_bits(candidate, choices) if streams else np.zeros_like(choices.key)
+            solution = least_bottleneck(choices.at_cost(bits), self.budgets, 0, limit)
             if solution.is_found or candidate.pipelined == len(self.segments.network.layers):
                 break
         return solution
 
-    def fastest(self, offchip_bits: int, candidates: list[Candidate]) -> tuple[int, int, list[Candidate]]:
-        """The shortest interval at these off-chip bits, and the cuts that may reach it."""
+    def leanest_choices(self, candidate: Candidate, *, streams: bool) -> Choices:
+        """The options that count if cycles do not."""
+        choices = self.segments.choices(candidate, streams=streams)
+        assert choices is not None  # each group has an option that none outdoes
+        return choices
+
+    def fastest(self, offchip_bits: int, candidates: list[Candidate]) -> tuple[int, int, list[Reached]]:
+        """The shortest interval at these off-chip bits, and the cuts that reach it."""
         floor = max(1, dram_cycles(offchip_bits, self.board))
-        bounds = [max(floor, self.segments.least_cycles(candidate)) for candidate in candidates]
+        bounds = {one: max(floor, self.segments.least_cycles(one)) for one in candidates}
         best, open_bound = NO_LIMIT, NO_LIMIT
-        reaching: list[Candidate] = []
-        for bound, candidate in sorted(zip(bounds, candidates, strict=True), key=lambda pair: pair[0]):
-            if bound > best:
-                break
-            groups = self._groups(candidate, offchip_bits, best)
-            solution = least_bottleneck([Group(g.cycles, g.use) for g in groups], self.budgets, floor, best)
+        longest = NO_LIMIT - 1
+        reaching: list[Reached] = []
+        # The longest pipeline first: its interval, if there is one, leaves few options of the other cuts.
+        first, *others = sorted(candidates, key=lambda one: -one.pipelined)
+        for candidate in (first, *sorted(others, key=lambda one: bounds[one])):
+            if bounds[candidate] > best:
+                continue
+            streamed = offchip_bits - candidate.map_bits
+            choices = self.segments.choices(
+                candidate,
+                streams=streamed > 0,
+                streamed_bits=streamed,
+                shortest=min(bounds.values()),
+                longest=longest,
+            )
+            solution = NOTHING if choices is None else least_bottleneck(choices, self.budgets, floor, best)
             open_bound = min(open_bound, solution.bound)
-            if solution.is_found:
+            if choices is not None and solution.is_found:
                 if solution.value < best:
                     best, reaching = solution.value, []
-                reaching.append(candidate)
+                reaching.append(Reached(candidate, choices, solution.rows))
+            longest = min(longest, best)
         self.is_proven &= open_bound >= best
         return offchip_bits, best, reaching
 
-    def leanest(self, offchip_bits: int, interval: int, candidates: list[Candidate]) -> Best:
+    def leanest(self, offchip_bits: int, interval: int, reaching: list[Reached]) -> Best:
         """The least block RAM at these off-chip bits and this interval."""
-        best: Best | None = None
-        for candidate in candidates:
-            groups = self._groups(candidate, offchip_bits, interval)
-            limit = NO_LIMIT if best is None else best.bram18 - 1
-            solution = cheapest([Group(g.use[:, 0], g.use) for g in groups], self.budgets, limit, BRAM_GAP)
-            if not solution.is_found and best is None:
-                # Prices of block RAM did not lead to a choice that those of all budgets led to.
-                solution = least_bottleneck([Group(g.cycles, g.use) for g in groups], self.budgets)
+        bram18, best = NO_LIMIT, reaching[0]
+        prices: tuple[float, ...] = ()
+        for reached in reaching:
+            choices = reached.choices.up_to(interval)
+            assert choices is not None  # it has the rows that reached the interval
+            choices = choices.at_cost(choices.use[:, RESOURCES.index("bram18")])
+            solution = cheapest(choices, self.budgets, bram18 - 1, BRAM_GAP, reached.rows, prices)
+            prices = solution.prices or prices
             if solution.is_found:
-                bram18 = sum(int(g.use[pick, 0]) for g, pick in zip(groups, solution.options, strict=True))
-                best = Best(offchip_bits, interval, bram18, self.is_proven, candidate, groups, solution.options)
-        assert best is not None  # the first candidate was feasible
-        return best
-
-    def _groups(self, candidate: Candidate, offchip_bits: int, interval: int) -> tuple[Options, ...]:
-        """Options that keep to off-chip bits and interval."""
-        streamed = offchip_bits - candidate.map_bits
-        groups = self.segments.groups(candidate, streams=streamed > 0)
-        return tuple(g.only(np.flatnonzero((g.cycles <= interval) & (g.offchip_bits <= streamed))) for g in groups)
+                bram18, best = solution.value, replace(reached, rows=solution.rows)
+        groups = self.segments.groups(best.candidate, streams=offchip_bits > best.candidate.map_bits)
+        picks = self.segments.picks(best.candidate, best.rows)
+        return Best(offchip_bits, interval, bram18, self.is_proven, best.candidate, groups, picks)
 
 
 def _why_not(segments: Segments, board: Board) -> str:
@@ -211,15 +238,16 @@ def _why_not(segments: Segments, board: Board) -> str:
 
 def _binding(segments: Segments, board: Board) -> tuple[str, int]:
     """The budget that is missed, and the least of it that a schedule needs whose other resources fit."""
-    budgets = np.array([getattr(board, name) for name in RESOURCES], dtype=np.int64)
+    problem = _Search(segments, board)
+    budgets = problem.budgets
     shortest: tuple[float, str, int] | None = None
     for column, name in enumerate(RESOURCES):
         relaxed = budgets.copy()
         relaxed[column] = NO_LIMIT
         for candidate in segments.candidates:
-            groups = segments.groups(candidate, streams=True)
+            choices = problem.leanest_choices(candidate, streams=True)
             limit = NO_LIMIT if shortest is None else int(shortest[0] * max(1, budgets[column])) - 1
-            solution = cheapest([Group(g.use[:, column], g.use) for g in groups], relaxed, limit)
+            solution = cheapest(choices.at_cost(choices.use[:, column]), relaxed, limit)
             if solution.is_found:
                 shortest = (solution.value / max(1, int(budgets[column])), name, solution.value)
     if shortest is not None:

@@ -13,6 +13,7 @@ from hwmodel.compute import Multiplier
 from hwmodel.cost import operation_bit_width, pipelined_operation_memories
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
+from hwmodel.knapsack import NO_LIMIT, Choices
 from hwmodel.network import LayerSpec, NetworkSpec
 from hwmodel.options import (
     Array,
@@ -24,7 +25,7 @@ from hwmodel.options import (
     join,
     operation_options,
     resource_use,
-    shared_use,
+    shared_uses,
     undominated_blocks,
     weighted_options,
 )
@@ -86,6 +87,7 @@ class Segments:
         self._cache: OptionCache = {} if cache is None else cache
         self.storages = {layer.name: self._storage(layer) for layer in network.weighted}
         self._shared: dict[tuple[int, int, bool], Options] = {}
+        self._windows: dict[tuple[int, int], Choices] = {}
 
     def _storage(self, layer: LayerSpec) -> WeightStorage:
         key = ("storage", layer.name, self.config[layer.name])
@@ -97,10 +99,14 @@ class Segments:
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
         """Every cut, least traffic of feature maps first; of equal ones that with the longest pipeline."""
-        end = len(self.network.layers)
-        cuts = (0, *(i for i, layer in enumerate(self.network.layers) if layer.has_weights and i), end)
-        found = [self._candidate(cut, 0) for cut in cuts] + [self._candidate(0, cut) for cut in cuts[1:]]
-        return tuple(sorted(found, key=lambda candidate: (candidate.map_bits, -candidate.pipelined)))
+        key = ("candidates", *self.widths.values())
+        if key not in self._cache:
+            end = len(self.network.layers)
+            cuts = (0, *(i for i, layer in enumerate(self.network.layers) if layer.has_weights and i), end)
+            found = [self._candidate(cut, 0) for cut in cuts] + [self._candidate(0, cut) for cut in cuts[1:]]
+            self._cache[key] = tuple(sorted(found, key=lambda one: (one.map_bits, -one.pipelined)))
+        candidates: tuple[Candidate, ...] = self._cache[key]
+        return candidates
 
     def _candidate(self, pipelined: int, spilled: int) -> Candidate:
         host = HostInterface()
@@ -117,13 +123,33 @@ class Segments:
 
     def least_cycles(self, candidate: Candidate) -> int:
         """Cycles per frame that no choice of options is faster than."""
-        layers = self.network.layers
-        own = [int(self._pipelined(layer).cycles.min()) for layer in layers[: candidate.pipelined]]
-        shared = np.zeros(len(self._engine_grid[0]), dtype=np.int64)
-        for index in range(candidate.pipelined, len(layers)):
-            if layers[index].has_weights:
-                shared += self._needs(index, index < candidate.pipelined + candidate.spilled, True)[1]
-        return max([*own, int(shared.min())])
+        spilled = self._spilled_cycles[candidate.spilled] if candidate.spilled else 0
+        shared = spilled + self._frame_cycles[candidate.pipelined + candidate.spilled]
+        return max(int(self._own_cycles[candidate.pipelined]), int(shared.min()))
+
+    @cached_property
+    def _own_cycles(self) -> Array:
+        """Shape (layers + 1,): least cycles of the slowest of the first layers with an engine of their own."""
+        least = [int(self._pipelined(layer).cycles.min()) for layer in self.network.layers]
+        return np.maximum.accumulate(np.array([0, *least]))
+
+    @cached_property
+    def _frame_cycles(self) -> Array:
+        """Shape (layers + 1, engines): cycles of the layers from one on, on the shared engine."""
+        return np.cumsum(self._shared_cycles(is_spilled=False)[::-1], axis=0)[::-1]
+
+    @cached_property
+    def _spilled_cycles(self) -> Array:
+        """Shape (layers + 1, engines): cycles of the layers before one, on the shared engine, spilled."""
+        return np.cumsum(np.roll(self._shared_cycles(is_spilled=True), 1, axis=0), axis=0)
+
+    def _shared_cycles(self, *, is_spilled: bool) -> Array:
+        """Shape (layers + 1, engines): cycles of each layer, and a row of zeros."""
+        cycles = np.zeros((len(self.network.layers) + 1, len(self._engine_grid[0])), dtype=np.int64)
+        for index, layer in enumerate(self.network.layers):
+            if layer.has_weights:
+                cycles[index] = self._needs(index, is_spilled, True)[1]
+        return cycles
 
     def groups(self, candidate: Candidate, *, streams: bool) -> tuple[Options, ...]:
         """Options of each pipelined layer, then of the shared engine if there is one.
@@ -136,6 +162,77 @@ class Segments:
         if candidate.pipelined < len(self.network.layers):
             groups.append(self._shared_options(candidate.pipelined, candidate.spilled, streams))
         return tuple(groups)
+
+    def choices(
+        self,
+        candidate: Candidate,
+        *,
+        streams: bool,
+        streamed_bits: int = NO_LIMIT,
+        shortest: int = NO_LIMIT - 1,
+        longest: int = NO_LIMIT - 1,
+    ) -> Choices | None:
+        """The options of `groups`, one group after the other, with cycles as keys.
+
+        Args:
+            candidate: The cut.
+            streams: Whether layers on the shared engine may read their weights from off chip.
+            streamed_bits: Most off-chip bits of weights per frame.
+            shortest: The least frame interval that is asked about.
+            longest: The largest one: options that count for none in between are left out.
+
+        Returns:
+            The options; None if a group has none.
+        """
+        pipeline = self._pipeline_between(shortest, longest)
+        own = slice(0, int(np.searchsorted(pipeline.group, candidate.pipelined)))
+        if np.count_nonzero(np.diff(pipeline.group[own], prepend=-1)) < candidate.pipelined:
+            return None
+        if candidate.pipelined == len(self.network.layers):
+            return pipeline
+        shared = self._shared_options(candidate.pipelined, candidate.spilled, streams)
+        kept = np.flatnonzero((shared.offchip_bits <= streamed_bits) & (shared.cycles <= longest))
+        size = len(kept)
+        if not size:
+            return None
+        return Choices(
+            np.concatenate([pipeline.key[own], shared.cycles[kept]]),
+            np.concatenate([pipeline.use[own], shared.use[kept]]),
+            np.concatenate([pipeline.group[own], np.full(size, candidate.pipelined)]),
+            np.concatenate([pipeline.until[own], np.full(size, NO_LIMIT)]),
+            np.concatenate([pipeline.rows[own], self._pipeline[1][candidate.pipelined] + kept]),
+            candidate.pipelined + 1,
+        )
+
+    def _pipeline_between(self, shortest: int, longest: int) -> Choices:
+        key = (shortest, longest)
+        if key not in self._windows:
+            whole, _ = self._pipeline
+            kept = np.flatnonzero((whole.key <= longest) & (shortest < whole.until))
+            self._windows[key] = Choices(
+                whole.key[kept], whole.use[kept], whole.group[kept], whole.until[kept], kept, whole.groups
+            )
+        return self._windows[key]
+
+    def offchip_bits(self, candidate: Candidate, choices: Choices) -> Array:
+        """Off-chip bits of weights per frame of each of the `choices`, with streams, of a cut."""
+        bits = np.zeros(len(choices.rows), dtype=np.int64)
+        if candidate.pipelined < len(self.network.layers):
+            on_shared = choices.group == candidate.pipelined
+            shared = self._shared_options(candidate.pipelined, candidate.spilled, True)
+            bits[on_shared] = shared.offchip_bits[choices.rows[on_shared] - self._pipeline[1][candidate.pipelined]]
+        return bits
+
+    def picks(self, candidate: Candidate, rows: Sequence[int]) -> tuple[int, ...]:
+        """The options of each of the `groups` that rows of `choices` stand for."""
+        return tuple(int(row - start) for row, start in zip(rows, self._pipeline[1], strict=False))
+
+    @cached_property
+    def _pipeline(self) -> tuple[Choices, Array]:
+        """Options of all layers as pipelined ones, and where those of each layer start and the last one's end."""
+        options = [self._pipelined(layer) for layer in self.network.layers]
+        choices = Choices.of([o.cycles for o in options], [o.use for o in options], [o.until for o in options])
+        return choices, np.cumsum([0, *(len(o.cycles) for o in options)])
 
     def write(self, candidate: Candidate, groups: Sequence[Options], picks: Sequence[int]) -> Schedule:
         """The schedule that takes the picked option of each group."""
@@ -221,14 +318,13 @@ class Segments:
             need = SharedLayer(**fields)
             buffers = np.tile(self._buffer_use(pipelined, spilled), (len(streamed), 1))
             parts = []
-            for multiplier in self.space.multipliers:
-                for where in self.places:
-                    use = buffers + shared_use(need, pe, simd, multiplier, where, self.family)
-                    size = len(use)
-                    engine = (column(multiplier, size), column(where, size))
-                    plans = (column(DataFlow.FRAME, size), pe, simd, resident.ravel(), *engine)
-                    options = Options(np.tile(cycles, len(streamed)), use, streamed.ravel(), plans)
-                    parts.append(undominated_blocks(options, streamed.shape[1]))
+            uses = shared_uses(need, pe, simd, self.space.multipliers, self.places, self.family)
+            for (multiplier, where), use in uses.items():
+                size = len(use)
+                engine = (column(multiplier, size), column(where, size))
+                plans = (column(DataFlow.FRAME, size), pe, simd, resident.ravel(), *engine)
+                options = Options(np.tile(cycles, len(streamed)), use + buffers, streamed.ravel(), plans)
+                parts.append(undominated_blocks(options, streamed.shape[1]))
             self._shared[key] = join(parts)
         return self._shared[key]
 

@@ -9,76 +9,106 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwmodel.knapsack import NO_LIMIT, NOTHING, PROVEN_GROUPS, Group, Solution, cheapest, least_bottleneck
+from hwmodel.knapsack import (
+    NO_LIMIT,
+    NOTHING,
+    PROVEN_GROUPS,
+    Choices,
+    Solution,
+    cheapest,
+    least_bottleneck,
+    outdone_from,
+)
 
 
-def random_problem(seed: int) -> tuple[list[Group], np.ndarray]:
-    """Up to five groups of up to five options and up to three resources, budgets around the middle."""
+def random_problem(seed: int) -> tuple[Choices, np.ndarray]:
+    """Up to five groups of up to five options and up to three resources, budgets around the middle.
+
+    In half of them options that are outdone are marked.
+    """
     pick = np.random.default_rng(seed)
     count, resources = int(pick.integers(1, 6)), int(pick.integers(1, 4))
-    groups = []
-    for _ in range(count):
-        size = int(pick.integers(1, 6))
-        groups.append(Group(pick.integers(0, 20, size), pick.integers(0, 20, (size, resources))))
-    return groups, pick.integers(5 * count, 13 * count, resources)
+    sizes = pick.integers(1, 6, count)
+    largest = int(pick.choice([3, 20]))
+    keys = [pick.integers(0, largest, size) for size in sizes]
+    uses = [pick.integers(0, largest, (size, resources)) for size in sizes]
+    untils = [outdone_from(key, use) for key, use in zip(keys, uses, strict=True)] if seed % 2 else None
+    return Choices.of(keys, uses, untils), pick.integers(largest * count // 4, 2 * largest * count // 3 + 1, resources)
 
 
-def choices(groups: list[Group], budgets: np.ndarray) -> list[list[int]]:
+def possible_keys(choices: Choices, budgets: np.ndarray) -> list[list[int]]:
     """Keys of all choices within the budgets."""
     found = []
-    for options in product(*(range(len(group.key)) for group in groups)):
-        taken = list(zip(groups, options, strict=True))
-        if (sum(group.use[option] for group, option in taken) <= budgets).all():
-            found.append([int(group.key[option]) for group, option in taken])
+    for rows in product(*(np.flatnonzero(choices.group == group) for group in range(choices.groups))):
+        if (choices.use[list(rows)].sum(axis=0) <= budgets).all():
+            found.append(choices.key[list(rows)].tolist())
     return found
 
 
-def check(solution: Solution, groups: list[Group], budgets: np.ndarray) -> list[int]:
+def check(solution: Solution, choices: Choices, budgets: np.ndarray) -> list[int]:
     """The keys of a solution that is within the budgets and no better than its bound."""
-    taken = list(zip(groups, solution.options, strict=True))
-    assert (sum(group.use[option] for group, option in taken) <= budgets).all()
+    rows = list(solution.rows)
+    assert choices.group[rows].tolist() == list(range(choices.groups))
+    assert (choices.use[rows].sum(axis=0) <= budgets).all()
     assert solution.bound <= solution.value
-    return [int(group.key[option]) for group, option in taken]
+    keys: list[int] = choices.key[rows].tolist()
+    return keys
 
 
 @settings(max_examples=300, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), limit=st.sampled_from([10, 40, NO_LIMIT]))
-def test_cheapest_choice(seed: int, limit: int) -> None:
-    groups, budgets = random_problem(seed)
-    sums = [sum(keys) for keys in choices(groups, budgets) if sum(keys) <= limit]
-    solution = cheapest(groups, budgets, limit)
+@given(seed=st.integers(0, 2**32 - 1), limit=st.sampled_from([10, 40, NO_LIMIT]), has_start=st.booleans())
+def test_cheapest_choice(seed: int, limit: int, has_start: bool) -> None:
+    choices, budgets = random_problem(seed)
+    sums = [sum(keys) for keys in possible_keys(choices, budgets) if sum(keys) <= limit]
+    start = least_bottleneck(choices, budgets).rows if has_start else ()
+    solution = cheapest(choices, budgets, limit, start=start)
     assert solution.is_proven
     assert (not solution.is_found) == (not sums)
     if solution.is_found:
-        assert solution.value == min(sums) == sum(check(solution, groups, budgets))
+        assert solution.value == min(sums) == sum(check(solution, choices, budgets))
 
 
 @settings(max_examples=300, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), limit=st.sampled_from([10, NO_LIMIT]), floor=st.sampled_from([0, 8]))
 def test_least_bottleneck(seed: int, limit: int, floor: int) -> None:
-    groups, budgets = random_problem(seed)
-    largest = [max(floor, *keys) for keys in choices(groups, budgets) if max(keys) <= limit]
-    solution = least_bottleneck(groups, budgets, floor, limit)
+    choices, budgets = random_problem(seed)
+    largest = [max(floor, *keys) for keys in possible_keys(choices, budgets) if max(keys) <= limit]
+    solution = least_bottleneck(choices, budgets, floor, limit)
     assert solution.is_proven
     assert (not solution.is_found) == (not largest)
     if solution.is_found:
-        assert solution.value == min(largest) == max(floor, *check(solution, groups, budgets))
+        assert solution.value == min(largest) == max(floor, *check(solution, choices, budgets))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_options_are_outdone_where_another_one_uses_no_more(seed: int) -> None:
+    pick = np.random.default_rng(seed)
+    key, use = pick.integers(0, 4, 8), pick.integers(0, 3, (8, 2))
+    until = outdone_from(key, use)
+    for limit in range(5):
+        within = np.flatnonzero(key <= limit)
+        alive = np.flatnonzero((key <= limit) & (limit < until))
+        # Each option is one of those that count, or one of those uses no more; none of them outdoes another.
+        assert all((use[alive] <= use[row]).all(axis=1).any() for row in within)
+        assert all((use[alive] <= use[row]).all(axis=1).sum() == 1 for row in alive)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_many_groups_come_close_to_a_proven_bound(seed: int) -> None:
     pick = np.random.default_rng(seed)
-    groups = [Group(pick.integers(1, 500, 20), pick.integers(1, 100, (20, 4))) for _ in range(4 * PROVEN_GROUPS)]
-    budgets = np.full(4, 40 * len(groups))
-    total = cheapest(groups, budgets, gap=0.01)
+    groups = 4 * PROVEN_GROUPS
+    keys, uses = zip(*((pick.integers(1, 500, 20), pick.integers(1, 100, (20, 4))) for _ in range(groups)), strict=True)
+    choices, budgets = Choices.of(keys, uses), np.full(4, 40 * groups)
+    total = cheapest(choices, budgets, gap=0.01)
     assert total.is_found
-    assert sum(check(total, groups, budgets)) == total.value <= 1.05 * total.bound
-    slowest = least_bottleneck(groups, budgets)
+    assert sum(check(total, choices, budgets)) == total.value <= 1.05 * total.bound
+    slowest = least_bottleneck(choices, budgets)
     assert slowest.is_found
-    assert max(check(slowest, groups, budgets)) == slowest.value <= 1.05 * slowest.bound
+    assert max(check(slowest, choices, budgets)) == slowest.value <= 1.05 * slowest.bound
 
 
 def test_group_without_options_cannot_be_served() -> None:
-    empty = Group(np.zeros(0, int), np.zeros((0, 1), int))
-    assert cheapest([empty], np.array([5])) == NOTHING
-    assert least_bottleneck([empty], np.array([5])) == NOTHING
+    empty = Choices.of([np.zeros(0, int)], [np.zeros((0, 1), int)])
+    assert cheapest(empty, np.array([5])) == NOTHING
+    assert least_bottleneck(empty, np.array([5])) == NOTHING

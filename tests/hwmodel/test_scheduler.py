@@ -253,3 +253,21 @@ def test_large_network_is_proven(board: str, bits: int) -> None:
     best = search(scheduler.segments(uniform(network, bits, 4)), load_board(board))
     assert best is not None
     assert best.is_proven
+
+
+def test_every_mix_of_a_large_network_that_streams_gets_a_schedule_that_fits() -> None:
+    """Hard cases: the weights do not fit, and most budgets are nearly used up."""
+    network, board = load_network("resnet50"), load_board("zcu102")
+    choices = [
+        *(LayerConfig(bits, 4) for bits in (1, 2, 3, 4, 6, 8)),
+        *(LayerConfig(1, 4, sparsity, "binary_plus_sparse") for sparsity in (0.98, 0.95, 0.9, 0.8)),
+    ]
+    pick = np.random.default_rng(0)
+    scheduler = Scheduler(network, board)
+    mixes = pick.integers(10, size=(16, len(network.weighted)))
+    for mix in mixes[12:]:
+        pairs = zip(network.weighted, mix, strict=True)
+        config = NetworkConfig(tuple((layer.name, choices[choice]) for layer, choice in pairs))
+        report = cost_of(network, config, board, scheduler.schedule(config))
+        assert report.fits
+        assert report.offchip_weight_bits > 0
