@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from qat.errors import CheckpointError, TrainingError
@@ -88,6 +88,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_checkpoint(checkpoint, Path(path))
 
 
+class _LastCheckpoint(Checkpoint):
+    """One file, written anew after every epoch.
+
+    Lightning's own `ModelCheckpoint(save_last=True, save_top_k=0)` writes nothing before the fit has ended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the state that the next epoch starts from."""
+        trainer.save_checkpoint(self.path)
+
+
 def fit(
     task: TrainingTask,
     data: pl.LightningDataModule,
@@ -118,7 +132,7 @@ def fit(
     """
     if steps is None:
         epochs = task.recipe.epochs if epochs is None else epochs
-    checkpoint = None if folder is None else ModelCheckpoint(folder, save_last=True, save_top_k=0)
+    last = None if folder is None else folder / "last.ckpt"
     trainer = pl.Trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,
@@ -128,7 +142,7 @@ def fit(
         max_steps=-1 if steps is None else steps,
         gradient_clip_val=task.recipe.gradient_clip or None,
         logger=False if folder is None else CSVLogger(folder, name="logs"),
-        callbacks=[*([checkpoint] if checkpoint else []), *callbacks],
+        callbacks=[*([_LastCheckpoint(last)] if last else []), *callbacks],
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=folder is not None,
         enable_progress_bar=machine.progress_bar,
@@ -138,7 +152,6 @@ def fit(
         log_every_n_steps=1,
         use_distributed_sampler=False,
     )
-    last = folder / "last.ckpt" if folder is not None else None
     resume = str(last) if last is not None and last.is_file() else None
     task.train()
     with warnings.catch_warnings():

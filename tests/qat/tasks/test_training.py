@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hwmodel import LayerConfig, WeightFormat, uniform
 from hwmodel.precision import NetworkConfig
+from qat.data import Augmentation, ImageSet, LabelDataModule, Splits
 from qat.errors import CheckpointError, ConfigError, TrainingError
 from qat.graph import trace
 from qat.masks import MaskSchedule, Saliency
@@ -123,6 +124,16 @@ def test_finetune_is_done_once_and_loads_again(trained: nn.Module, tmp_path: Pat
         load_quantized(trained, other, tmp_path / "model.ckpt")
 
 
+class _Epochs(pl.Callback):
+    """Notes which epochs were trained."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seen.append(trainer.current_epoch)
+
+
 class _StopAfter(pl.Callback):
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
@@ -136,6 +147,13 @@ def test_an_interrupted_fit_goes_on_and_ends_as_if_nothing_had_happened(trained:
     config = uniform(trace(trained, (3, 8, 8)), 1, 4)
     recipe = Recipe(epochs=4, learning_rate=5e-3)
 
+    stripes = Stripes()
+    part = ImageSet(stripes.images, stripes.labels)
+    splits = Splits(part, part, part, ("a", "b", "c", "d"))
+
+    def data() -> LabelDataModule:
+        return LabelDataModule(splits, NORMALIZATION, Augmentation(1, True), batch_size=32, seed=0)
+
     def task() -> TrainingTask:
         torch.manual_seed(0)
         return TrainingTask(
@@ -143,11 +161,12 @@ def test_an_interrupted_fit_goes_on_and_ends_as_if_nothing_had_happened(trained:
         )
 
     whole = task()
-    fit(whole, Stripes(), CPU, tmp_path / "whole")
+    fit(whole, data(), CPU, tmp_path / "whole")
     with pytest.raises(RuntimeError, match="power cut"):
-        fit(task(), Stripes(), CPU, tmp_path / "cut", callbacks=(_StopAfter(2),))
-    resumed = task()
-    fit(resumed, Stripes(), CPU, tmp_path / "cut")
+        fit(task(), data(), CPU, tmp_path / "cut", callbacks=(_StopAfter(2),))
+    resumed, epochs = task(), _Epochs()
+    fit(resumed, data(), CPU, tmp_path / "cut", callbacks=(epochs,))
+    assert epochs.seen == [2, 3]
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         if isinstance(a, Tensor):
             torch.testing.assert_close(a, b, msg=name)
