@@ -28,6 +28,7 @@ from qat.search.proposer import ProposerSettings
 from qat.search.sensitivity import SensitivityProfile, measure
 from qat.search.space import SearchSpace
 from qat.search.store import TrialStore
+from qat.search.tracking import installed_tracking
 from qat.search.trial import Fidelity
 from qat.tasks import Recipe, evaluate
 from qat.tasks.quantize import SensitivityProbe, finetune
@@ -63,7 +64,7 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
             ),
             profile=lambda: _sensitivity(cfg, setup, space),
             context=_context(cfg, setup.recipe),
-            observers=[SearchDisplay(space, targets)],
+            observers=[SearchDisplay(space, targets), *installed_tracking(cfg.name, run.path)],
         )
         store.export_csv(run.path / "trials.csv")
         if find_spec("pyarrow"):

@@ -70,8 +70,4 @@ def _flat(trial: Trial) -> dict[str, Any]:
     }
     row |= {f"metric.{name}": value for name, value in trial.metrics.items()}
     row |= {f"cost.{name}": value for name, value in trial.cost.items()}
-    for name, layer in trial.config.layers:
-        row[f"{name}.weight_bit_width"] = layer.weight_bit_width
-        row[f"{name}.weight_format"] = str(layer.weight_format)
-        row[f"{name}.sparsity"] = layer.sparsity
-    return row
+    return row | trial.choices

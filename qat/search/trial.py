@@ -206,6 +206,16 @@ class Trial:
         return self.metrics.get(ACCURACY, float("nan"))
 
     @property
+    def choices(self) -> dict[str, int | float | str]:
+        """The weights' precision of each layer, flat: `<layer>.weight_bit_width`, `.weight_format`, `.sparsity`."""
+        flat: dict[str, int | float | str] = {}
+        for name, layer in self.config.layers:
+            flat[f"{name}.weight_bit_width"] = layer.weight_bit_width
+            flat[f"{name}.weight_format"] = str(layer.weight_format)
+            flat[f"{name}.sparsity"] = layer.sparsity
+        return flat
+
+    @property
     def duration_s(self) -> float | None:
         """Seconds of the last attempt; `None` while it has not ended."""
         if self.started_s is None or self.ended_s is None:

@@ -164,6 +164,16 @@ def test_a_changed_code_is_counted(
     assert pipeline.verify(config, RunFolder.open(copy)) > 0
 
 
+def test_sparse_planes_by_gradients_thin_out_and_trials_may_train_nothing(tmp_path: Path) -> None:
+    """Settings of masks and rounding, from the command line to packed files that agree code for code."""
+    overrides = ["trainer.mask_saliency=taylor", "trainer.mask_schedule=gradual", "trainer.mask_update_steps=3"]
+    overrides += ["quant.one_shot_rounding=layerwise", "search.train_steps=0", "search.weight_bit_widths=[1]"]
+    config = _config(tmp_path / "gradual", *overrides, "search.trials=1", "search.initial_trials=1", "baselines=[]")
+    run = RunFolder.create(config)
+    assert pipeline.demo(config, run) == 0
+    assert json.loads((run.path / "networks" / "mix_16x" / "result.json").read_text())
+
+
 def test_a_board_too_small_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     config = _config(tmp_path / "run", "board.bram18=2", "board.lut=900", "board.dsp=2", "board.uram=0")
     with pytest.raises(BudgetError, match=r"(bram18|lut|dsp)"):
