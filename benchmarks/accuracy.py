@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py --data-root ../shared/data --seeds 0 1 2
     python benchmarks/accuracy.py --data-root ../shared/data --seeds 0 1 2 --rows brevitas_w4a4 brevitas_w2a4
+    python benchmarks/accuracy.py --data-root ../shared/data --seeds 0 1 2 --workers 9 --threads 1 --compile   # GPU
 
 Recipe, images and float weights are those of `experiment=cifar10_resnet20`; first and last layer have 8 bits (4-bit
 weights in the rows with a sparse plane), sums 8.
@@ -15,15 +16,18 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import platform
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from workers import spread
 
 import hwmodel
 from hwmodel import LayerConfig, NetworkConfig, NetworkSpec, WeightFormat
@@ -151,28 +155,60 @@ def network_of(setup: Setup, row: str) -> nn.Module:
     return quantize(setup.float_model, configuration(setup.network, row), setup.data, setup.normalization)
 
 
-def measure(setup: Setup, row: str, seed: int, folder: Path) -> None:
-    """Trains one row with one seed, unless its file is there."""
-    path = folder / row / f"seed{seed}.json"
-    if path.is_file():
-        return
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Args:
+        row: Of the table.
+        seed: Order and augmentation of the images, and all that is random in a training.
+        overrides: Settings of all rows.
+        folder: Of all rows.
+    """
+
+    row: str
+    seed: int
+    overrides: tuple[str, ...]
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        """What comes out."""
+        return self.folder / self.row / f"seed{self.seed}.json"
+
+
+@cache
+def setup_of(overrides: tuple[str, ...]) -> Setup:
+    """The float network with its images, from a run folder that is there."""
+    config = compose_config(overrides)
+    return train(config, RunFolder.open(config.run_dir))
+
+
+def measure(job: Job) -> None:
+    """Trains one row with one seed."""
+    setup = setup_of(job.overrides)
+    setup = replace(setup, data=build_data(compose_config(job.overrides).data, job.seed))
+    row, seed, folder = job.row, job.seed, job.folder
     pl.seed_everything(seed, verbose=False)
     model = network_of(setup, row)
     task = TrainingTask(model, setup.normalization, setup.recipe, setup.objective, copy.deepcopy(setup.float_model))
-    fit(task, setup.data, setup.machine, folder / row / f"seed{seed}")
+    machine = replace(setup.machine, compiled=setup.machine.compiled and row not in BREVITAS)
+    fit(task, setup.data, machine, folder / row / f"seed{seed}")
     result: dict[str, Any] = {
         "row": row,
         "seed": seed,
         "epochs": setup.recipe.epochs,
         "bits_per_weight": None,
         "compression": None,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "torch": torch.__version__,
     }
     if row not in BREVITAS:
         report = hwmodel.estimate(setup.network, configuration(setup.network, row), hwmodel.load_board("zcu102"))
         result |= {"bits_per_weight": report.bits_per_weight, "compression": report.compression}
     result |= paired(setup, model.eval(), setup.normalization)
     result |= {f"val_{k}": v for k, v in validation(setup, model).items()}
-    write_text(path, json.dumps(result, indent=1) + "\n")
+    write_text(job.path, json.dumps(result, indent=1) + "\n")
 
 
 def validation(setup: Setup, model: nn.Module) -> dict[str, float]:
@@ -230,25 +266,24 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action="store_true", help="train our rows as compiled graphs: quicker on a GPU")
+    parser.add_argument("--workers", type=int, default=1, help="trainings side by side")
     parser.add_argument("--folder", type=Path, default=Path("runs/accuracy"))
     arguments = parser.parse_args()
     folder = arguments.folder / f"{arguments.epochs}_epochs"
-    config = compose_config(
-        [
-            "experiment=cifar10_resnet20",
-            f"data.root={arguments.data_root}",
-            f"trainer.epochs={arguments.epochs}",
-            f"trainer.num_threads={arguments.threads}",
-            f"run_dir={folder / 'float'}",
-        ]
+    overrides = (
+        "experiment=cifar10_resnet20",
+        f"data.root={arguments.data_root}",
+        f"trainer.epochs={arguments.epochs}",
+        f"trainer.num_threads={arguments.threads}",
+        f"trainer.compile={'true' if arguments.compile else 'false'}",
+        f"trainer.progress_bar={'true' if arguments.workers == 1 else 'false'}",
+        f"run_dir={folder / 'float'}",
     )
-    setup = train(config, RunFolder.create(config))
-    for seed in arguments.seeds:
-        # Order and augmentation of the images are the data's, and all that is random in a training.
-        seeded = replace(setup, data=build_data(config.data, seed))
-        for row in arguments.rows:
-            print(f"{row}, seed {seed}", flush=True)
-            measure(seeded, row, seed, folder)
+    config = compose_config(overrides)
+    train(config, RunFolder.create(config))
+    jobs = [Job(row, seed, overrides, folder) for seed in arguments.seeds for row in arguments.rows]
+    spread(jobs, measure, lambda job: job.path, arguments.workers)
     lines = table(folder, rows.index)
     write_rows(folder / "table", lines)
     print("\n".join("  ".join(f"{value!s:>12}" for value in line) for line in (lines[0], *(d.values() for d in lines))))

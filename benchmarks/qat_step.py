@@ -222,6 +222,10 @@ class Variant:
         self.process = subprocess.Popen(
             [*own, f"--worker={name}", *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        self.quantizers = 0
+
+    def wait(self) -> None:
+        """Until the network is built, compiled where that is asked, and warm; all variants do this side by side."""
         self.quantizers = int(self._answer()["quantizers"])
 
     def _answer(self) -> dict[str, Any]:
@@ -260,14 +264,15 @@ def main() -> None:
     if arguments.worker:
         worker(arguments)
         return
-    print(
-        f"{date.today()}  {platform.machine()}, {os.cpu_count()} CPUs, {arguments.threads} threads, {arguments.device}"
-    )
+    device = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
+    print(f"{date.today()}  {platform.machine()}, {os.cpu_count()} CPUs, {arguments.threads} threads, {device}")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
     rounds = f"{arguments.rounds} rounds of {arguments.steps} steps, {arguments.clock} time"
     print(f"{arguments.network}, batch {arguments.batch}, {rounds}\n")
     names = list(dict.fromkeys(["float", *arguments.variants]))
     variants = [Variant(name, arguments) for name in names]
+    for variant in variants:
+        variant.wait()
     for number in range(arguments.rounds):
         for place in range(len(variants)):
             variants[(place + number) % len(variants)].round()

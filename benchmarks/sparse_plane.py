@@ -1,58 +1,95 @@
 """Does the sparse plane of `binary_plus_sparse` earn its bits?  Equal stored size, equal training, several seeds.
 
     python benchmarks/sparse_plane.py --seeds 0 1 2
+    python benchmarks/sparse_plane.py --experiment cifar10 --data-root ../shared/data --workers 9 --compile
 
-Handwritten digits and a small residual network, narrow enough that one bit costs accuracy.  At each of two sizes, that
-of a plane with `--density` and that of 2 bits everywhere, four networks are compared:
+A residual network on handwritten digits, narrow enough that one bit costs accuracy, or ResNet-20 on CIFAR-10.  At each
+of two sizes, that of a plane with `--density` and that of 2 bits everywhere, four networks are compared:
 
 - `plane`: signs everywhere, and the densest sparse plane of 8-bit weights that fits the size;
 - `dense`: 1 or 2 bits per layer, 2 bits from the smallest layer on as far as the size reaches;
 - `wider`: signs everywhere, with more channels in its stages as far as the size reaches;
 - `signs`: signs alone, smaller than the size; what all the others have to beat.
 
-First and last layer have 8 bits and count too.  Stored bits are everything: values, index, multipliers, biases.  Each
-network has a float network of its own as start and teacher, trained alike.
+At the smaller size also planes of kernels and of channel vectors, planes chosen by gradients, planes that thin out
+gradually, and planes that settle early.  First and last layer have 8 bits and count too.  Stored bits are everything:
+values, index, multipliers, biases.  Each network has a float network of its own as start and teacher, trained alike.
 
-Printed before: which share of the weights' squared error the significant weights still have.  It bounds what a
-residual with a step of its own could gain over the code that replaces the sign.
+Each training leaves a file below --folder and is not done again; the table is made of all files there.  Beside each
+plane stands which share of the weights' squared error the significant weights still have: it bounds what a residual
+with a step of its own could gain over the code that replaces the sign.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import os
+import json
 import platform
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cache
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from workers import spread
 
 import qat
-from hwmodel import LayerConfig, NetworkConfig, NetworkSpec, WeightFormat, uniform, weight_storage
+from hwmodel import Granularity, LayerConfig, NetworkConfig, NetworkSpec, WeightFormat, uniform, weight_storage
 from qat.compose import compose_config
-from qat.data import build_data
+from qat.data import ImageDataModule, build_data
+from qat.files import write_text
 from qat.masks import MaskSchedule, Saliency
 from qat.models.resnet_cifar import ResNetCifar
 from qat.quantizers import WeightQuantizer
 from qat.tasks import Classification, Recipe, TrainingTask, evaluate, fit
-from qat.tasks.fit import Machine
+from qat.tasks.fit import Machine, read_checkpoint, write_checkpoint
 from qat.tasks.quantize import quantize
 
 Widths = tuple[int, int, int]
-WIDTHS: Widths = (6, 12, 24)
 ACT_BIT_WIDTH = 4
 OBJECTIVE = Classification()
-CPU = Machine(accelerator="cpu", progress_bar=False)
+FLOAT_LEARNING_RATE = 5e-3
 
 
-def network(widths: Widths) -> nn.Module:
+@dataclass(frozen=True)
+class Problem:
+    """What is trained on.
+
+    Args:
+        settings: Of the images, for `qat.compose`.
+        widths: Channels of the network's stages.
+        blocks: Residual blocks per stage.
+        float_epochs: Of each float network.
+        epochs: Of each quantized network.
+        precision: Lightning's.
+        recipe: Of the quantized networks.
+    """
+
+    settings: str
+    widths: Widths
+    blocks: int
+    float_epochs: int
+    epochs: int
+    precision: str
+    recipe: Recipe
+
+
+PROBLEMS = {
+    "digits": Problem("digits_demo", (6, 12, 24), 1, 30, 12, "32-true", Recipe()),
+    "cifar10": Problem(
+        "cifar10_resnet20", (16, 32, 64), 3, 40, 10, "bf16-mixed", Recipe(distillation_weight=1.0, temperature=4.0)
+    ),
+}
+
+
+def network(widths: Widths, blocks: int, in_channels: int) -> nn.Module:
     """The float network."""
-    return ResNetCifar(1, widths, in_channels=1)
+    return ResNetCifar(blocks, widths, in_channels)
 
 
 def stored_bits(spec: NetworkSpec, config: NetworkConfig) -> int:
@@ -72,19 +109,19 @@ def signs(spec: NetworkSpec) -> NetworkConfig:
     return with_body(spec, lambda name: LayerConfig(1, ACT_BIT_WIDTH))
 
 
-def plane(spec: NetworkSpec, density: float) -> NetworkConfig:
+def plane(spec: NetworkSpec, density: float, granularity: Granularity = Granularity.ELEMENT) -> NetworkConfig:
     """Signs and a sparse plane."""
-    layer = LayerConfig(1, ACT_BIT_WIDTH, 1 - density, WeightFormat.BINARY_PLUS_SPARSE)
+    layer = LayerConfig(1, ACT_BIT_WIDTH, 1 - density, WeightFormat.BINARY_PLUS_SPARSE, granularity)
     return with_body(spec, lambda name: layer)
 
 
-def densest_plane(spec: NetworkSpec, size: int) -> NetworkConfig:
+def densest_plane(spec: NetworkSpec, size: int, granularity: Granularity = Granularity.ELEMENT) -> NetworkConfig:
     """The densest sparse plane that fits."""
     low, high = 0.0, 0.5
     for _ in range(20):
         middle = (low + high) / 2
-        low, high = (middle, high) if stored_bits(spec, plane(spec, middle)) <= size else (low, middle)
-    return plane(spec, low)
+        low, high = (middle, high) if stored_bits(spec, plane(spec, middle, granularity)) <= size else (low, middle)
+    return plane(spec, low, granularity)
 
 
 def dense_mix(spec: NetworkSpec, size: int) -> NetworkConfig:
@@ -101,18 +138,18 @@ def dense_mix(spec: NetworkSpec, size: int) -> NetworkConfig:
     return mix()
 
 
-def widest(shape: tuple[int, int, int], size: int) -> Widths:
+def widest(problem: Problem, shape: tuple[int, int, int], size: int) -> Widths:
     """Channels of the stages at which signs alone fit.
 
     2 more at a time, as shortcuts need even differences, for the stage that has grown least of those where it fits.
     """
-    widths = list(WIDTHS)
+    widths = list(problem.widths)
     while True:
-        for stage in sorted(range(3), key=lambda stage: widths[stage] / WIDTHS[stage]):
+        for stage in sorted(range(3), key=lambda stage: widths[stage] / problem.widths[stage]):
             first, second, third = (width + 2 * (place == stage) for place, width in enumerate(widths))
             if not first <= second <= third:
                 continue
-            spec = qat.trace(network((first, second, third)).eval(), shape)
+            spec = traced(problem, (first, second, third), shape)
             if stored_bits(spec, signs(spec)) <= size:
                 widths = [first, second, third]
                 break
@@ -121,32 +158,126 @@ def widest(shape: tuple[int, int, int], size: int) -> Widths:
             return first, second, third
 
 
+def traced(problem: Problem, widths: Widths, shape: tuple[int, int, int]) -> NetworkSpec:
+    """The graph of a network."""
+    return qat.trace(network(widths, problem.blocks, shape[0]).eval(), shape)
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One network to train: its name, its channels and its precision."""
+    """One network to train.
+
+    Args:
+        name: In the table.
+        widths: Channels of its stages.
+        config: Precision.
+        recipe: Training.
+    """
 
     name: str
     widths: Widths
     config: NetworkConfig
-    spec: NetworkSpec
+    recipe: Recipe
 
 
-def entries(shape: tuple[int, int, int], density: float) -> list[Entry]:
+def entries(problem: Problem, shape: tuple[int, int, int], density: float) -> list[Entry]:
     """All networks."""
-    spec = qat.trace(network(WIDTHS).eval(), shape)
+    spec = traced(problem, problem.widths, shape)
+    own, recipe = problem.widths, problem.recipe
     two = with_body(spec, lambda name: LayerConfig(2, ACT_BIT_WIDTH))
-    found = [Entry("signs", WIDTHS, signs(spec), spec)]
-    for size in (stored_bits(spec, plane(spec, density)), stored_bits(spec, two)):
-        widths = widest(shape, size)
-        wide = qat.trace(network(widths).eval(), shape)
-        found.append(Entry(f"plane, {size} bits", WIDTHS, densest_plane(spec, size), spec))
-        found.append(Entry(f"dense, {size} bits", WIDTHS, dense_mix(spec, size), spec))
-        found.append(Entry(f"wider, {size} bits", widths, signs(wide), wide))
+    small, large = stored_bits(spec, plane(spec, density)), stored_bits(spec, two)
+    found = [Entry("signs", own, signs(spec), recipe)]
+    for size in (small, large):
+        wide = widest(problem, shape, size)
+        found.append(Entry(f"plane {size}", own, densest_plane(spec, size), recipe))
+        found.append(Entry(f"dense {size}", own, dense_mix(spec, size), recipe))
+        found.append(Entry(f"wider {size}", wide, signs(traced(problem, wide, shape)), recipe))
+    for granularity in (Granularity.KERNEL, Granularity.CHANNEL_VECTOR):
+        found.append(Entry(f"plane {small} {granularity}", own, densest_plane(spec, small, granularity), recipe))
+    for name, other in (
+        ("taylor", replace(recipe, mask_saliency=Saliency.TAYLOR)),
+        ("gradual", replace(recipe, mask_schedule=MaskSchedule.GRADUAL)),
+        ("settled early", replace(recipe, mask_update_share=0.1)),
+    ):
+        found.append(Entry(f"plane {small} {name}", own, densest_plane(spec, small), other))
     return found
 
 
-def error_shares(model: nn.Module, config: NetworkConfig) -> str:
-    """Squared error of significant weights, over that of all weights of the layers with a plane."""
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Args:
+        entry: The quantized network, or a float network of these channels.
+        seed: Of start and images.
+        problem: Name of the problem.
+        data_root: Of its images.
+        folder: Of all files.
+        compiled: Whether it is trained as compiled graphs.
+    """
+
+    entry: Entry | Widths
+    seed: int
+    problem: str
+    data_root: str
+    folder: Path
+    compiled: bool
+
+    @property
+    def path(self) -> Path:
+        """What comes out."""
+        if isinstance(self.entry, Entry):
+            return self.folder / self.entry.name.replace(" ", "_") / f"seed{self.seed}.json"
+        return self.folder / "float" / f"{'_'.join(str(width) for width in self.entry)}-seed{self.seed}.ckpt"
+
+    @property
+    def teacher(self) -> Job:
+        """The float network that a quantized one starts from."""
+        return replace(self, entry=self.entry.widths if isinstance(self.entry, Entry) else self.entry)
+
+
+@cache
+def images(problem: str, data_root: str, seed: int) -> ImageDataModule:
+    """The images, in an order that the seed decides."""
+    root = [f"data.root={data_root}"] if data_root else []
+    return build_data(compose_config([f"experiment={PROBLEMS[problem].settings}", *root]).data, seed)
+
+
+def work(job: Job) -> None:
+    """Trains one network on one thread."""
+    torch.set_num_threads(1)
+    pl.seed_everything(job.seed, verbose=False)
+    problem, data = PROBLEMS[job.problem], images(job.problem, job.data_root, job.seed)
+    machine = Machine(precision=problem.precision, progress_bar=False, compiled=job.compiled)
+    if isinstance(job.entry, Entry):
+        _train_quantized(job, job.entry, problem, data, machine)
+        return
+    model = network(job.entry, problem.blocks, data.input_shape[0])
+    recipe = replace(problem.recipe, learning_rate=FLOAT_LEARNING_RATE)
+    fit(TrainingTask(model, data.normalization, recipe, OBJECTIVE), data, machine, epochs=problem.float_epochs)
+    write_checkpoint({"state_dict": model.cpu().state_dict()}, job.path)
+
+
+def _train_quantized(job: Job, entry: Entry, problem: Problem, data: ImageDataModule, machine: Machine) -> None:
+    teacher = network(entry.widths, problem.blocks, data.input_shape[0])
+    teacher.load_state_dict(read_checkpoint(job.teacher.path)["state_dict"])
+    teacher.eval()
+    model = quantize(teacher, entry.config, data, data.normalization)
+    task = TrainingTask(model, data.normalization, entry.recipe, OBJECTIVE, copy.deepcopy(teacher))
+    fit(task, data, machine, epochs=problem.epochs)
+    model.cpu()
+    found = {
+        "test": evaluate(model, data.test_dataloader(), data.normalization, OBJECTIVE),
+        "val": evaluate(model, data.val_dataloader(), data.normalization, OBJECTIVE),
+        "float_test": evaluate(teacher, data.test_dataloader(), data.normalization, OBJECTIVE),
+        "error_share": error_share(teacher, entry.config),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+    }
+    write_text(job.path, json.dumps(found, indent=1) + "\n")
+
+
+def error_share(model: nn.Module, config: NetworkConfig) -> float:
+    """Squared error of significant weights, over that of all weights of the layers with a plane; 0 without one."""
     significant, total = 0.0, 0.0
     for name, layer in config.layers:
         if layer.weight_format is WeightFormat.BINARY_PLUS_SPARSE:
@@ -156,56 +287,64 @@ def error_shares(model: nn.Module, config: NetworkConfig) -> str:
             error = (quantizer(weight).detach() - weight).square()
             significant += float((error * quantizer.mask).sum())
             total += float(error.sum())
-    return f"{100 * significant / total:.3f} %"
+    return significant / total if total else 0.0
+
+
+def table(problem: Problem, shape: tuple[int, int, int], density: float, folder: Path) -> str:
+    """One line per network, means and standard deviations over seeds, as Markdown."""
+    lines = [
+        "| network | weights | stored bits | per weight | seeds | validation | test | test loss | error share |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in entries(problem, shape, density):
+        files = sorted((folder / entry.name.replace(" ", "_")).glob("seed*.json"))
+        if not files:
+            continue
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+        spec = traced(problem, entry.widths, shape)
+        bits = stored_bits(spec, entry.config)
+
+        def mean(part: str, figure: str, found: list[dict[str, dict[str, float]]] = found) -> str:
+            values = [one[part][figure] * (100 if figure == "accuracy" else 1) for one in found]
+            spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            return f"{statistics.mean(values):.2f}{spread}"
+
+        share = statistics.mean(one["error_share"] for one in found)
+        lines.append(
+            f"| {entry.name} | {spec.total_weights} | {bits} | {bits / spec.total_weights:.3f} | {len(found)} "
+            f"| {mean('val', 'accuracy')} | {mean('test', 'accuracy')} | {mean('test', 'loss')} | {share:.3%} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Prints one line per network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", choices=list(PROBLEMS), default="digits")
+    parser.add_argument("--data-root", default="", help="folder of the images, for cifar10")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--density", type=float, default=0.05)
-    parser.add_argument("--float-epochs", type=int, default=30)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--saliency", choices=[str(word) for word in Saliency], default="magnitude")
-    parser.add_argument("--schedule", choices=[str(word) for word in MaskSchedule], default="immediate")
+    parser.add_argument("--density", type=float, default=0.025)
+    parser.add_argument("--workers", type=int, default=1, help="trainings side by side, one thread each")
+    parser.add_argument("--compile", action="store_true", help="train compiled graphs: quicker on a GPU")
+    parser.add_argument("--folder", type=Path, default=Path("runs/sparse_plane"))
     arguments = parser.parse_args()
-    data = build_data(compose_config(["experiment=digits_demo"]).data, seed=0)
-    recipe = Recipe(mask_saliency=Saliency(arguments.saliency), mask_schedule=MaskSchedule(arguments.schedule))
-    print(f"{date.today()}  {platform.machine()}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
+    problem, folder = PROBLEMS[arguments.experiment], arguments.folder / arguments.experiment
+    data = images(arguments.experiment, arguments.data_root, 0)
+    found = entries(problem, data.input_shape, arguments.density)
+    jobs = [
+        Job(entry, seed, arguments.experiment, arguments.data_root, folder, arguments.compile)
+        for seed in arguments.seeds
+        for entry in found
+    ]
+    teachers = sorted({job.teacher for job in jobs}, key=lambda job: (job.seed, job.entry), reverse=True)
+    spread(teachers, work, lambda job: job.path, arguments.workers)
+    spread(jobs, work, lambda job: job.path, arguments.workers)
+    print(f"{date.today()}, {platform.machine()}, torch {torch.__version__}")
     print(
-        f"{data.test_images} test images, {arguments.epochs} epochs after {arguments.float_epochs} in float, {recipe}\n"
+        f"{data.val_images} validation and {data.test_images} test images, {problem.epochs} epochs after "
+        f"{problem.float_epochs} in float\n"
     )
-    chosen = entries(data.input_shape, arguments.density)
-    results: dict[str, list[dict[str, float]]] = {entry.name: [] for entry in chosen}
-    for seed in arguments.seeds:
-        teachers: dict[Widths, nn.Module] = {}
-        for entry in chosen:
-            pl.seed_everything(seed, verbose=False)
-            if entry.widths not in teachers:
-                model = network(entry.widths)
-                float_recipe = replace(recipe, learning_rate=5e-3)
-                task = TrainingTask(model, data.normalization, float_recipe, OBJECTIVE)
-                fit(task, data, CPU, epochs=arguments.float_epochs)
-                teachers[entry.widths] = model.eval()
-            teacher = teachers[entry.widths]
-            if entry.name.startswith("plane"):
-                print(f"seed {seed}, {entry.name}: error of significant weights {error_shares(teacher, entry.config)}")
-            quantized = quantize(teacher, entry.config, data, data.normalization)
-            fit(
-                TrainingTask(quantized, data.normalization, recipe, OBJECTIVE, copy.deepcopy(teacher)),
-                data,
-                CPU,
-                epochs=arguments.epochs,
-            )
-            results[entry.name].append(evaluate(quantized, data.test_dataloader(), data.normalization, OBJECTIVE))
-    print(f"\n{'network':24} {'weights':>8} {'stored bits':>12} {'accuracy (each seed)':>32} {'test loss':>10}")
-    for entry in chosen:
-        found = results[entry.name]
-        accuracy = [100 * one["accuracy"] for one in found]
-        each = f"{statistics.mean(accuracy):.2f} % ({', '.join(f'{value:.1f}' for value in accuracy)})"
-        loss = statistics.mean(one["loss"] for one in found)
-        bits = stored_bits(entry.spec, entry.config)
-        print(f"{entry.name:24} {entry.spec.total_weights:8} {bits:12} {each:>32} {loss:10.4f}")
+    print(table(problem, data.input_shape, arguments.density, folder))
 
 
 if __name__ == "__main__":

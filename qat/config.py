@@ -387,6 +387,8 @@ class TrainerSettings:
         strategy: auto or ddp.
         num_threads: CPU threads; null for torch's choice.
         progress_bar: Whether progress is shown live.
+        compile: Whether networks are trained as compiled graphs (torch.compile; needs a C++ compiler). Takes a minute
+            or so for each, so that the short trainings of a search go without.
     """
 
     float_epochs: int
@@ -406,8 +408,9 @@ class TrainerSettings:
     strategy: str
     num_threads: int | None
     progress_bar: bool
-    mask_saliency: str = "magnitude"  # run folders of before have neither key
+    mask_saliency: str = "magnitude"  # run folders of before have none of these keys
     mask_schedule: str = "immediate"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("float_epochs", "epochs", "mask_update_steps", "devices"):

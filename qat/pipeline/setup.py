@@ -120,4 +120,11 @@ def recipe_of(cfg: Config) -> Recipe:
 def machine_of(cfg: Config) -> Machine:
     """Devices and precision."""
     trainer = cfg.trainer
-    return Machine(trainer.accelerator, trainer.devices, trainer.strategy, trainer.precision, trainer.progress_bar)
+    return Machine(
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        strategy=trainer.strategy,
+        precision=trainer.precision,
+        progress_bar=trainer.progress_bar,
+        compiled=trainer.compile,
+    )

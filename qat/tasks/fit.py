@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class Machine:
         strategy: Lightning's: "auto", "ddp".
         precision: Lightning's: "32-true" or "bf16-mixed".
         progress_bar: Whether a progress bar is shown.
+        compiled: Whether the model is trained as compiled graphs (torch.compile).
     """
 
     accelerator: str = "auto"
@@ -38,6 +40,7 @@ class Machine:
     strategy: str = "auto"
     precision: str = "32-true"
     progress_bar: bool = True
+    compiled: bool = False
 
 
 def write_checkpoint(values: Mapping[str, Any], path: Path) -> None:
@@ -127,9 +130,13 @@ def fit(
         callbacks: Further Lightning callbacks.
 
     Raises:
-        TrainingError: The loss is not finite, or a training that was interrupted by the user.
+        TrainingError: The loss is not finite, a training that was interrupted by the user, or no compiler for
+            `machine.compiled`.
         CheckpointError: A checkpoint could not be written; earlier ones are intact.
     """
+    if machine.compiled:
+        _check_compiler()
+        task.compile_model()
     if steps is None:
         epochs = task.recipe.epochs if epochs is None else epochs
     last = None if folder is None else folder / "last.ckpt"
@@ -162,6 +169,16 @@ def fit(
         raise TrainingError("training was interrupted; run the same command again to go on from the last epoch")
     if folder is not None:
         _collect_metrics(folder)
+
+
+def _check_compiler() -> None:
+    """Raises TrainingError where torch.compile would fail minutes later."""
+    compilers = [os.environ.get("CXX", "g++"), "g++", "clang++"]
+    if not any(shutil.which(name) for name in compilers):
+        raise TrainingError(
+            f"trainer.compile=true needs a C++ compiler, none of {compilers} was found; install one, name it in the "
+            "variable CXX, or set trainer.compile=false"
+        )
 
 
 def _collect_metrics(folder: Path) -> None:

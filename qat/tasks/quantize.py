@@ -98,7 +98,7 @@ class TrialEvaluator:
         if steps > 0:
             teacher = copy.deepcopy(self.float_model)
             task = TrainingTask(model, self.normalization, self.recipe, self.objective, teacher)
-            fit(task, self.data, replace(self.machine, progress_bar=False), steps=steps)
+            fit(task, self.data, replace(self.machine, progress_bar=False, compiled=False), steps=steps)
         figures = evaluate(model, self._images(self.eval_images), self.normalization, self.objective)
         return {"accuracy": figures[self.objective.score], **figures}
 

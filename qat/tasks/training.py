@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -125,11 +125,17 @@ class TrainingTask(pl.LightningModule):
         self.objective = objective
         # In a tuple, so that the teacher's weights are no part of this module's checkpoints.
         self._teacher = () if teacher is None else (teacher.eval().requires_grad_(False),)
+        self._compiled: tuple[Callable[[Tensor], Any], ...] = ()  # in a tuple for the same reason
         self._meter = objective.meter()
 
     def forward(self, images_NCHW: Tensor) -> Any:
         """Outputs for uint8 images."""
         return self.model(self.normalization(images_NCHW))
+
+    def compile_model(self) -> None:
+        """Lets training steps run the model as compiled graphs, the same weights; evaluation stays as it is."""
+        torch.compiler.reset()  # graphs of networks trained before count towards a limit of torch's
+        self._compiled = (torch.compile(self.model),)
 
     def on_fit_start(self) -> None:
         """Brings the teacher to the model's device."""
@@ -144,7 +150,8 @@ class TrainingTask(pl.LightningModule):
         """
         images_NCHW, targets = batch
         x_NCHW = self.normalization(images_NCHW)
-        outputs = as_float32(self.model(x_NCHW))
+        network = self._compiled[0] if self._compiled else self.model
+        outputs = as_float32(network(x_NCHW))
         loss = self.objective.loss(outputs, targets)
         for teacher in self._teacher:
             with torch.no_grad():

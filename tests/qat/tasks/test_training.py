@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -340,3 +342,31 @@ def test_the_probe_ranks_precisions_and_leaves_the_base_alone(trained: nn.Module
     assert losses[0] > losses[1] > losses[2] == probe(base)
     with pytest.raises(ValueError, match="weights only"):
         probe(changed(4, act=3))
+
+
+@pytest.mark.filterwarnings("default")  # of torch's own code
+def test_compiled_networks_train_like_others_and_checkpoints_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # As far as the graphs of forward and backward; tests/qat/test_quantizers.py looks at what a compiler makes of them.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    data = Stripes()
+    found = []
+    for compiled in (False, True):
+        pl.seed_everything(0, verbose=False)
+        model = quantize(Quarters(), uniform(trace(Quarters(), (3, 8, 8)), 4, 4), data, NORMALIZATION)
+        task = TrainingTask(model, NORMALIZATION, Recipe(epochs=4, learning_rate=1e-2), OBJECTIVE)
+        machine = Machine(accelerator="cpu", progress_bar=False, compiled=compiled)
+        fit(task, data, machine, tmp_path / f"compiled_{compiled}")
+        found.append((task.state_dict(), evaluate(model, data.val_dataloader(), NORMALIZATION, OBJECTIVE)))
+    (eager, eager_figures), (compiled_state, compiled_figures) = found
+    assert list(eager) == list(compiled_state)
+    assert compiled_figures["accuracy"] > 0.9
+    assert compiled_figures["loss"] == pytest.approx(eager_figures["loss"], abs=0.1)
+
+
+def test_compiled_training_without_a_compiler_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    task = TrainingTask(Quarters(), NORMALIZATION, Recipe(), OBJECTIVE)
+    with pytest.raises(TrainingError, match=r"trainer.compile=true needs a C\+\+ compiler, none of .*g\+\+"):
+        fit(task, Stripes(), Machine(accelerator="cpu", progress_bar=False, compiled=True))
