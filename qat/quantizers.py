@@ -77,7 +77,8 @@ class _FakeQuantize(torch.autograd.Function):
             out = torch.round(steps, out=x).clamp_(quant_min, quant_max).mul_(scale)
             ctx.mark_dirty(x)
         else:
-            out = steps.round().clamp_(quant_min, quant_max).mul_(scale).to(x.dtype)
+            out = _times(steps.round().clamp_(quant_min, quant_max), scale)
+            out = out if x.dtype == torch.float32 else out.to(x.dtype)
         ctx.save_for_backward(steps.to(x.dtype), scale, out)
         return out
 
@@ -94,6 +95,15 @@ class _FakeQuantize(torch.autograd.Function):
         return grad_x, grad_scale.reshape(scale.shape), None, None, None, None
 
 
+def _times(codes: Tensor, scale: Tensor) -> Tensor:
+    """codes * scale, written over the codes but in compiled graphs.
+
+    torch 2.11 compiles a function whose last operation works in place, or does nothing, without its backward: the
+    gradient is then zero, silently (`tests/qat/test_quantizers.py::test_training_is_one_graph` notices).
+    """
+    return codes * scale if torch.compiler.is_compiling() else codes.mul_(scale)
+
+
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Sum of products in float32; torch.dot would round a bfloat16 result to 8 bits."""
     if a.dtype == torch.float32:
@@ -106,7 +116,7 @@ class _RoundWeights(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, weight_OIHW, scale_O111, quant_min, quant_max):  # type: ignore[no-untyped-def]
-        out = (weight_OIHW / scale_O111).round_().clamp_(quant_min, quant_max).mul_(scale_O111)
+        out = _times((weight_OIHW / scale_O111).round_().clamp_(quant_min, quant_max), scale_O111)
         ctx.save_for_backward(weight_OIHW, scale_O111, out)
         ctx.quant_range = quant_min, quant_max
         return out
