@@ -96,7 +96,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _times(codes: Tensor, scale: Tensor) -> Tensor:
-    """codes * scale, written over the codes but in compiled graphs.
+    """Codes times scale, written over the codes but in compiled graphs.
 
     torch 2.11 compiles a function whose last operation works in place, or does nothing, without its backward: the
     gradient is then zero, silently (`tests/qat/test_quantizers.py::test_training_is_one_graph` notices).
