@@ -17,6 +17,9 @@ from hwmodel.precision import LayerConfig
 from qat.graph import Node
 from qat.quantizers import ActQuantizer, WeightQuantizer
 
+FUSED = ("none", "relu", "leaky_relu")
+"""Activations that the quantizer behind them does."""
+
 
 class QuantWeighted(nn.Module):
     """Convolution or linear layer with quantized weights, its batch norm and its ReLU.
@@ -43,7 +46,8 @@ class QuantWeighted(nn.Module):
         self.stride, self.padding, self.dilation, self.groups = node.stride, node.padding, node.dilation, node.groups
         self.padding_end = node.padding_end
         self.relu = node.activation == "relu"
-        self.activation = None if node.activation in ("none", "relu") else activation_function(node)
+        self.activation = None if node.activation in FUSED else activation_function(node)
+        self.negative_slope = node.negative_slope if node.activation == "leaky_relu" else 1.0
         self.weight = nn.Parameter(module.weight.detach().clone())
         self.bias = None if module.bias is None else nn.Parameter(module.bias.detach().clone())
         self.batch_norm = None if node.batch_norm is None else _copy_batch_norm(node.batch_norm)
@@ -87,9 +91,12 @@ class QuantWeighted(nn.Module):
             y_NCHW = self.batch_norm(y_NCHW)
         if self.activation is not None:
             y_NCHW = self.activation(y_NCHW)
-        if self.relu and self.ofm_quantizer.signed:
+        elif self.relu and self.ofm_quantizer.signed:
             y_NCHW = F.relu(y_NCHW)
-        out: Tensor = self.ofm_quantizer(y_NCHW)  # an unsigned quantizer clamps at zero: the ReLU costs nothing
+        else:  # an unsigned quantizer clamps at zero: the ReLU costs nothing
+            fused: Tensor = self.ofm_quantizer(y_NCHW, self.negative_slope, consume=True)
+            return fused
+        out: Tensor = self.ofm_quantizer(y_NCHW)
         return out
 
 

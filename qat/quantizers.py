@@ -13,10 +13,12 @@ Source: Esser et al., "Learned Step Size Quantization", ICLR 2020 (arXiv 1902.08
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwmodel.precision import SIGNIFICANT_BIT_WIDTH, LayerConfig, WeightFormat
@@ -34,6 +36,9 @@ class ScaleRule(StrEnum):
 SCALE_CANDIDATES = 48
 """Steps tried per channel or tensor when a quantizer is initialised by least squares."""
 
+CACHED_VALUES = 1 << 16
+"""Values of a temporary tensor that a CPU's cache holds beside others."""
+
 CALIBRATION_SAMPLES = 1 << 16
 """Values of an activation tensor that the least-squares search looks at."""
 
@@ -50,20 +55,30 @@ def quant_range(bit_width: int, signed: bool) -> tuple[int, int]:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """LSQ in few passes over memory; one step for the whole tensor.
+    """LSQ in few passes over memory; one step for the whole tensor, a leaky ReLU before it.
 
     The step's gradient, sum(g * (code - x/scale)) inside the range and sum(g * code) outside, is computed as
     sum(g * out) / scale - sum(g_x * x/scale): two dot products instead of the codes once more.  x/scale is kept in
     place of x, so that the range's ends are plain numbers: no step is read back from a device, and torch.compile
     takes forward and backward whole.
+
+    On a CPU a pass over new memory costs several times one over memory that was touched before: with `consume` the
+    result is written over x, which needs float32.
     """
 
     @staticmethod
-    def forward(ctx, x, scale, quant_min, quant_max):  # type: ignore[no-untyped-def]
-        steps = torch.mul(x, 1.0 / scale) if x.dtype == torch.float32 else x.float().mul_(1.0 / scale)
-        out = steps.round().clamp_(quant_min, quant_max).mul_(scale).to(x.dtype)
+    def forward(ctx, x, scale, quant_min, quant_max, negative_slope=1.0, consume=False):  # type: ignore[no-untyped-def]
+        ctx.negative_slope, ctx.quant_range = negative_slope, (quant_min, quant_max)
+        if negative_slope != 1:
+            steps = F.leaky_relu(x, negative_slope).mul_(1.0 / scale)
+        else:
+            steps = torch.mul(x, 1.0 / scale) if x.dtype == torch.float32 else x.float().mul_(1.0 / scale)
+        if consume:
+            out = torch.round(steps, out=x).clamp_(quant_min, quant_max).mul_(scale)
+            ctx.mark_dirty(x)
+        else:
+            out = steps.round().clamp_(quant_min, quant_max).mul_(scale).to(x.dtype)
         ctx.save_for_backward(steps.to(x.dtype), scale, out)
-        ctx.quant_range = quant_min, quant_max
         return out
 
     @staticmethod
@@ -73,7 +88,10 @@ class _FakeQuantize(torch.autograd.Function):
         grad_x = torch.ops.aten.hardtanh_backward(grad, steps, quant_min, quant_max)
         lsq = 1.0 / math.sqrt(steps.numel() * max(quant_max, 1))
         grad_scale = (_dot(grad, out) / scale - _dot(grad_x, steps)) * lsq
-        return grad_x, grad_scale.reshape(scale.shape), None, None
+        if ctx.negative_slope != 1:
+            backward = torch.ops.aten.leaky_relu_backward.grad_input  # x/scale has the sign of the ReLU's input
+            backward(grad_x, steps, ctx.negative_slope, True, grad_input=grad_x)
+        return grad_x, grad_scale.reshape(scale.shape), None, None, None, None
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -88,19 +106,19 @@ class _RoundWeights(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, weight_OIHW, scale_O111, quant_min, quant_max):  # type: ignore[no-untyped-def]
-        steps = weight_OIHW / scale_O111
-        out = steps.round().clamp_(quant_min, quant_max).mul_(scale_O111)
-        ctx.save_for_backward(steps, scale_O111, out)
+        out = (weight_OIHW / scale_O111).round_().clamp_(quant_min, quant_max).mul_(scale_O111)
+        ctx.save_for_backward(weight_OIHW, scale_O111, out)
         ctx.quant_range = quant_min, quant_max
         return out
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        steps, scale_O111, out = ctx.saved_tensors
+        weight_OIHW, scale_O111, out = ctx.saved_tensors
         quant_min, quant_max = ctx.quant_range
         ends = quant_min - _END_MARGIN, quant_max + _END_MARGIN  # the operation itself leaves its ends out
-        grad_weight = torch.ops.aten.hardtanh_backward(grad, steps, *ends)
-        grad_scale = _row_dots(grad, out) / scale_O111 - _row_dots(grad_weight, steps)
+        grad_weight = weight_OIHW / scale_O111
+        torch.ops.aten.hardtanh_backward.grad_input(grad, grad_weight, *ends, grad_input=grad_weight)
+        grad_scale = (_row_dots(grad, out) - _row_dots(grad_weight, weight_OIHW)) / scale_O111
         return grad_weight, grad_scale, None, None
 
 
@@ -128,7 +146,13 @@ _END_MARGIN = 2.0**-10
 
 def _row_dots(a_OIHW: Tensor, b_OIHW: Tensor) -> Tensor:
     """Sum of products per output channel, shape (O, 1, 1, 1)."""
-    dots: Tensor = torch.linalg.vecdot(a_OIHW.flatten(1), b_OIHW.flatten(1))
+    a_ON, b_ON = a_OIHW.flatten(1), b_OIHW.flatten(1)
+    if a_ON.is_cpu and not torch.compiler.is_compiling():  # a part's products stay in the cache
+        rows = max(1, CACHED_VALUES // a_ON.shape[1])
+        parts = zip(torch.split(a_ON, rows), torch.split(b_ON, rows), strict=True)
+        dots = torch.cat([torch.linalg.vecdot(*part) for part in parts])
+    else:
+        dots = torch.linalg.vecdot(a_ON, b_ON)
     return dots[:, None, None, None]
 
 
@@ -165,12 +189,22 @@ class ActQuantizer(nn.Module):
         """Value of one code step, > 0; a 0-dim tensor."""
         return _step(self.log2_scale, self.scale_rule)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Values of `x` on the quantizer's grid, same shape and type."""
+    def forward(self, x: Tensor, negative_slope: float = 1.0, consume: bool = False) -> Tensor:
+        """Values of `x`, after a leaky ReLU, on the quantizer's grid, same shape and type.
+
+        Args:
+            x: Any shape.
+            negative_slope: Of the leaky ReLU, >= 0; 1 for none.
+            consume: Whether the result may be written over `x`.  What made `x` must not need it for its gradient, or
+                torch refuses the backward pass.
+        """
+        fuses = x.dtype == torch.float32 and not torch.compiler.is_compiling()  # which fuses more than is done here
+        if negative_slope != 1 and (self.calibrating or not fuses):
+            x, negative_slope = F.leaky_relu(x, negative_slope), 1.0
         if self.calibrating:
             self.fit_scale(x)
-        out: Tensor = _FakeQuantize.apply(x, self.scale, self.quant_min, self.quant_max)
-        return out
+        quantize: Callable[..., Tensor] = _FakeQuantize.apply
+        return quantize(x, self.scale, self.quant_min, self.quant_max, negative_slope, consume and fuses)
 
     @torch.no_grad()
     def fit_scale(self, x: Tensor) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +16,7 @@ import qat
 from hwmodel import Granularity, LayerConfig, NetworkConfig, WeightFormat
 from hwmodel.precision import group_shape, kept_groups
 from qat.masks import pick_mask
-from qat.quantizers import ActQuantizer, ScaleRule, WeightQuantizer, quant_range
+from qat.quantizers import CACHED_VALUES, ActQuantizer, ScaleRule, WeightQuantizer, quant_range
 from tests.qat.nets import NORMALIZATION, Residual, images, settle
 
 
@@ -128,6 +130,33 @@ def test_activation_gradients_are_those_of_lsq(dtype: torch.dtype, signed: bool)
     assert float(quantizer.log2_scale.grad) == pytest.approx(float(expected), abs=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("slope", [1.0, 0.125])
+@pytest.mark.parametrize("signed", [False, True])
+def test_consuming_is_a_leaky_relu_and_the_quantizer(dtype: torch.dtype, slope: float, signed: bool) -> None:
+    """The same values and gradients, bit for bit; in float32 no new memory for the result."""
+    quantizer = ActQuantizer(4, signed)
+    with torch.no_grad():
+        quantizer.log2_scale.fill_(-2.1)
+    grad = torch.randn(4, 5, 6, 7, generator=torch.Generator().manual_seed(2)).to(dtype)
+    found = []
+    for consume in (False, True):
+        x = (torch.randn(4, 5, 6, 7, generator=torch.Generator().manual_seed(1)) * 2).to(dtype).requires_grad_()
+        made = x + 0
+        out = quantizer(made, slope, consume=True) if consume else quantizer(F.leaky_relu(made, slope))
+        assert (out.data_ptr() == made.data_ptr()) == (consume and dtype == torch.float32)
+        quantizer.log2_scale.grad = None
+        out.backward(grad)
+        found.append((out.detach(), x.grad, quantizer.log2_scale.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+def test_what_made_the_consumed_values_must_not_need_them() -> None:
+    out = ActQuantizer(4, False)(torch.ones(3, requires_grad=True).exp(), consume=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
 @settings(max_examples=30, deadline=None)
 @given(config=layer_configs, seed=st.integers(0, 99))
 def test_weight_gradients_are_those_of_lsq(config: LayerConfig, seed: int) -> None:
@@ -203,6 +232,17 @@ def test_training_is_one_graph(layer: LayerConfig) -> None:
 @pytest.mark.filterwarnings("default")  # of torch's own code, when it looks for compilers
 def test_compiled_training_equals_eager(layer: LayerConfig) -> None:
     _compiled_and_eager(layer, "inductor")
+
+
+def test_step_gradients_of_large_layers_are_summed_in_parts() -> None:
+    weight, grad = _weight((40, 300, 3, 3)).requires_grad_(), _weight((40, 300, 3, 3), seed=1)
+    assert weight.numel() > CACHED_VALUES
+    quantizer = WeightQuantizer(weight, LayerConfig(1, 4))
+    quantizer(weight).backward(grad)
+    slope = (grad.double() * quantizer.codes(weight)).sum((1, 2, 3))
+    expected = slope * quantizer.scale.detach().flatten() * math.log(2)
+    assert quantizer.log2_scale.grad is not None
+    torch.testing.assert_close(quantizer.log2_scale.grad.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_activation_codes_are_integers_in_range() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 import hwmodel
 import qat
@@ -52,7 +52,11 @@ def _float_model(name: str) -> nn.Module:
 
 def _without_quantizers(monkeypatch: pytest.MonkeyPatch, model: QuantNetwork) -> None:
     """The layers compute in float; an unsigned quantizer still is its ReLU."""
-    monkeypatch.setattr(ActQuantizer, "forward", lambda self, x: x if self.signed else F.relu(x))
+
+    def activate(quantizer: ActQuantizer, x: Tensor, negative_slope: float = 1.0, consume: bool = False) -> Tensor:
+        return F.leaky_relu(x, negative_slope) if quantizer.signed else F.relu(x)
+
+    monkeypatch.setattr(ActQuantizer, "forward", activate)
     monkeypatch.setattr(WeightQuantizer, "forward", lambda self, weight: weight)
 
 
