@@ -27,10 +27,19 @@ DETECTORS = {
     "yolov3_tiny": "coco",
     "ssdlite320": "voc",
     "ssd300": "voc",
+    "retinanet_r50": "voc",
+    "fcos_r50": "voc",
+    "faster_rcnn_r50": "voc",
 }
 """Networks and the images that they are made for."""
 
-IMAGE_SIZES = {"ssdlite320": "[320,320]", "ssd300": "[300,300]"}
+IMAGE_SIZES = {
+    "ssdlite320": "[320,320]",
+    "ssd300": "[300,300]",
+    "retinanet_r50": "[512,512]",
+    "fcos_r50": "[512,512]",
+    "faster_rcnn_r50": "[512,512]",
+}
 """Of networks for whose size the images are not set up by default."""
 
 
