@@ -119,14 +119,30 @@ class DetectionSettings:
 
 
 @dataclass(kw_only=True)
+class FolderSettings:
+    """Images in a folder for each class, in `train` and `val` below `data.root`; the latter give the final number.
+
+    Args:
+        image_size: Rows and columns that are cut out of every image.
+        workers: Processes that decode and augment; 0 for none beside the one that trains.
+    """
+
+    image_size: list[int]
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        _require_number("data.folder.workers", self.workers, 0)
+
+
+@dataclass(kw_only=True)
 class DataSettings:
     """Images and how they are delivered.
 
     Args:
-        name: digits or cifar10; with `detection` any name for reports.
+        name: digits or cifar10; with `detection` or `folder` any name for reports.
         source: bundled (ships with scikit-learn); for cifar10 archive (the two .npz files), torchvision (its own
             download), or auto: archive if `root` holds one of its files, else torchvision.  With `detection`: bundled
-            (scenes), or files.
+            (scenes), or files; with `folder` files.
         root: Folder of the files; null where none are needed.
         download: Whether torchvision may download what is missing.
         batch_size: Images per step, of all devices together.
@@ -138,6 +154,7 @@ class DataSettings:
         mean: Mean of each channel, in units of the 8-bit range.
         std: Standard deviation of each channel, same units.
         detection: What images with boxes need; null for images with one class each.
+        folder: What images in a folder for each class need; else null.
     """
 
     name: str
@@ -153,11 +170,15 @@ class DataSettings:
     mean: list[float]
     std: list[float]
     detection: DetectionSettings | None = None
+    folder: FolderSettings | None = None
 
     def __post_init__(self) -> None:
         sources: dict[str, tuple[str, ...]] = {"digits": ("bundled",), "cifar10": ("auto", "archive", "torchvision")}
         if self.detection is not None:
+            _require(self.folder is None, "data.folder", self.folder, "null beside data.detection")
             sources = {self.name: ("bundled" if self.detection.format == "scenes" else "files",)}
+        elif self.folder is not None:
+            sources = {self.name: ("files",)}
         _require(self.name in sources, "data.name", self.name, f"one of {list(sources)}")
         _require(self.source in sources[self.name], "data.source", self.source, f"one of {list(sources[self.name])}")
         _require(self.source == "bundled" or bool(self.root), "data.root", self.root, f"a folder for {self.name}")
@@ -473,9 +494,8 @@ class Config:
         channels = self.network.input_shape[0]
         expected = f"{channels} values, one for each channel of network.input_shape"
         _require(len(self.data.mean) == channels, "data.mean", self.data.mean, expected)
-        if self.data.detection is not None:
-            size = self.data.detection.image_size
-            expected = f"{self.network.input_shape[1:]}, the rows and columns of network.input_shape"
-            _require(
-                list(size) == list(self.network.input_shape[1:]), "data.detection.image_size", list(size), expected
-            )
+        for name in ("detection", "folder"):
+            images = getattr(self.data, name)
+            size, own = images and list(images.image_size), list(self.network.input_shape[1:])
+            expected = f"{own}, the rows and columns of network.input_shape"
+            _require(images is None or size == own, f"data.{name}.image_size", size, expected)

@@ -19,7 +19,7 @@ CHOICES = sorted(
 ROOTS = sorted(path.stem for path in CONF_FOLDER.glob("*.yaml"))
 
 
-DETECTORS = {
+MADE_FOR = {
     "digits_yolo": "digit_scenes",
     "blood_yolo": "bccd",
     "board_yolo": "deeppcb",
@@ -27,10 +27,20 @@ DETECTORS = {
     "yolov3_tiny": "coco",
     "ssdlite320": "voc",
     "ssd300": "voc",
+    "retinanet_r50": "voc",
+    "fcos_r50": "voc",
+    "faster_rcnn_r50": "voc",
+    "squeezenet1_1": "imagenet",
 }
 """Networks and the images that they are made for."""
 
-IMAGE_SIZES = {"ssdlite320": "[320,320]", "ssd300": "[300,300]"}
+IMAGE_SIZES = {
+    "ssdlite320": "[320,320]",
+    "ssd300": "[300,300]",
+    "retinanet_r50": "[512,512]",
+    "fcos_r50": "[512,512]",
+    "faster_rcnn_r50": "[512,512]",
+}
 """Of networks for whose size the images are not set up by default."""
 
 
@@ -50,8 +60,8 @@ def test_root_composes(root: str) -> None:
 def test_choice_composes(group: str, name: str) -> None:
     overrides = [f"{group}={name}"]
     if (group == "network" and name != "digits_resnet") or (group == "data" and name != "digits"):
-        # Channels and, with boxes, rows and columns of network and images agree.
-        pairs = [pair for pair in DETECTORS.items() if name in pair] or [("resnet20", "cifar10")]
+        # Channels, and rows and columns of network and images agree.
+        pairs = [pair for pair in MADE_FOR.items() if name in pair] or [("resnet20", "cifar10")]
         overrides = [f"network={pairs[0][0]}", f"data={pairs[0][1]}", *overrides]
         if name in IMAGE_SIZES:
             overrides.append(f"data.detection.image_size={IMAGE_SIZES[name]}")

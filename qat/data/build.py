@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qat.config import DataSettings
+from qat.config import DataSettings, FolderSettings
 from qat.data.augmentation import Augmentation
 from qat.data.cifar10 import from_archive, from_torchvision, has_archive
 from qat.data.detection_build import build_detection
 from qat.data.digits import digits
+from qat.data.folder import FolderDataModule, FolderSplits
 from qat.data.module import ImageDataModule, LabelDataModule
 from qat.data.splits import Splits
 from qat.normalization import Normalization
@@ -26,9 +27,25 @@ def build_data(settings: DataSettings, seed: int) -> ImageDataModule:
     """
     if settings.detection is not None:
         return build_detection(settings, settings.detection, seed)
+    if settings.folder is not None:
+        return _build_folder(settings, settings.folder, seed)
     normalization = Normalization(tuple(settings.mean), tuple(settings.std))
     augmentation = Augmentation(settings.crop_padding, settings.horizontal_flip)
     return LabelDataModule(_splits(settings), normalization, augmentation, settings.batch_size, seed)
+
+
+def _build_folder(settings: DataSettings, folder: FolderSettings, seed: int) -> FolderDataModule:
+    root = Path(settings.root or ".")
+    rows, columns = folder.image_size
+    return FolderDataModule(
+        FolderSplits(root / "train", root / "val", settings.val_images, settings.split_seed),
+        Normalization(tuple(settings.mean), tuple(settings.std)),
+        (rows, columns),
+        settings.horizontal_flip,
+        settings.batch_size,
+        seed,
+        folder.workers,
+    )
 
 
 def _splits(settings: DataSettings) -> Splits:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +15,7 @@ from torchvision.transforms.v2 import functional
 
 from qat.data.boxes import Boxes, BoxReport, pack
 from qat.data.detection_augmentation import DetectionAugmentation
-from qat.data.loader import EpochOrder
+from qat.data.loader import FitBatches
 from qat.data.module import ImageDataModule
 from qat.errors import DataError
 from qat.normalization import Normalization
@@ -94,20 +93,6 @@ class _Images(Dataset[tuple[Tensor, Boxes]]):
         """An image stretched to a size; shares of its sides stay what they are."""
         image = self.source.image(index)
         return image.resize((size[1], size[0]), Image.Resampling.BILINEAR), self.boxes[index]
-
-
-class _FitBatches:
-    """Batches of (epoch, number) in random order.  Lightning finds `sampler` by its name and tells it the epoch."""
-
-    def __init__(self, sampler: EpochOrder) -> None:
-        self.sampler = sampler
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for index in self.sampler:
-            yield [(self.sampler.epoch, number) for number in index.tolist()]
 
 
 @dataclass(frozen=True)
@@ -190,7 +175,7 @@ class DetectionDataModule(ImageDataModule):
     def train_dataloader(self) -> Loader:
         """Fit batches: a new loader starts at the first epoch again, the same for the same seed."""
         images = _Images(self.splits.fit, self.image_size, self.augmentation, self.seed)
-        return self._loader(images, _FitBatches(self._epoch_order()))
+        return self._loader(images, FitBatches(self._epoch_order()))
 
     def val_dataloader(self, limit: int | None = None) -> Loader:
         """Validation batches in fixed order.
@@ -210,7 +195,7 @@ class DetectionDataModule(ImageDataModule):
         batches = [keys[start : start + self.batch_size] for start in range(0, count, self.batch_size)]
         return self._loader(_Images(source, self.image_size, None, self.seed), batches)
 
-    def _loader(self, images: _Images, batches: _FitBatches | list[list[tuple[int, int]]]) -> Loader:
+    def _loader(self, images: _Images, batches: FitBatches | list[list[tuple[int, int]]]) -> Loader:
         return DataLoader(
             images,  # type: ignore[arg-type]  # items are collated to pairs of tensors
             batch_sampler=batches,

@@ -13,7 +13,7 @@ from qat.data.boxes import BoxReport
 from qat.data.detection import Annotated, DetectionDataModule, DetectionSplits
 from qat.data.detection_augmentation import DetectionAugmentation
 from qat.data.detection_files import Files, open_files
-from qat.data.detection_formats import AnnotatedFiles, read_coco, read_voc, read_yolo
+from qat.data.detection_formats import AnnotatedFiles, download_voc, read_coco, read_voc, read_yolo
 from qat.data.scenes import digit_scenes
 from qat.errors import DataError
 from qat.normalization import Normalization
@@ -58,6 +58,10 @@ def _splits(settings: DataSettings, detection: DetectionSettings) -> DetectionSp
         counts = (detection.fit_images or 0, settings.val_images, settings.test_images or 0)
         rows, columns = detection.image_size
         return DetectionSplits(*digit_scenes(counts, (rows, columns), settings.split_seed))
+    if settings.download:
+        if detection.format != "voc":
+            raise DataError(f"data.download=true, expected false: only voc can be downloaded, not {detection.format}")
+        download_voc(Path(settings.root or "."), [*detection.fit, *detection.val, *detection.test])
     files = open_files(Path(settings.root or "."))
     mode = "L" if len(settings.mean) == 1 else "RGB"
     parts = _read(files, detection, mode)

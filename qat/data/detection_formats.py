@@ -6,9 +6,11 @@ import json
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from xml.etree import ElementTree
 
 from PIL import Image
+from torchvision.datasets import VOCDetection
 
 from qat.data.boxes import Boxes, BoxReader, BoxReport
 from qat.data.detection_files import Files, read_image
@@ -93,6 +95,30 @@ def read_voc(
         images_of_split = tuple(image for image, *_ in entries)
         result[split] = AnnotatedFiles(files, images_of_split, boxes, tuple(class_names), reader.report, mode)
     return result
+
+
+def download_voc(root: Path, splits: Sequence[str]) -> None:
+    """Lets torchvision download the years of Pascal VOC that are not there.
+
+    Args:
+        root: The folder `VOCdevkit`, which need not exist.
+        splits: What is needed, each as "VOC2007/trainval".
+
+    Raises:
+        DataError: There is no such year or list, `root` has another name, or the download failed.
+    """
+    for split in splits:
+        if (root / posixpath.dirname(split) / "ImageSets" / "Main" / f"{posixpath.basename(split)}.txt").is_file():
+            continue
+        if root.name != "VOCdevkit":
+            raise DataError(f"data.root={str(root)!r}, expected a folder VOCdevkit for data.download=true")
+        year, _, name = split.removeprefix("VOC").partition("/")
+        try:
+            VOCDetection(str(root.parent), year, name, download=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise DataError(
+                f"Pascal VOC, {split}: {error}; expected parts such as VOC2007/trainval, and the network"
+            ) from error
 
 
 def _prefix(files: Files, names: Sequence[str], split: str) -> str:

@@ -1,4 +1,4 @@
-"""Batches from images that lie in memory: indexed as a whole, without worker processes."""
+"""Order of batches; batches from images that lie in memory: indexed as a whole, without worker processes."""
 
 from __future__ import annotations
 
@@ -48,6 +48,24 @@ class EpochOrder:
         order = torch.randperm(self.images, generator=shared)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             yield order[start : start + self.batch_size][self.rank :: self.world_size]
+
+
+class FitBatches:
+    """Batches of (epoch, number) in random order, for loaders with worker processes.
+
+    Args:
+        sampler: Order of the images.  Lightning finds it by this name and tells it the epoch.
+    """
+
+    def __init__(self, sampler: EpochOrder) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for index in self.sampler:
+            yield [(self.sampler.epoch, number) for number in index.tolist()]
 
 
 class FitLoader:

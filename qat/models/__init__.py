@@ -14,12 +14,14 @@ from qat.models.darknet_tables import (
     yolov3_tiny,
 )
 from qat.models.fastestdet import FastestDet, fastestdet
+from qat.models.pyramid import Pyramid, faster_rcnn_r50, fcos_r50, retinanet_r50
 from qat.models.resnet_cifar import ResNetCifar, digits_resnet, resnet20, resnet56
 from qat.models.ssd import Ssd, ssd300, ssdlite320
 
 __all__ = [
     "Darknet",
     "FastestDet",
+    "Pyramid",
     "ResNetCifar",
     "Ssd",
     "blood_yolo",
@@ -28,9 +30,12 @@ __all__ = [
     "darknet19",
     "digits_resnet",
     "digits_yolo",
+    "faster_rcnn_r50",
     "fastestdet",
+    "fcos_r50",
     "resnet20",
     "resnet56",
+    "retinanet_r50",
     "sim_yolo_v2_fpga",
     "ssd300",
     "ssdlite320",

@@ -11,7 +11,9 @@ Source: Liu et al., "SSD" (arXiv 1512.02325); torchvision.models.detection, of w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +22,11 @@ from torchvision.models import detection
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD, SSDFeatureExtractorVGG
 
+from qat.models.float_part import FloatPart, as_4d
+from qat.models.heads import Detections, Suppression, suppress
 
-class SsdFloatPart:
+
+class SsdFloatPart(FloatPart):
     """What stays in float behind an SSD's maps: default boxes, and for SSD300 the first level.
 
     SSD300 divides conv4_3's map by its length, pixel by pixel, which no layer of the hardware does.  The division and
@@ -30,16 +35,42 @@ class SsdFloatPart:
 
     Args:
         detector: Its modules are shared, not copied.
+        suppression: Which boxes remain.
     """
 
-    def __init__(self, detector: SSD) -> None:
-        self.detector = detector
+    detector: SSD
 
-    @property
-    def image_size(self) -> tuple[int, int]:
+    def __init__(self, detector: SSD, suppression: Suppression | None = None) -> None:
+        super().__init__(detector, pixels=8, first_label=1)
+        self.suppression = suppression or Suppression()
+
+    def image_size(self, maps: Sequence[Tensor] = ()) -> tuple[int, int]:
         """Rows and columns of the images that the default boxes are made for."""
         columns, rows = self.detector.transform.fixed_size
         return int(rows), int(columns)
+
+    def given(self, maps: Sequence[Tensor]) -> Mapping[str, Any]:
+        """Maps for their sizes, and what the head makes of them."""
+        logits_NKC, offsets_NK4 = self.rows(maps)
+        features = OrderedDict((str(level), part) for level, part in enumerate(self._features(maps)))
+        return {"backbone": features, "head": {"cls_logits": logits_NKC, "bbox_regression": offsets_NK4}}
+
+    @torch.no_grad()
+    def detections(self, maps: Sequence[Tensor]) -> list[Detections]:
+        """Boxes of each image; all images of a batch at once."""
+        logits_NKC, offsets_NK4 = self.rows(maps)
+        boxes_NK4 = self.boxes(offsets_NK4, self.default_boxes(maps))
+        return suppress(boxes_NK4, logits_NKC.softmax(2)[:, :, 1:], self.suppression)
+
+    def imitation(self, maps: Sequence[Tensor], teacher: Sequence[Tensor], temperature: float) -> Tensor:
+        """Divergence of classes everywhere, and of boxes as far as the teacher sees an object, by what it sees."""
+        logits_NKC, offsets_NK4 = self.rows(maps)
+        teacher_NKC, teacher_NK4 = self.rows(teacher)
+        object_NK = 1 - teacher_NKC.softmax(2)[:, :, 0]
+        own, other = (logits_NKC / temperature).log_softmax(2), (teacher_NKC / temperature).log_softmax(2)
+        classes = temperature**2 * F.kl_div(own, other, reduction="sum", log_target=True)
+        boxes_NK = F.smooth_l1_loss(offsets_NK4, teacher_NK4, reduction="none").sum(2)
+        return (classes + (boxes_NK * object_NK).sum()) / object_NK.sum().clamp_min(1.0)
 
     def levels(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps of classes and of boxes in turn, level by level.
@@ -47,7 +78,7 @@ class SsdFloatPart:
         Args:
             maps: Of the hardware part, in float or dequantized; a map of one pixel may be (N, C).
         """
-        levels = [part if part.dim() == 4 else part[:, :, None, None] for part in maps]
+        levels = as_4d(maps)
         backbone, head = self.detector.backbone, self.detector.head
         if not isinstance(backbone, SSDFeatureExtractorVGG):
             return levels
@@ -62,15 +93,17 @@ class SsdFloatPart:
         levels = self.levels(maps)
         return _rows(levels[0::2], self.detector.head.classification_head.num_columns), _rows(levels[1::2], 4)
 
+    def _features(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """One map of each level: default boxes look at no more than sizes."""
+        features = as_4d(maps)
+        if isinstance(self.detector.backbone, SSDFeatureExtractorVGG):
+            return [features[0], *features[1::2]]
+        return features[0::2]
+
     def default_boxes(self, maps: Sequence[Tensor]) -> Tensor:
         """Left, top, right and bottom of all default boxes in pixels, shape (K, 4)."""
-        rows, columns = self.image_size
-        # The generator looks at no more than sizes.
-        features = [part if part.dim() == 4 else part[:, :, None, None] for part in maps]
-        if isinstance(self.detector.backbone, SSDFeatureExtractorVGG):
-            features = [features[0], *features[1::2]]
-        else:
-            features = features[0::2]
+        rows, columns = self.image_size()
+        features = self._features(maps)
         images = ImageList(features[0].new_empty((1, 1, rows, columns)), [(rows, columns)])
         boxes_K4: Tensor = self.detector.anchor_generator(images, features)[0]
         return boxes_K4
@@ -84,7 +117,7 @@ class SsdFloatPart:
         """
         count = len(offsets_NK4)
         flat: Tensor = self.detector.box_coder.decode_single(offsets_NK4.flatten(0, 1), defaults_K4.repeat(count, 1))
-        rows, columns = self.image_size
+        rows, columns = self.image_size()
         return (flat.view(count, -1, 4) / flat.new_tensor([columns, rows, columns, rows])).clamp(0, 1)
 
 

@@ -91,7 +91,7 @@ def train(cfg: Config, run: RunFolder) -> Setup:
             fit(TrainingTask(model, normalization, float_recipe, objective), data, machine, run.path / "float")
         write_checkpoint({"state_dict": model.state_dict()}, kept)
         (run.path / "float" / "last.ckpt").unlink(missing_ok=True)
-    model.eval()
+    model.eval().requires_grad_(False)  # quantized copies are trained; what stays in float behind them is not
     if not (run.path / "float.json").is_file():
         figures = evaluate(model, data.test_dataloader(), normalization, objective)
         run.write_json("float.json", {**figures, "images": data.test_images})

@@ -1,23 +1,23 @@
 """LightningModules and the one function that fits them.
 
 ```
-training <- classification, detection <- ssd <- objectives <- fit <- quantize
+training <- classification, detection <- float_part <- objectives <- fit <- quantize
 ```
 """
 
 from qat.tasks.classification import Classification
 from qat.tasks.detection import Detection
 from qat.tasks.fit import fit
+from qat.tasks.float_part import FloatPartDetection
 from qat.tasks.objectives import objective_of
-from qat.tasks.ssd import SsdDetection
 from qat.tasks.training import Objective, Recipe, TrainingTask, evaluate
 
 __all__ = [
     "Classification",
     "Detection",
+    "FloatPartDetection",
     "Objective",
     "Recipe",
-    "SsdDetection",
     "TrainingTask",
     "evaluate",
     "fit",

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from torch import nn
 
-from qat.models.ssd import Ssd
+from qat.models.float_part import FloatPart
 from qat.tasks.classification import Classification
 from qat.tasks.detection import Detection
-from qat.tasks.ssd import SsdDetection
+from qat.tasks.float_part import FloatPartDetection
 from qat.tasks.training import Objective
 
 
 def objective_of(model: nn.Module) -> Objective:
-    """Detection if the network is an SSD or says what its maps mean in `heads`, else classification."""
-    if isinstance(model, Ssd):
-        return SsdDetection(model.float_part)
+    """Detection if the network has a `float_part` or says what its maps mean in `heads`, else classification."""
+    part = getattr(model, "float_part", None)
+    if isinstance(part, FloatPart):
+        return FloatPartDetection(part)
     return Detection.of(model) if getattr(model, "heads", ()) else Classification()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qat.compose import compose_config
-from qat.data import DetectionDataModule, build_data
+from qat.data import DetectionDataModule, build_data, detection_formats
 from qat.errors import ConfigError, DataError
 from tests.qat.data.test_detection_data import OBJECT, picture, write
 
@@ -55,6 +55,35 @@ def test_two_years_of_voc_and_images_held_out(tmp_path: Path) -> None:
         build_data(config.data, config.seed)
     config.data.detection.fit = ["trainval"]  # type: ignore[union-attr]
     with pytest.raises(DataError, match=r"has 2 files ImageSets/Main/trainval.txt, expected one"):
+        build_data(config.data, config.seed)
+
+
+def test_torchvision_downloads_the_years_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "VOCdevkit"
+    asked = []
+
+    def download(folder: str, year: str, image_set: str, download: bool) -> None:
+        asked.append((Path(folder), year, image_set, download))
+        voc(root)
+
+    monkeypatch.setattr(detection_formats, "VOCDetection", download)
+    overrides = [f"data.root={root}", "data.download=true", "data.val_images=3", "data.batch_size=2"]
+    config = compose_config(["network=sim_yolo_v2", "data=voc", *overrides, "data.detection.workers=0"])
+    for _ in range(2):  # what is there is not asked for again
+        assert build_data(config.data, config.seed).fit_images == 5
+    assert asked == [(tmp_path, "2007", "trainval", True)]
+
+
+def test_downloads_refused(tmp_path: Path) -> None:
+    config = compose_config(["network=sim_yolo_v2", "data=voc", f"data.root={tmp_path}", "data.download=true"])
+    with pytest.raises(DataError, match=r"expected a folder VOCdevkit for data.download=true"):
+        build_data(config.data, config.seed)
+    config.data.root = str(tmp_path / "VOCdevkit")
+    config.data.detection.fit = ["VOC1999/trainval"]  # type: ignore[union-attr]
+    with pytest.raises(DataError, match=r"VOC1999/trainval: Unknown value '1999' for argument year"):
+        build_data(config.data, config.seed)
+    config.data.detection.format = "coco"  # type: ignore[union-attr]
+    with pytest.raises(DataError, match=r"data.download=true, expected false: only voc can be downloaded, not coco"):
         build_data(config.data, config.seed)
 
 

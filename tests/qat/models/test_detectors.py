@@ -14,7 +14,7 @@ from qat.convert import prepare
 from qat.errors import TraceError
 from qat.graph import read_graph, trace
 from qat.models import ssd300, ssdlite320
-from qat.models.detectors import finish, hardware_part
+from qat.models.detectors import hardware_part
 
 OPTIONS = {"weights": None, "weights_backbone": None, "num_classes": 4}
 SMALL = {**OPTIONS, "min_size": 128, "max_size": 128}
@@ -37,7 +37,8 @@ def test_two_parts_answer_as_the_whole(name: str) -> None:
     normalized = detector.transform(list(images))[0].tensors
     assert normalized.shape == images.shape
     expected = detector(list(images))
-    found = finish(detector, hardware_part(detector)(normalized), normalized)
+    part = hardware_part(detector).eval()
+    found = part.float_part.answers(part(normalized))
     for ours, theirs in zip(found, expected, strict=True):
         assert len(theirs["boxes"]) > 0
         for key in ("boxes", "scores", "labels"):
@@ -56,7 +57,7 @@ def test_ssdlite_is_quantized_whole() -> None:
     model.calibrate([x])
     outputs: tuple[Tensor, ...] = model.eval()(x)
     assert [output.numel() for output in outputs] == [output.numel() for output in part(x)]
-    found = finish(detector, outputs, x)
+    found = part.float_part.answers(outputs)
     assert set(found[1]) == {"boxes", "scores", "labels"}
 
 

@@ -61,12 +61,11 @@ def write_coco(root: Path) -> None:
             write_picture(root / split / str(image["file_name"]), 640, 480, int(str(image["id"])))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["voc_sim_yolo_v2", "coco_yolov3_tiny"])
-def test_one_training_and_one_validation_step(name: str, tmp_path: Path) -> None:
-    (write_voc if name.startswith("voc") else write_coco)(tmp_path)
-    overrides = [f"data.root={tmp_path}", "data.batch_size=1", "data.val_images=1", "data.detection.workers=0"]
-    config = compose_config([f"experiment={name}", *overrides])
+def one_step_each(name: str, root: Path, *overrides: str) -> None:
+    """One training and one validation step of the experiment's network, quantized."""
+    (write_voc if name.startswith("voc") else write_coco)(root)
+    folder = [f"data.root={root}", "data.batch_size=1", "data.val_images=1", "data.detection.workers=0"]
+    config = compose_config([f"experiment={name}", *folder, *overrides])
     data = build_data(config.data, config.seed)
     assert data.fit_images == 3 and len(data.class_names) == config.network.num_classes
     model = build_network(config.network, config.seed)
@@ -74,10 +73,34 @@ def test_one_training_and_one_validation_step(name: str, tmp_path: Path) -> None
     one_bit = uniform(network, 1, config.quant.act_bit_width, end_bit_width=8)
     quantized = quantize(model.eval(), one_bit, data, data.normalization)
     objective = objective_of(model)
-    weight = quantized.weighted_layers["conv3"].weight.detach().clone()
+    layer = list(quantized.weighted_layers.values())[3]
+    weight = layer.weight.detach().clone()
     task = TrainingTask(quantized, data.normalization, Recipe(learning_rate=1e-3), objective, model)
     fit(task, data, Machine(accelerator="cpu", progress_bar=False), steps=1)
-    assert not torch.equal(quantized.weighted_layers["conv3"].weight, weight)
+    assert not torch.equal(layer.weight, weight)
     figures = evaluate(quantized, data.val_dataloader(), data.normalization, objective)
     assert 0 <= figures["ap"] <= figures["ap50"] <= 1
     assert np.isfinite(figures["loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["voc_sim_yolo_v2", "coco_yolov3_tiny"])
+def test_one_training_and_one_validation_step(name: str, tmp_path: Path) -> None:
+    one_step_each(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("voc_ssdlite320", 320),
+        ("voc_ssd300", 300),
+        ("voc_retinanet_r50", 128),
+        ("voc_fcos_r50", 128),
+        ("voc_faster_rcnn_r50", 128),
+    ],
+)
+def test_detectors_of_torchvision(name: str, size: int, tmp_path: Path) -> None:
+    """Those with a feature pyramid on small images, which they take as well."""
+    sizes = (f"data.detection.image_size=[{size},{size}]", f"network.input_shape=[3,{size},{size}]")
+    one_step_each(name, tmp_path, *sizes, "data.batch_size=2")  # batch norm of one pixel needs two images

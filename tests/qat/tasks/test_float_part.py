@@ -1,19 +1,27 @@
-"""The objective of SSDs: loss as torchvision's, no loss for a copy, boxes found where they are."""
+"""The objective of torchvision's detectors: their losses, no loss for a copy, boxes found where they are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import detection
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import box_iou
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from hwmodel import uniform
+from qat.convert import prepare
 from qat.graph import trace
-from qat.models import ssd300, ssdlite320
+from qat.models import Pyramid, ssd300, ssdlite320
+from qat.models.detectors import hardware_part
 from qat.models.ssd import Ssd
-from qat.tasks import SsdDetection, objective_of
+from qat.tasks import FloatPartDetection, objective_of
 
 BUILDERS: dict[str, tuple[Callable[[int], Ssd], int]] = {"ssdlite320": (ssdlite320, 320), "ssd300": (ssd300, 300)}
 TARGETS = torch.tensor(
@@ -37,7 +45,7 @@ def test_losses_and_detections_of_maps(name: str) -> None:
     build, size = BUILDERS[name]
     model = build(3)
     objective = objective_of(model)
-    assert isinstance(objective, SsdDetection) and objective.score == "ap50"
+    assert isinstance(objective, FloatPartDetection) and objective.score == "ap50"
     maps = tuple(part.requires_grad_() for part in random_maps(model, size))
     loss = objective.loss(maps, TARGETS)
     assert torch.isfinite(loss)
@@ -64,7 +72,7 @@ def test_losses_and_detections_of_maps(name: str) -> None:
 def test_perfect_maps_are_measured_as_perfect() -> None:
     """Maps that say what the default boxes should: AP50 of 1 and next to no loss."""
     model = ssdlite320(3)
-    objective = SsdDetection(model.float_part)
+    objective = FloatPartDetection(model.float_part)
     maps = [torch.zeros_like(part) for part in random_maps(model, 320)]
     defaults = model.float_part.default_boxes(maps)
     logits = torch.zeros(2, len(defaults), 4)
@@ -108,5 +116,90 @@ def test_loss_is_that_of_the_whole_detector() -> None:
     ]
     expected = sum(detector(list(images), theirs).values())
     ours = Ssd(detector)
-    loss = SsdDetection(ours.float_part).loss(ours((images - 0.5) / 0.5), targets)
+    loss = FloatPartDetection(ours.float_part).loss(ours((images - 0.5) / 0.5), targets)
     torch.testing.assert_close(loss, expected)
+
+
+def pyramid(name: str) -> Pyramid:
+    """The smallest of its kind, with three classes."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"backbone_name": "resnet18", "weights": None, "trainable_layers": 5}
+    options["norm_layer"] = nn.BatchNorm2d
+    if name == "faster_rcnn":
+        detector = FasterRCNN(resnet_fpn_backbone(**options), 4, box_score_thresh=0.01)
+    else:
+        options |= {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
+        build = {"retinanet": RetinaNet, "fcos": FCOS}[name]
+        detector = build(resnet_fpn_backbone(**options), 3, score_thresh=0.005)
+    part = hardware_part(detector)
+    assert isinstance(part, Pyramid)
+    return part
+
+
+PYRAMIDS = ("retinanet", "fcos", "faster_rcnn")
+
+
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_losses_of_a_pyramid_are_those_of_the_whole_detector(name: str) -> None:
+    model = pyramid(name).train()
+    detector = model.float_part.detector
+    detector.train()
+    detector.transform = GeneralizedRCNNTransform(128, 128, [0.0] * 3, [1.0] * 3)
+    detector.transform.torch_choice = min  # of one size, without a random number
+    images = torch.rand(2, 3, 128, 128)
+    theirs = [
+        {
+            "boxes": rows[:, 1:5][rows[:, 5] == 0] * 128,
+            "labels": rows[:, 0][rows[:, 5] == 0].long() + model.float_part.first_label,
+        }
+        for rows in (TARGETS[0], TARGETS[0])
+    ]
+    objective = objective_of(model)
+    assert isinstance(objective, FloatPartDetection)
+    found = []
+    for way in (
+        lambda: sum(detector(list(images), theirs).values()),
+        lambda: objective.loss(model(images), TARGETS[:1].expand(2, -1, -1)),
+    ):
+        torch.manual_seed(1)  # Faster R-CNN draws the regions that it learns from
+        found.append(way())
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_a_pyramid_is_trained_float_and_quantized(name: str) -> None:
+    """The float part learns with the float network, and stays as it is behind the quantized one."""
+    model = pyramid(name).train()
+    objective = objective_of(model)
+    images = torch.rand(2, 3, 128, 128)
+    objective.loss(model(images), TARGETS).backward()
+    missing = [name for name, weights in model.named_parameters() if weights.grad is None]
+    assert not missing
+    network = trace(model, (3, 128, 128))
+    assert all(layer.name.startswith("backbone.") for layer in network.weighted)
+    quantized = prepare(model.requires_grad_(False), uniform(network, 1, 8, end_bit_width=8), (3, 128, 128))
+    quantized.calibrate([images])
+    outputs, teacher = quantized.train()(images), model(images)
+    loss = objective.loss(outputs, TARGETS) + objective.distillation_loss(outputs, teacher, 1.0)
+    loss.backward()
+    assert all(layer.weight.grad is not None for layer in quantized.weighted_layers.values())
+    assert float(objective.distillation_loss(teacher, teacher, 1.0).detach()) == 0
+    assert float(objective.distillation_loss(outputs, teacher, 1.0).detach()) > 0
+    meter = objective.meter()
+    with torch.no_grad():
+        meter.update(quantized.eval()(images), TARGETS)
+    assert objective.image_size(outputs) == (128, 128)
+    figures = meter.compute()
+    assert set(figures) == {"ap50", "ap", "loss"} and 0 <= figures["ap"] <= figures["ap50"] <= 1
+
+
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_answers_of_a_pyramid_are_counted_from_zero_in_shares_of_the_image(name: str) -> None:
+    model = pyramid(name).eval()
+    with torch.no_grad():
+        maps = model(torch.rand(1, 3, 128, 128))
+        theirs = model.float_part.answers(maps)[0]
+        (ours,) = objective_of(model).detections(maps)
+    assert len(ours.labels_K) > 0
+    torch.testing.assert_close(ours.boxes_K4 * 128, theirs["boxes"])
+    assert set(ours.labels_K.tolist()) <= {0, 1, 2}

@@ -1,0 +1,58 @@
+"""torchvision's detectors: the objective of networks whose maps a part in float makes boxes of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from qat.models.float_part import FloatPart
+from qat.models.heads import Detections
+from qat.tasks.detection import DetectionMeter
+
+
+@dataclass(frozen=True)
+class FloatPartDetection:
+    """The objective of torchvision's detectors: their own losses.
+
+    Targets are as in `qat.data.boxes`; boxes that need not be found are background.
+
+    Args:
+        part: Makes losses and boxes of maps.
+        score: What selects: average precision at an overlap of one half.
+    """
+
+    part: FloatPart
+    score: str = "ap50"
+
+    def loss(self, outputs: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """Sum of the detector's losses against true boxes."""
+        rows, columns = self.part.image_size(outputs)
+        pixels = targets.new_tensor([columns, rows, columns, rows])
+        true = []
+        for own_B6 in targets:
+            real_B6 = own_B6[(own_B6[:, 0] >= 0) & (own_B6[:, 5] == 0)]
+            true.append({"boxes": real_B6[:, 1:5] * pixels, "labels": real_B6[:, 0].long() + self.part.first_label})
+        return self.part.loss(outputs, true)
+
+    def distillation_loss(
+        self, outputs: Sequence[Tensor], teacher_outputs: Sequence[Tensor], temperature: float
+    ) -> Tensor:
+        """Difference of the maps, or of what they mean, from a teacher's."""
+        return self.part.imitation(outputs, teacher_outputs, temperature)
+
+    def hits(self, outputs: Sequence[Tensor], targets: Tensor) -> None:
+        """None: an image with many boxes is not simply right or wrong."""
+
+    def detections(self, outputs: Sequence[Tensor]) -> list[Detections]:
+        """Boxes of each image."""
+        return self.part.detections(outputs)
+
+    def image_size(self, outputs: Sequence[Tensor]) -> tuple[int, int]:
+        """Rows and columns of the images that maps belong to."""
+        return self.part.image_size(outputs)
+
+    def meter(self) -> DetectionMeter:
+        """Measures "ap50", "ap" and "loss"."""
+        return DetectionMeter(self)
