@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import torch
 from search_problems import FIDELITY
 from torch.quasirandom import SobolEngine
 
-from qat.search.acquisition import LocalSearch
 from qat.search.proposer import Proposer, ProposerSettings
 from qat.search.sensitivity import SensitivityProfile, gaussian_profile
 from qat.search.space import SearchSpace
 from qat.search.trial import CostColumns, FloatArray, IntArray, Target, Trial, TrialState
+
+TURN = 5
+"""Step from one budget of a front to the next one; has no factor in common with their number."""
 
 INITIAL = 10
 """Quasi-random points with which methods without a profile begin."""
@@ -56,7 +57,7 @@ class Evaluations:
     @property
     def target(self) -> Target:
         """The budget whose turn it is."""
-        return self.targets[len(self.points) % len(self.targets)]
+        return self.targets[(TURN * len(self.points) - 1) % len(self.targets)]
 
     @property
     def is_front(self) -> bool:
@@ -128,10 +129,11 @@ def ours_without_profile(run: Evaluations) -> None:
 
 def sobol(run: Evaluations) -> None:
     """Quasi-random points."""
-    _sobol(run, run.count)
+    quasi_random(run, run.count)
 
 
-def _sobol(run: Evaluations, count: int) -> None:
+def quasi_random(run: Evaluations, count: int) -> None:
+    """Evaluates Sobol points."""
     sizes = run.problem.space.sizes
     engine = SobolEngine(len(sizes), scramble=True, seed=run.seed)  # type: ignore[no-untyped-call]
     for row in engine.draw(min(count, run.count)).double().numpy():
@@ -142,7 +144,7 @@ def evolutionary(run: Evaluations) -> None:
     """Steady state: mutate 1..3 layers of the best of three survivors out of ten."""
     rng = np.random.default_rng(run.seed)
     sizes = run.problem.space.sizes
-    _sobol(run, INITIAL)
+    quasi_random(run, INITIAL)
     while not run.done:
         ranked = np.argsort(run.values)[::-1][:10]
         child = run.points[ranked[rng.choice(len(ranked), 3).min()]].copy()
@@ -151,90 +153,9 @@ def evolutionary(run: Evaluations) -> None:
         run(child)
 
 
-def _gaussian_process(inputs: FloatArray, values: FloatArray) -> Any:
-    """BoTorch's default Gaussian process, fitted."""
-    from botorch.fit import fit_gpytorch_mll
-    from botorch.models import SingleTaskGP
-    from botorch.models.transforms import Standardize
-    from gpytorch.mlls import ExactMarginalLogLikelihood
-
-    outcomes = torch.from_numpy(np.asarray(values, np.float64))[:, None]
-    model = SingleTaskGP(torch.from_numpy(inputs), outcomes, outcome_transform=Standardize(m=1))
-    fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-    return model.eval()
-
-
-def _climb(run: Evaluations, score: Callable[[IntArray], FloatArray], target: Target) -> IntArray:
-    """The best new point inside a target's bounds that a climb finds."""
-    rng = np.random.default_rng([run.seed, len(run.points)])
-    known = np.array(run.points)
-    taken = {tuple(point) for point in known.tolist()}
-
-    def allowed(rows: IntArray) -> np.ndarray:
-        return run.feasible(rows, target) & np.array([tuple(row) not in taken for row in rows.tolist()])
-
-    climb = LocalSearch(run.problem.space, steps=20, singles=128, pairs=128)
-    starts = np.array([run.repaired(point, target) for point in run.problem.space.sample(20, rng)])
-    inside = known[run.feasible(known, target)]
-    if len(inside):
-        values = np.array(run.values)[run.feasible(known, target)]
-        starts = np.concatenate([starts, climb.neighbours(inside[np.argsort(-values)[:3]], rng)[:400]])
-    starts = starts[allowed(starts)]
-    starts = starts[np.argsort(-score(starts), kind="stable")[:4]]
-    return climb.run(starts, score, allowed, rng)[0][0]
-
-
-def _in_chunks(function: Callable[[torch.Tensor], torch.Tensor], rows: FloatArray) -> FloatArray:
-    with torch.no_grad():
-        parts = [
-            function(torch.from_numpy(part)[:, None, :]).numpy() for part in np.array_split(rows, len(rows) // 256 + 1)
-        ]
-    return np.concatenate(parts)
-
-
-def plain_logei(run: Evaluations) -> None:
-    """BoTorch's default Gaussian process over all dimensions, LogEI climbed inside the budget."""
-    from botorch.acquisition.analytic import LogExpectedImprovement
-
-    scale = np.maximum(run.problem.space.sizes - 1, 1)
-    _sobol(run, INITIAL)
-    while not run.done:
-        known, target = np.array(run.points), run.target
-        model = _gaussian_process(known / scale, np.array(run.values))
-        inside = known[run.feasible(known, target)]
-        with torch.no_grad():
-            best = model.posterior(torch.from_numpy((inside if len(inside) else known) / scale)).mean.max()
-        acquisition = LogExpectedImprovement(model, best_f=best)
-        run(_climb(run, lambda rows, f=acquisition: _in_chunks(f, rows / scale), target))
-
-
-def plain_qlognehvi(run: Evaluations) -> None:
-    """BoTorch's default Gaussian processes of accuracy and size, qLogNEHVI climbed inside the widest budget."""
-    from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
-    from botorch.models import ModelListGP
-    from botorch.sampling import SobolQMCNormalSampler
-
-    scale = np.maximum(run.problem.space.sizes - 1, 1)
-    _sobol(run, INITIAL)
-    while not run.done:
-        known = np.array(run.points)
-        bits = run.bits(known)
-        inputs = known / scale
-        acquisition = qLogNoisyExpectedHypervolumeImprovement(
-            ModelListGP(_gaussian_process(inputs, np.array(run.values)), _gaussian_process(inputs, -bits)),
-            ref_point=[float(np.median(run.values)), -float(run.targets[-1].bounds["bits_per_weight"][1] or np.inf)],
-            X_baseline=torch.from_numpy(inputs),
-            sampler=SobolQMCNormalSampler(torch.Size([64]), seed=run.seed),
-            prune_baseline=True,
-        )
-        run(_climb(run, lambda rows, f=acquisition: _in_chunks(f, rows / scale), run.targets[-1]))
-
-
 METHODS: dict[str, Method] = {
     "ours": ours,
     "ours, no profile": ours_without_profile,
-    "BoTorch LogEI": plain_logei,
-    "BoTorch qLogNEHVI": plain_qlognehvi,
     "evolutionary": evolutionary,
     "Sobol": sobol,
 }

@@ -74,11 +74,10 @@ def ax_default(run: Evaluations) -> None:
     from ax.api.configs import RangeParameterConfig
 
     logging.getLogger("ax").setLevel(logging.ERROR)
-    client = Client(random_seed=run.seed)
+    client, sizes = Client(random_seed=run.seed), run.problem.space.sizes
     client.configure_experiment(
         parameters=[
-            RangeParameterConfig(name=f"x{i}", parameter_type="int", bounds=(0, int(size) - 1))
-            for i, size in enumerate(run.problem.space.sizes)
+            RangeParameterConfig(name=f"x{i}", parameter_type="float", bounds=(0.0, 1.0)) for i in range(len(sizes))
         ]
     )
     client.configure_optimization(objective="accuracy, -bits_per_weight" if run.is_front else "accuracy")
@@ -86,7 +85,8 @@ def ax_default(run: Evaluations) -> None:
         warnings.simplefilter("ignore")
         while not run.done:
             for number, parameters in client.get_next_trials(max_trials=1).items():
-                point = np.array([parameters[f"x{i}"] for i in range(len(parameters))])
+                shares = np.array([parameters[f"x{i}"] for i in range(len(sizes))])
+                point = np.minimum((shares * sizes).astype(np.int64), sizes - 1)
                 data = {"accuracy": run(point)}
                 if run.is_front:
                     data["bits_per_weight"] = float(run.bits(run.points[-1][None, :])[0])

@@ -7,12 +7,13 @@
 
 Problems: `synthetic20`, `synthetic54` (a new instance for every seed) and `resnet20` (measured, `search_tabular.py`).
 Goals: `budget` is the best accuracy inside one budget, in points below a reference; `front` is the hypervolume of
-accuracy and stored bits per weight inside the widest of six budgets, as a share of the reference's.  The reference
-of a synthetic problem is the exact allocation by the true damage of every layer (not the optimum, as layers interact);
-that of `resnet20` is the best row of the table.  Scored accuracies are free of noise, those that methods see are not.
+accuracy and stored bits per weight inside the widest of some budgets, as a share of the reference's.  The reference
+of a synthetic problem is the exact allocation by the true damage of every layer (not the optimum, as layers interact),
+for a front at forty budgets; that of `resnet20` is the best row of the table.  Scored accuracies are free of noise,
+those that methods see are not.
 
 A run is one problem, goal, method and seed.  Finished runs are files and are not done again; runs that another process
-has claimed are left to it, so the same command may be started several times.
+has claimed are left to it: `--workers` starts several, and a kill at any time loses the running runs only.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +42,28 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from botorch.utils.multi_objective.hypervolume import Hypervolume
+from search_botorch import BOTORCH
 from search_methods import METHODS, Evaluations
 from search_peers import PEERS
 from search_problems import synthetic_problem
 from search_tabular import tabular_problem
 
 from qat.files import write_bytes, write_text
+from qat.search.pool import THREAD_VARIABLES
 from qat.search.proposer import Proposer
-from qat.search.trial import FloatArray, IntArray, Target
+from qat.search.trial import FloatArray, Target
 
-ALL_METHODS = METHODS | PEERS
+ALL_METHODS = METHODS | BOTORCH | PEERS
 PROBLEMS = ("synthetic20", "synthetic54", "resnet20")
 GOALS = ("budget", "front")
 MARKS = (10, 30, 60, 120)
-HEADER = ("problem", "goal", "method", "seed", "evaluation", "score", "seconds_per_evaluation")
-LOWEST_ACCURACY = {"synthetic20": 0.82, "synthetic54": 0.82, "resnet20": 0.5}
-"""Accuracy of the hypervolume's reference point."""
+HEADER = ("problem", "goal", "method", "seed", "evaluation", "accuracy", "bits_per_weight", "seconds_per_evaluation")
+FRONT_TARGETS = 12
+"""Budgets at which methods of one objective take turns where a front is sought."""
+
+REFERENCE_TARGETS = 40
+SECONDS = {"Ax": 250, "BoTorch qLogNEHVI": 160, "BoTorch LogEI": 80, "ours": 40, "ours, no profile": 40}
+"""About how long the runs take that take long, to start these first."""
 
 
 @cache
@@ -64,23 +72,30 @@ def problem_of(name: str, seed: int) -> Any:
     return tabular_problem() if name == "resnet20" else synthetic_problem(int(name.removeprefix("synthetic")), seed)
 
 
-def targets_of(problem: Any, goal: str) -> list[Target]:
-    """The budgets of a goal, the widest last; those of a front that the cheapest choices exceed are left out."""
+def targets_of(problem: Any, goal: str, count: int = FRONT_TARGETS) -> list[Target]:
+    """The budgets of a goal, the widest last; those of a front are as far apart as each other."""
     least = sum(row.min() for row in problem.space.dimension_bits) / sum(problem.space.weights)
-    budgets = [problem.budget] if goal == "budget" else [bits for bits in problem.front_budgets if bits > least]
+    low, high = problem.front_budgets
+    budgets = [problem.budget] if goal == "budget" else np.linspace(max(low, 1.02 * least), high, count).tolist()
     return [Target(f"{bits:g}", {"bits_per_weight": (None, bits)}) for bits in budgets]
 
 
-def reference_points(problem: Any, targets: Sequence[Target]) -> IntArray:
-    """What the reference would choose inside each budget."""
+@cache
+def reference(name: str, seed: int, goal: str) -> tuple[FloatArray, FloatArray]:
+    """Accuracies and bits per weight of what the reference would choose inside each budget."""
+    problem = problem_of(name, seed)
+    targets = targets_of(problem, goal, REFERENCE_TARGETS)
     if hasattr(problem, "known"):
-        points = np.array(list(problem.known))
-        accuracy, costs = np.array(list(problem.known.values())), problem.cost(points)
+        rows = np.array(list(problem.known))
+        accuracy, costs = np.array(list(problem.known.values())), problem.cost(rows)
         inside = [target.feasible(costs) for target in targets]
-        return np.array([points[mask][int(np.argmax(accuracy[mask]))] for mask in inside])
-    truth = problem.reference_profile()
-    proposer = Proposer(problem.space, problem.cost, truth)
-    return np.array([proposer.allocate(truth, target, np.random.default_rng(0)) for target in targets])
+        points = np.array([rows[mask][int(np.argmax(accuracy[mask]))] for mask in inside if mask.any()])
+    else:
+        truth = problem.reference_profile()
+        proposer = Proposer(problem.space, problem.cost, truth)
+        points = np.array([proposer.allocate(truth, target, np.random.default_rng(0)) for target in targets])
+    layers = problem.space.layer_indices(points)
+    return problem.true_accuracy(layers), problem.cost(layers)["bits_per_weight"]
 
 
 def hypervolume(accuracy: FloatArray, bits: FloatArray, lowest: float, widest: float) -> float:
@@ -98,19 +113,17 @@ def _non_dominated(points: torch.Tensor) -> torch.Tensor:
     return points[is_non_dominated(points)]
 
 
-def scores(problem: Any, name: str, goal: str, points: IntArray) -> FloatArray:
+def scores(name: str, seed: int, goal: str, accuracy: FloatArray, bits: FloatArray) -> FloatArray:
     """The goal's figure after each evaluation; shape (n,)."""
-    targets = targets_of(problem, goal)
-    best = problem.space.layer_indices(reference_points(problem, targets))
-    layers = problem.space.layer_indices(points)
-    accuracy, reference = problem.true_accuracy(layers), problem.true_accuracy(best)
+    best_accuracy, best_bits = reference(name, seed, goal)
     if goal == "budget":
-        gaps: FloatArray = 100 * (reference[0] - np.maximum.accumulate(accuracy))
+        gaps: FloatArray = 100 * (best_accuracy[0] - np.maximum.accumulate(accuracy))
         return gaps
-    lowest, widest = LOWEST_ACCURACY[name], problem.front_budgets[-1] + 1e-9
-    bits, reference_bits = (problem.cost(rows)["bits_per_weight"] for rows in (layers, best))
-    whole = hypervolume(reference, reference_bits, lowest, widest)
-    return np.array([hypervolume(accuracy[:n], bits[:n], lowest, widest) / whole for n in range(1, len(points) + 1)])
+    problem = problem_of(name, seed)
+    lowest, widest = problem.lowest_accuracy, problem.front_budgets[-1] + 1e-9
+    whole = hypervolume(best_accuracy, best_bits, lowest, widest)
+    counts = range(1, len(accuracy) + 1)
+    return np.array([hypervolume(accuracy[:n], bits[:n], lowest, widest) / whole for n in counts])
 
 
 def evaluate(name: str, goal: str, method: str, evaluations: int, seed: int) -> list[tuple[object, ...]]:
@@ -120,10 +133,12 @@ def evaluate(name: str, goal: str, method: str, evaluations: int, seed: int) -> 
     torch.manual_seed(seed)
     start = time.process_time()
     ALL_METHODS[method](run)
-    seconds = (time.process_time() - start) / evaluations
-    values = scores(problem, name, goal, np.array(run.points[:evaluations]))
+    seconds = round((time.process_time() - start) / evaluations, 4)
+    layers = problem.space.layer_indices(np.array(run.points[:evaluations]))
+    accuracy, bits = problem.true_accuracy(layers), problem.cost(layers)["bits_per_weight"]
     return [
-        (name, goal, method, seed, i + 1, round(float(value), 4), round(seconds, 4)) for i, value in enumerate(values)
+        (name, goal, method, seed, i + 1, round(float(accuracy[i]), 6), round(float(bits[i]), 5), seconds)
+        for i in range(evaluations)
     ]
 
 
@@ -163,22 +178,33 @@ def _is_held(lock: Path) -> bool:
 
 
 def run(folder: Path, arguments: argparse.Namespace) -> None:
-    """Does what is not done yet; seeds outermost, so that all methods have equally many."""
+    """Does what is not done yet; seeds outermost, so that all methods have equally many, and the longest runs first."""
     folder.mkdir(parents=True, exist_ok=True)
-    for seed in range(arguments.seeds):
-        for name in arguments.problems:
-            for goal in arguments.goals:
-                for method in arguments.methods:
-                    slug = "".join(c if c.isalnum() else "_" for c in method)
-                    path = folder / f"{name}-{goal}-{slug}-{arguments.evaluations}-{seed}.csv"
-                    if path.is_file():
-                        continue
-                    with claimed(path) as mine:
-                        if not mine or path.is_file():
-                            continue
-                        rows = evaluate(name, goal, method, arguments.evaluations, seed)
-                        write_text(path, _text(rows))
-                    print(f"{name} {goal} {method} seed {seed}: {rows[-1][5]}, {rows[-1][6]} s/evaluation", flush=True)
+    parent = os.getppid()
+    runs = product(arguments.problems, arguments.goals, arguments.methods)
+    longest_first = sorted(runs, key=lambda key: -SECONDS.get(key[2], 1) * (2 if key[0] == "synthetic54" else 1))
+    for seed, (name, goal, method) in product(range(arguments.seeds), longest_first):
+        slug = "".join(c if c.isalnum() else "_" for c in method)
+        path = folder / f"{name}-{goal}-{slug}-{arguments.evaluations}-{seed}.csv"
+        if path.is_file():
+            continue
+        if os.getppid() != parent:  # what started this process is gone
+            return
+        with claimed(path) as mine:
+            if not mine or path.is_file():
+                continue
+            rows = evaluate(name, goal, method, arguments.evaluations, seed)
+            write_text(path, _text(rows))
+        accuracy = max(float(str(row[5])) for row in rows)
+        print(f"{name} {goal} {method} seed {seed}: {accuracy:.4f}, {rows[-1][7]} s/evaluation", flush=True)
+
+
+def run_in_processes(workers: int) -> int:
+    """Starts this command in several processes of one thread each, and waits; the largest exit status."""
+    command = [sys.executable, *sys.argv, "--workers", "1"]
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, "1")
+    processes = [subprocess.Popen(command, env=environment) for _ in range(workers)]
+    return max(process.wait() for process in processes)
 
 
 def _text(rows: Sequence[Sequence[object]]) -> str:
@@ -203,17 +229,19 @@ Curves = dict[str, tuple[FloatArray, float]]
 
 def read(path: Path) -> dict[tuple[str, str], Curves]:
     """By problem and goal and then method: scores of shape (seeds, evaluations), CPU seconds per evaluation."""
-    runs: dict[tuple[str, str], dict[str, dict[str, list[tuple[float, float]]]]] = {}
+    runs: dict[tuple[str, str], dict[str, dict[str, list[tuple[float, ...]]]]] = {}
     with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             of_method = runs.setdefault((row["problem"], row["goal"]), {}).setdefault(row["method"], {})
-            of_method.setdefault(row["seed"], []).append((float(row["score"]), float(row["seconds_per_evaluation"])))
+            figures = (float(row[column]) for column in HEADER[5:])
+            of_method.setdefault(row["seed"], []).append(tuple(figures))
     found: dict[tuple[str, str], Curves] = {}
     for key, methods in runs.items():
         curves = {}
         for method, by_seed in methods.items():
-            values = np.array(list(by_seed.values()))
-            curves[method] = (values[:, :, 0], float(values[:, :, 1].mean()))
+            figures = {int(seed): np.array(rows).T for seed, rows in by_seed.items()}
+            values = [scores(key[0], seed, key[1], rows[0], rows[1]) for seed, rows in figures.items()]
+            curves[method] = (np.array(values), float(np.mean([rows[2] for rows in figures.values()])))
         sign = 1 if key[1] == "budget" else -1
         found[key] = dict(sorted(curves.items(), key=lambda item: sign * float(np.median(item[1][0][:, -1]))))
     return dict(sorted(found.items(), key=lambda item: (PROBLEMS.index(item[0][0]), item[0][1])))
@@ -293,6 +321,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(ALL_METHODS), default=list(ALL_METHODS))
     parser.add_argument("--evaluations", type=int, default=120)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--collect", type=Path, help="only join the finished runs into this CSV.GZ file")
     parser.add_argument("--report", type=Path, help="only tabulate and plot this CSV.GZ file")
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/search_quality.png"))
@@ -307,6 +336,8 @@ def main() -> None:
             print(f"\n{problem}, {goal}\n\n{table(curves, goal)}")
         plot(found, arguments.figure)
     if not arguments.collect and not arguments.report:
+        if arguments.workers > 1:
+            sys.exit(run_in_processes(arguments.workers))
         run(arguments.folder, arguments)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +33,29 @@ def table_space(network: NetworkSpec) -> SearchSpace:
 
 
 def draw(
-    space: SearchSpace, profile: SensitivityProfile, rows: list[tuple[IntArray, float]], seed: int
-) -> tuple[str, IntArray]:
-    """The next row's kind and point, from the rows so far; the same rows give the same point."""
-    rng = np.random.default_rng([seed, len(rows)])
+    space: SearchSpace, profile: SensitivityProfile, rows: list[tuple[IntArray, float]], count: int, seed: int
+) -> list[tuple[str, IntArray]]:
+    """Kinds and points of the next rows, all from the rows so far: they may be scored in any order, at once.
+
+    Args:
+        space: Of the table.
+        profile: Sensitivities of the space.
+        rows: Points and accuracies so far; the same ones give the same next ones.
+        count: Points to draw.
+        seed: Of the table.
+    """
     taken = {tuple(point.tolist()) for point, _ in rows}
-    while True:
-        kind = str(rng.choice(KINDS, p=KIND_SHARES)) if len(rows) >= 200 else "lagrange"
-        point = _draw_kind(kind, space, profile, rows, rng)
-        if tuple(point.tolist()) not in taken:
-            return kind, point
+    found: list[tuple[str, IntArray]] = []
+    for number in range(len(rows), len(rows) + count):
+        rng = np.random.default_rng([seed, number])
+        while True:
+            kind = str(rng.choice(KINDS, p=KIND_SHARES)) if rows else "lagrange"
+            point = _draw_kind(kind, space, profile, rows, rng)
+            if tuple(point.tolist()) not in taken:
+                break
+        taken.add(tuple(point.tolist()))
+        found.append((kind, point))
+    return found
 
 
 def _draw_kind(
@@ -89,14 +101,25 @@ def stored_bits(space: SearchSpace, points: IntArray) -> FloatArray:
     return total
 
 
-def read_rows(path: Path, dimensions: int) -> list[tuple[str, IntArray, float, float]]:
-    """Rows of the CSV file; a last line that was cut off is dropped."""
+Row = tuple[int, str, IntArray, float, float]
+"""Number, kind, point, accuracy, loss."""
+
+
+def read_rows(path: Path, dimensions: int) -> list[Row]:
+    """Rows of the CSV file by number, in whatever order they were written; a line that was cut off is dropped."""
     if not path.is_file():
         return []
-    found = []
+    found = {}
     with open(path, newline="", encoding="utf-8") as file:
-        for row in list(csv.reader(file))[1:]:
-            if len(row) == len(COLUMNS) + dimensions and row[-1]:
+        for line in file.readlines()[1:]:
+            row = line.removesuffix("\n").split(",")
+            if line.endswith("\n") and len(row) == len(COLUMNS) + dimensions:
                 point = np.array([int(value) for value in row[len(COLUMNS) :]])
-                found.append((row[1], point, float(row[2]), float(row[3])))
-    return found
+                found[int(row[0])] = (int(row[0]), row[1], point, float(row[2]), float(row[3]))
+    return [found[number] for number in sorted(found)]
+
+
+def text_of(row: Row) -> str:
+    """The row's line of the CSV file."""
+    number, kind, point, accuracy, loss = row
+    return ",".join(map(str, (number, kind, round(accuracy, 6), round(loss, 5), *point.tolist()))) + "\n"

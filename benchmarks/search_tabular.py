@@ -91,7 +91,8 @@ class TabularProblem:
     surrogate: TableSurrogate = field(repr=False)
     error: float
     budget = 1.6
-    front_budgets = (1.2, 1.4, 1.6, 2.0, 2.5, 3.0)
+    front_budgets = (1.2, 3.0)  # the narrowest and the widest
+    lowest_accuracy = 0.5  # of the point from which a front's hypervolume is measured
 
     def cost(self, indices: IntArray) -> dict[str, FloatArray]:
         """Exact costs; shape (n,) each, from layer indices (n, layers)."""

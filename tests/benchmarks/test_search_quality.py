@@ -48,7 +48,9 @@ def test_methods_stay_inside_the_budget(quality: ModuleType, name: str, goal: st
     quality.ALL_METHODS[name](run)
     assert len(run.points) == len(run.values) == 11
     assert run.feasible(np.array(run.points), targets[-1]).all()
-    scores = quality.scores(problem, "synthetic20", goal, np.array(run.points))
+    layers = problem.space.layer_indices(np.array(run.points))
+    bits = problem.cost(layers)["bits_per_weight"]
+    scores = quality.scores("synthetic5", 0, goal, problem.true_accuracy(layers), bits)
     steps = np.diff(scores)
     assert (steps <= 0).all() if goal == "budget" else (steps >= 0).all()
 
@@ -87,8 +89,24 @@ def test_rows_of_the_table_can_be_drawn_again(quality: ModuleType) -> None:
     profile = gaussian_profile(space)
     rng = np.random.default_rng(1)
     rows = [(point, float(value)) for point, value in zip(space.sample(220, rng), rng.random(220), strict=True)]
-    first, second = (search_rows.draw(space, profile, rows, 0) for _ in range(2))
-    assert first[0] == second[0]
-    assert (first[1] == second[1]).all()
-    kinds = {search_rows.draw(space, profile, rows[: 200 + n % 20], n)[0] for n in range(30)}
-    assert kinds == set(search_rows.KINDS)
+    first, second = (search_rows.draw(space, profile, rows, count, 0) for count in (30, 40))
+    for (kind, point), (same_kind, same_point) in zip(first, second, strict=False):
+        assert kind == same_kind
+        assert (point == same_point).all()
+    assert {kind for kind, _ in second} == set(search_rows.KINDS)
+    assert len({tuple(point) for _, point in second}) == 40
+
+
+def test_rows_of_the_table_survive_a_kill_and_any_order(quality: ModuleType, tmp_path: Path) -> None:
+    import search_rows
+
+    path = tmp_path / "rows.csv"
+    rows = [(number, "level", np.array([number, 1]), 0.5 + number / 8, 1.25) for number in (2, 0, 1)]
+    lines = [search_rows.text_of(row) for row in rows]
+    path.write_text("header\n" + "".join(lines[:2]) + lines[2][:-1], encoding="utf-8")
+    assert [row[0] for row in search_rows.read_rows(path, 2)] == [0, 2]
+    path.write_text("header\n" + "".join(lines), encoding="utf-8")
+    found = search_rows.read_rows(path, 2)
+    assert [(row[0], row[1], row[2].tolist(), row[3]) for row in found] == [
+        (number, "level", [number, 1], 0.5 + number / 8) for number in range(3)
+    ]
