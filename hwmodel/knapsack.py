@@ -156,6 +156,7 @@ def least_bottleneck(choices: Choices, budgets: Array, floor: int = 0, limit: in
     weights = np.full(len(budgets), 1 / len(budgets))
     low, last, index, step = 0, len(grid) - 1, 0, 1
     best: Array | None = None
+    prices: tuple[float, ...] = ()
     high, unproven = len(grid), NO_LIMIT
     while low < high:
         part = problem.up_to(int(grid[index]))
@@ -165,16 +166,39 @@ def least_bottleneck(choices: Choices, budgets: Array, floor: int = 0, limit: in
         if found is not None:
             best, high = found, index
         elif not is_proven and (best is not None or index == last):
-            low, unproven = index + 1, min(unproven, int(grid[index]))
+            # What is possible at a smaller limit is possible at this one: all from the lowest on are open.
+            low, unproven = index + 1, min(unproven, int(grid[low]))
         else:
+            prices = tuple(weights.tolist()) if is_proven else prices
             low = problem.first_open(grid, max(low, index + 1 if is_proven else low), weights)
         if best is None:  # not yet: a larger limit, in growing steps; then halve what is between
             index, step = min(max(low, index + step), last), 2 * step
         else:
             index = (low + high) // 2
     if best is None:
-        return NOTHING if unproven == NO_LIMIT else Solution(NO_LIMIT, unproven)
-    return Solution(int(grid[high]), min(int(grid[high]), unproven), tuple(best.tolist()))
+        return Solution(NO_LIMIT, unproven, (), prices)
+    return Solution(int(grid[high]), min(int(grid[high]), unproven), tuple(best.tolist()), prices)
+
+
+def any_choice(choices: Choices, budgets: Array, weights: Floats) -> tuple[Solution, Floats]:
+    """Any choice within the budgets.
+
+    Args:
+        choices: The options.
+        budgets: Shape (resources,), integers >= 0.
+        weights: Shape (resources,), of sum 1: prices of the budgets to begin with.
+
+    Returns:
+        A solution of value 0, or one without rows, whose bound is 0 if it is not proven that there is none; and the
+        last prices, which prove it.
+    """
+    problem = _Problem.of(choices, budgets)
+    if problem is None:
+        return NOTHING, weights
+    rows, weights, is_proven = problem.any_choice(weights, may_solve=True)
+    if rows is None:
+        return NOTHING if is_proven else Solution(NO_LIMIT, 0), weights
+    return Solution(0, 0, tuple(rows.tolist())), weights
 
 
 def cheapest(
@@ -329,6 +353,7 @@ class _Problem:
             Rows of the choice; the last prices; whether it is proven that there is none, if none was found.
         """
         nearest, least_excess = None, np.inf
+        weights = 0.99 * weights + 0.01 / len(weights)  # a price of 0 would stay 0
         for step in range(STEPS):
             priced = self.share @ weights
             chosen = self.cheapest(priced)
@@ -344,9 +369,13 @@ class _Problem:
             weights /= weights.sum()
         assert nearest is not None
         found: Array | None = self.repaired(nearest)
+        if found is not None and not self.fits(found) and chosen is not nearest:
+            found = self.repaired(chosen)
         is_proven = False
         if found is not None and not self.fits(found):
-            found, is_proven = self._decided() if may_solve else (None, False)
+            found, is_proven = None, False
+            if may_solve:
+                found, is_proven, weights = self._decided(weights)
         return None if found is None else self.choices.rows[found], weights, is_proven
 
     def repaired(self, chosen: Array) -> Array:
@@ -389,18 +418,23 @@ class _Problem:
             spare = spare - more[best]
             chosen[group[better[best]]] = better[best]
 
-    def _decided(self) -> tuple[Array | None, bool]:
-        """Any choice within the budgets, and whether it is proven that there is none."""
-        if len(self.starts) <= PROVEN_GROUPS:
-            return self.branch_and_cut(np.zeros(len(self.share)), np.ones(len(self.share), dtype=bool)), True
-        fill, chosen = self._relaxed()
-        if fill > 1 + 1e-6:
-            return None, True
-        chosen = self.repaired(chosen)
-        return (chosen, False) if self.fits(chosen) else (None, False)
+    def _decided(self, weights: Floats) -> tuple[Array | None, bool, Floats]:
+        """Any choice within the budgets, whether it is proven that there is none, and prices, at best those that prove.
 
-    def _relaxed(self) -> tuple[float, Array]:
-        """The least fill of the fullest budget if options may be mixed, and the largest share of each group's mix.
+        Args:
+            weights: The prices if there are no better ones.
+        """
+        if len(self.starts) <= PROVEN_GROUPS:
+            return self.branch_and_cut(np.zeros(len(self.share)), np.ones(len(self.share), dtype=bool)), True, weights
+        fill, chosen, duals = self._relaxed()
+        weights = duals if duals.sum() > 0 else weights
+        if fill > 1 + 1e-6:
+            return None, True, weights
+        chosen = self.repaired(chosen)
+        return (chosen if self.fits(chosen) else None), False, weights
+
+    def _relaxed(self) -> tuple[float, Array, Floats]:
+        """The least fill of the fullest budget if options may be mixed, the largest share of each group's mix, prices.
 
         All but as many groups as there are budgets take one option whole.
         """
@@ -417,7 +451,8 @@ class _Problem:
             b_eq=np.ones(len(self.starts)),
             method="highs-ds",
         )
-        return float(result.x[-1]), self.cheapest(-result.x[:-1])
+        duals = np.maximum(0.0, -result.ineqlin.marginals)
+        return float(result.x[-1]), self.cheapest(-result.x[:-1]), duals / max(duals.sum(), TINY)
 
     def branch_and_cut(self, cost: Floats, allowed: Mask) -> Array | None:
         """The cheapest choice of allowed options, proven; None if there is none."""
