@@ -380,26 +380,33 @@ class _Problem:
 
     def repaired(self, chosen: Array) -> Array:
         """A choice with as little excess over the budgets as exchanges of single options reach."""
-        group, key = self.choices.group, self.choices.key
+        group, key, share = self.choices.group, self.choices.key, self.share
         chosen = chosen.copy()
-        used = self.share[chosen].sum(axis=0)
-        every, largest = np.ones(len(used)), max(1, int(key.max()))
+        used = share[chosen].sum(axis=0)
+        largest, ends = max(1, int(key.max())), np.append(self.starts[1:], len(group))
+        change, takes = np.empty_like(share), np.empty(len(share))
+        every = np.ones(len(used))
+
+        def exchange(rows: slice, old: Array) -> None:
+            """Renews what the exchange of some options for the chosen ones of their groups would change."""
+            change[rows] = share[rows] - share[old]
+            # What the exchange takes of the budgets counts against it.
+            takes[rows] = np.maximum(0.0, change[rows]) @ every
+            takes[rows] += np.maximum(0, key[rows] - key[old]) / largest
+
+        exchange(slice(None), chosen[group])
         for _ in range(2 * len(self.starts)):
-            over = used > 1 + TINY
-            if not over.any():
+            excess = np.maximum(0.0, used - 1).sum()
+            if not (used > 1 + TINY).any():
                 break
-            excess = (used[over] - 1).sum()
-            relieves = np.flatnonzero((self.share[:, over] < self.share[chosen][:, over][group]).any(axis=1))
-            change = self.share[relieves] - self.share[chosen[group[relieves]]]
             fewer = excess - np.maximum(0.0, used - 1 + change) @ every
-            # What the exchange takes of the budgets that are not exceeded counts against it.
-            takes = np.maximum(0.0, change) @ every
-            takes += np.maximum(0, key[relieves] - key[chosen[group[relieves]]]) / largest
-            pick = int(np.argmax(np.where(fewer > TINY, fewer / (takes + 0.01), -1.0))) if len(relieves) else -1
-            if pick < 0 or fewer[pick] <= TINY:
+            pick = int(np.argmax(np.where(fewer > TINY, fewer / (takes + 0.01), -1.0)))
+            if fewer[pick] <= TINY:
                 break
             used = used + change[pick]
-            chosen[group[relieves[pick]]] = relieves[pick]
+            of = int(group[pick])
+            chosen[of] = pick
+            exchange(slice(int(self.starts[of]), int(ends[of])), chosen[of])
         return chosen
 
     def improved(self, chosen: Array) -> Array:

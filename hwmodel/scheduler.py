@@ -31,13 +31,16 @@ from hwmodel.cost import dram_cycles
 from hwmodel.cuts import Cuts
 from hwmodel.dataflow import Schedule
 from hwmodel.errors import BudgetError
-from hwmodel.knapsack import NO_LIMIT, NOTHING, PROVEN_GROUPS, TINY, any_choice, cheapest, least_bottleneck
+from hwmodel.knapsack import NO_LIMIT, NOTHING, PROVEN_GROUPS, TINY, Floats, any_choice, cheapest, least_bottleneck
 from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
 from hwmodel.network import NetworkSpec
 from hwmodel.options import RESOURCES, Options, Space
 from hwmodel.precision import NetworkConfig
 from hwmodel.segments import OptionCache, Segments
 from hwmodel.shared import Candidate, Split
+
+SPLITS_TOGETHER = 48
+"""Splits whose options are made in one go."""
 
 BRAM_GAP = 0.02
 """Share of the optimum to which block RAM is solved with many engines."""
@@ -151,7 +154,7 @@ class _Search:
         candidates = self.segments.candidates
         resident = [self._all_resident(one) for one in candidates if one.map_bits == candidates[0].map_bits]
         first = Cuts(self.segments, resident[:1])
-        reached, is_proven = self._any_choice(first)
+        reached, is_proven = self._any_choice(first, [0])
         if reached is not None:
             return resident, *reached
         best, open_bound = NO_LIMIT, NO_LIMIT if is_proven else candidates[0].map_bits
@@ -160,17 +163,19 @@ class _Search:
         for map_bits, group in groupby(candidates, key=lambda one: one.map_bits):
             if map_bits > best:
                 break
-            for bits, same in groupby(self._open_splits(tuple(group), best), key=lambda one: one.offchip_bits):
-                splits = list(same)
-                if bits < best:
-                    cuts = Cuts(self.segments, splits)
-                    reached, is_proven = self._any_choice(cuts)
-                    if reached is None:
-                        open_bound = min(open_bound, NO_LIMIT if is_proven else bits)
-                        continue
-                    best, found, reaching = bits, reached, []
-                reaching += splits
-                break
+            splits = self._open_splits(tuple(group), best)
+            start = 0
+            while start < len(splits) and splits[start].offchip_bits < best:
+                part = Cuts(self.segments, splits[start : start + SPLITS_TOGETHER])
+                start += SPLITS_TOGETHER
+                left = np.flatnonzero(self._fill(part) <= 1 + TINY).tolist()
+                for bits, same in groupby(left, key=lambda number: part.splits[number].offchip_bits):
+                    reached, is_proven = self._any_choice(part, list(same))
+                    if reached is not None:
+                        best, found, reaching = bits, reached, []
+                        break
+                    open_bound = min(open_bound, NO_LIMIT if is_proven else bits)
+            reaching += [split for split in splits if split.offchip_bits == best]
         self.is_proven &= open_bound >= best
         return None if found is None else (reaching, *found)
 
@@ -196,12 +201,15 @@ class _Search:
                 found.append(Split(candidate, resident, int(bits[resident])))
         return sorted(found, key=lambda one: one.offchip_bits)
 
-    def _any_choice(self, cuts: Cuts) -> tuple[tuple[Reached, int] | None, bool]:
-        """Any choice within the budgets, and its cycles; or None, and whether it is proven that there is none."""
+    def _fill(self, cuts: Cuts, limit: int = NO_LIMIT) -> Floats:
+        """`Cuts.fill` at all prices so far."""
+        return cuts.fill(self.budgets, np.array(self._prices), limit)
+
+    def _any_choice(self, cuts: Cuts, left: list[int]) -> tuple[tuple[Reached, int] | None, bool]:
+        """Any choice of some cuts within the budgets, and its cycles; or None, and if that is certain."""
         is_proven = True
-        left = list(range(len(cuts.splits)))
         while left:
-            fill = cuts.fill(self.budgets, np.array(self._prices))
+            fill = self._fill(cuts)
             left = sorted((number for number in left if fill[number] <= 1 + TINY), key=lambda number: fill[number])
             if not left:
                 break
@@ -239,7 +247,7 @@ class _Search:
             limit = NO_LIMIT - 1 if part == [first] else best
             part = [number for number in part if bounds[number] <= best]
             cuts = Cuts(self.segments, [splits[number] for number in part], shortest, limit)
-            fill = cuts.fill(self.budgets, np.array(self._prices), best)
+            fill = self._fill(cuts, best)
             for place, number in enumerate(part):
                 if bounds[number] > best or fill[place] > 1 + TINY:
                     continue
@@ -248,6 +256,11 @@ class _Search:
                     continue
                 choices = cuts.choices(place)
                 solution = NOTHING if choices is None else least_bottleneck(choices, self.budgets, floor, limit)
+                if solution.bound < min(best, solution.value) and limit == best:
+                    # Undecided.  Where limits that are easy to meet are tried first, the search has better prices.
+                    whole = Cuts(self.segments, [splits[number]], shortest).choices(0)
+                    other = NOTHING if whole is None else least_bottleneck(whole, self.budgets, floor)
+                    solution = other if other.value < solution.value else solution
                 open_bound = min(open_bound, solution.bound)
                 if solution.prices:
                     self._prices.append(np.array(solution.prices))
@@ -259,7 +272,7 @@ class _Search:
                         reaching = []
                     reaching.append(Reached(splits[number], solution.rows))
                 if solution.prices:
-                    fill = cuts.fill(self.budgets, np.array(self._prices), best)
+                    fill = self._fill(cuts, best)
         self.is_proven &= open_bound >= best
         return best, reaching
 

@@ -18,6 +18,7 @@ from hwmodel.compute import Multiplier
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, WeightPlace
 from hwmodel.knapsack import NO_LIMIT
+from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
 from hwmodel.network import NetworkSpec
 from hwmodel.options import Array, Foldings, Space, resource_use, shared_uses
 from hwmodel.precision import NetworkConfig
@@ -29,10 +30,6 @@ FIELDS = tuple(SharedLayer.__dataclass_fields__)
 """Needs of the shared engine, in the order of the rows of their arrays."""
 
 MAXIMISED = tuple(name for name in FIELDS if name not in SUMMED)
-
-LUTRAM_WORDS = 512
-"""A memory of 8 bits and more that is deeper than this lies in block RAM or UltraRAM: `hwmodel.memory.map_memories`
-takes LUTs where less than 5 % of the block RAM would be filled."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +143,7 @@ class SharedEngine:
         self._placement = placement
         self._cache = cache
         self._chains: dict[tuple[int, int], Chain] = {}
+        self._buffers: dict[Candidate, Array] = {}
         self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
 
     @cached_property
@@ -180,12 +178,17 @@ class SharedEngine:
         return cycles
 
     def weight_memory_bits(self, candidate: Candidate) -> Array:
-        """Bits that resident weights take at least of block RAM and UltraRAM, by number of resident layers."""
+        """Bits of block RAM or UltraRAM that resident weights take at least, by number of resident layers."""
         chain, start = self.chain(candidate)
         pe, simd = self.grid
+        width = CODE_BITS * pe * simd
         weights = chain.before[start:, SUMMED.index("weight_words")]
         words = weights - weights[0]
-        least: Array = np.where(words > LUTRAM_WORDS, words * (CODE_BITS * pe * simd), 0).min(axis=1)
+        # `hwmodel.memory.map_memories` takes LUTs for small memories and those that would fill little of the block RAM,
+        # which takes at most ceil(width / 36) of them where there are no more than 512 words.
+        most_in_luts = (VIVADO_LUTRAM_BITS + VIVADO_MIN_FILL * RAMB18_BITS * (width / RAMB18_WIDTHS[-1] + 1)) / width
+        bits = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * width
+        least: Array = np.where(words > most_in_luts, bits, 0).min(axis=1)
         return least
 
     def rows(self, splits: Sequence[Split], longest: int = NO_LIMIT) -> SharedRows:
@@ -316,17 +319,18 @@ class SharedEngine:
 
     def _buffer_use(self, candidate: Candidate) -> Array:
         """Resources of the frame buffers of each engine, shape (engines, resources)."""
-        _, simd = self.grid
-        sizes = tuple(
-            max(elements(self.network, tensor) * self.widths[tensor] for tensor in buffer.tensors)
-            for buffer in self._placement(candidate.pipelined, candidate.spilled).buffers
-        )
-        key = ("buffers", sizes)
-        if key not in self._cache:
-            memories = [Memory(FRAME_ENGINE, "frame_buffer", *frame_buffer_shape(bits, simd)) for bits in sizes]
-            self._cache[key] = resource_use(memories, 0, 0, self.family, len(simd))
-        use: Array = self._cache[key]
-        return use
+        if candidate not in self._buffers:
+            _, simd = self.grid
+            sizes = tuple(
+                max(elements(self.network, tensor) * self.widths[tensor] for tensor in buffer.tensors)
+                for buffer in self._placement(candidate.pipelined, candidate.spilled).buffers
+            )
+            key = ("buffers", sizes)
+            if key not in self._cache:
+                memories = [Memory(FRAME_ENGINE, "frame_buffer", *frame_buffer_shape(bits, simd)) for bits in sizes]
+                self._cache[key] = resource_use(memories, 0, 0, self.family, len(simd))
+            self._buffers[candidate] = self._cache[key]
+        return self._buffers[candidate]
 
 
 def _prefixes(accumulated: Array) -> Array:
