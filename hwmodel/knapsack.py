@@ -6,8 +6,9 @@
 Both price the resources: at any prices, the cheapest priced option of each group gives a lower bound.  Prices move
 towards what is over budget, the choice that they suggest is repaired by exchanges of single options, and when choice
 and bound meet, the choice is optimal.  What that leaves open is decided by HiGHS: for up to `PROVEN_GROUPS` groups by
-branch and cut; with more by the linear relaxation, which proves that there is no choice or is rounded to one.  Where
-neither succeeds the best choice found stands, and the solution states the bound that is proven.
+branch and cut; with more by the linear relaxation, which proves that there is no choice or is rounded to one, and by
+branch and cut of the options that its prices leave, if they are few.
+Where none succeeds the best choice found stands, and the solution states the bound that is proven.
 
 Source:
     Kellerer, Pferschy, Pisinger: Knapsack Problems, Springer 2004, chapters 9 and 11.  Multiplicative weights: Arora,
@@ -32,6 +33,15 @@ PROVEN_GROUPS = 16
 
 STEPS = 24
 """Changes of the prices before exchanges (and the solver) have to decide."""
+
+CORE_OPTIONS = 300
+"""Options up to which branch and cut is tried with more groups."""
+
+CORE_NODES = 500
+"""Nodes after which that is given up."""
+
+INFEASIBLE = 2
+"""Status of `scipy.optimize.milp` where there is no solution."""
 
 NO_LIMIT = 1 << 60
 
@@ -269,7 +279,7 @@ def cheapest(
         # An option is out if the bound with it is no better than the best choice.
         priced = key + problem.share @ best_price
         extra = priced - np.minimum.reduceat(priced, problem.starts)[problem.choices.group]
-        better = problem.branch_and_cut(key, extra <= upper - 1 - lower + 1e-6)
+        better, _ = problem.branch_and_cut(key, extra <= upper - 1 - lower + 1e-6)
         if better is not None and key[better].sum() < upper:
             best, upper = better, float(key[better].sum())
         proven = upper
@@ -432,13 +442,22 @@ class _Problem:
             weights: The prices if there are no better ones.
         """
         if len(self.starts) <= PROVEN_GROUPS:
-            return self.branch_and_cut(np.zeros(len(self.share)), np.ones(len(self.share), dtype=bool)), True, weights
+            every = np.ones(len(self.share), dtype=bool)
+            return *self.branch_and_cut(np.zeros(len(self.share)), every), weights
         fill, chosen, duals = self._relaxed()
         weights = duals if duals.sum() > 0 else weights
         if fill > 1 + 1e-6:
             return None, True, weights
         chosen = self.repaired(chosen)
-        return (chosen if self.fits(chosen) else None), False, weights
+        if self.fits(chosen):
+            return chosen, False, weights
+        # An option is out if the bound with it is over the budgets; where the budgets are tight, few are left.
+        priced = self.share @ weights
+        least = np.minimum.reduceat(priced, self.starts)
+        core = priced - least[self.choices.group] <= 1 - least.sum() + 1e-6
+        if np.count_nonzero(core) > CORE_OPTIONS:
+            return None, False, weights
+        return *self.branch_and_cut(np.zeros(len(priced)), core, CORE_NODES), weights
 
     def _relaxed(self) -> tuple[float, Array, Floats]:
         """The least fill of the fullest budget if options may be mixed, the largest share of each group's mix, prices.
@@ -461,8 +480,14 @@ class _Problem:
         duals = np.maximum(0.0, -result.ineqlin.marginals)
         return float(result.x[-1]), self.cheapest(-result.x[:-1]), duals / max(duals.sum(), TINY)
 
-    def branch_and_cut(self, cost: Floats, allowed: Mask) -> Array | None:
-        """The cheapest choice of allowed options, proven; None if there is none."""
+    def branch_and_cut(self, cost: Floats, allowed: Mask, nodes: int | None = None) -> tuple[Array | None, bool]:
+        """The cheapest choice of allowed options or None, and whether that is proven.
+
+        Args:
+            cost: Shape (options,).
+            allowed: Shape (options,).
+            nodes: Most nodes of the search; None for no limit.
+        """
         # Here, so that whoever only reads packed files or costs needs numpy alone.
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array, vstack
@@ -470,7 +495,7 @@ class _Problem:
         kept = np.flatnonzero(allowed)
         size, groups = len(kept), len(self.starts)
         if len(np.unique(self.choices.group[kept])) < groups:
-            return None
+            return None, True
         one_each = csr_array((np.ones(size), (self.choices.group[kept], np.arange(size))), shape=(groups, size))
         constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(self.share[kept].T, -np.inf, 1)]
         excluded = csr_array((0, size))
@@ -481,13 +506,13 @@ class _Problem:
                 constraints=[*constraints, *cuts],
                 integrality=np.ones(size),
                 bounds=Bounds(0, 1),
-                options={"mip_rel_gap": 0.0},
+                options={"mip_rel_gap": 0.0} | ({} if nodes is None else {"node_limit": nodes}),
             )
             if result.x is None:
-                return None
+                return None, result.status == INFEASIBLE
             taken = np.flatnonzero(result.x > 0.5)
             if self.fits(kept[taken]):
-                return kept[taken]
+                return kept[taken], result.status == 0
             # Within the solver's tolerance, but not within the budget: exclude exactly this choice, ask again.
             row = csr_array((np.ones(len(taken)), (np.zeros(len(taken), dtype=int), taken)), shape=(1, size))
             excluded = vstack([excluded, row], format="csr")
