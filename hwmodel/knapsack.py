@@ -34,10 +34,10 @@ PROVEN_GROUPS = 16
 STEPS = 24
 """Changes of the prices before exchanges (and the solver) have to decide."""
 
-CORE_OPTIONS = 300
+CORE_OPTIONS = 100
 """Options up to which branch and cut is tried with more groups."""
 
-CORE_NODES = 500
+CORE_NODES = 100
 """Nodes after which that is given up."""
 
 INFEASIBLE = 2
