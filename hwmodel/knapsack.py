@@ -6,8 +6,9 @@
 Both price the resources: at any prices, the cheapest priced option of each group gives a lower bound.  Prices move
 towards what is over budget, the choice that they suggest is repaired by exchanges of single options, and when choice
 and bound meet, the choice is optimal.  What that leaves open is decided by HiGHS: for up to `PROVEN_GROUPS` groups by
-branch and cut; with more by the linear relaxation, which proves that there is no choice or is rounded to one.  Where
-neither succeeds the best choice found stands, and the solution states the bound that is proven.
+branch and cut; with more by the linear relaxation, which proves that there is no choice or is rounded to one, and by
+branch and cut of the options that its prices leave, if they are few.
+Where none succeeds the best choice found stands, and the solution states the bound that is proven.
 
 Source:
     Kellerer, Pferschy, Pisinger: Knapsack Problems, Springer 2004, chapters 9 and 11.  Multiplicative weights: Arora,
@@ -32,6 +33,15 @@ PROVEN_GROUPS = 16
 
 STEPS = 24
 """Changes of the prices before exchanges (and the solver) have to decide."""
+
+CORE_OPTIONS = 100
+"""Options up to which branch and cut is tried with more groups."""
+
+CORE_NODES = 100
+"""Nodes after which that is given up."""
+
+INFEASIBLE = 2
+"""Status of `scipy.optimize.milp` where there is no solution."""
 
 NO_LIMIT = 1 << 60
 
@@ -156,6 +166,7 @@ def least_bottleneck(choices: Choices, budgets: Array, floor: int = 0, limit: in
     weights = np.full(len(budgets), 1 / len(budgets))
     low, last, index, step = 0, len(grid) - 1, 0, 1
     best: Array | None = None
+    prices: tuple[float, ...] = ()
     high, unproven = len(grid), NO_LIMIT
     while low < high:
         part = problem.up_to(int(grid[index]))
@@ -165,16 +176,39 @@ def least_bottleneck(choices: Choices, budgets: Array, floor: int = 0, limit: in
         if found is not None:
             best, high = found, index
         elif not is_proven and (best is not None or index == last):
-            low, unproven = index + 1, min(unproven, int(grid[index]))
+            # What is possible at a smaller limit is possible at this one: all from the lowest on are open.
+            low, unproven = index + 1, min(unproven, int(grid[low]))
         else:
+            prices = tuple(weights.tolist()) if is_proven else prices
             low = problem.first_open(grid, max(low, index + 1 if is_proven else low), weights)
         if best is None:  # not yet: a larger limit, in growing steps; then halve what is between
             index, step = min(max(low, index + step), last), 2 * step
         else:
             index = (low + high) // 2
     if best is None:
-        return NOTHING if unproven == NO_LIMIT else Solution(NO_LIMIT, unproven)
-    return Solution(int(grid[high]), min(int(grid[high]), unproven), tuple(best.tolist()))
+        return Solution(NO_LIMIT, unproven, (), prices)
+    return Solution(int(grid[high]), min(int(grid[high]), unproven), tuple(best.tolist()), prices)
+
+
+def any_choice(choices: Choices, budgets: Array, weights: Floats) -> tuple[Solution, Floats]:
+    """Any choice within the budgets.
+
+    Args:
+        choices: The options.
+        budgets: Shape (resources,), integers >= 0.
+        weights: Shape (resources,), of sum 1: prices of the budgets to begin with.
+
+    Returns:
+        A solution of value 0, or one without rows, whose bound is 0 if it is not proven that there is none; and the
+        last prices, which prove it.
+    """
+    problem = _Problem.of(choices, budgets)
+    if problem is None:
+        return NOTHING, weights
+    rows, weights, is_proven = problem.any_choice(weights, may_solve=True)
+    if rows is None:
+        return NOTHING if is_proven else Solution(NO_LIMIT, 0), weights
+    return Solution(0, 0, tuple(rows.tolist())), weights
 
 
 def cheapest(
@@ -245,7 +279,7 @@ def cheapest(
         # An option is out if the bound with it is no better than the best choice.
         priced = key + problem.share @ best_price
         extra = priced - np.minimum.reduceat(priced, problem.starts)[problem.choices.group]
-        better = problem.branch_and_cut(key, extra <= upper - 1 - lower + 1e-6)
+        better, _ = problem.branch_and_cut(key, extra <= upper - 1 - lower + 1e-6)
         if better is not None and key[better].sum() < upper:
             best, upper = better, float(key[better].sum())
         proven = upper
@@ -329,6 +363,7 @@ class _Problem:
             Rows of the choice; the last prices; whether it is proven that there is none, if none was found.
         """
         nearest, least_excess = None, np.inf
+        weights = 0.99 * weights + 0.01 / len(weights)  # a price of 0 would stay 0
         for step in range(STEPS):
             priced = self.share @ weights
             chosen = self.cheapest(priced)
@@ -344,33 +379,44 @@ class _Problem:
             weights /= weights.sum()
         assert nearest is not None
         found: Array | None = self.repaired(nearest)
+        if found is not None and not self.fits(found) and chosen is not nearest:
+            found = self.repaired(chosen)
         is_proven = False
         if found is not None and not self.fits(found):
-            found, is_proven = self._decided() if may_solve else (None, False)
+            found, is_proven = None, False
+            if may_solve:
+                found, is_proven, weights = self._decided(weights)
         return None if found is None else self.choices.rows[found], weights, is_proven
 
     def repaired(self, chosen: Array) -> Array:
         """A choice with as little excess over the budgets as exchanges of single options reach."""
-        group, key = self.choices.group, self.choices.key
+        group, key, share = self.choices.group, self.choices.key, self.share
         chosen = chosen.copy()
-        used = self.share[chosen].sum(axis=0)
-        every, largest = np.ones(len(used)), max(1, int(key.max()))
+        used = share[chosen].sum(axis=0)
+        largest, ends = max(1, int(key.max())), np.append(self.starts[1:], len(group))
+        change, takes = np.empty_like(share), np.empty(len(share))
+        every = np.ones(len(used))
+
+        def exchange(rows: slice, old: Array) -> None:
+            """Renews what the exchange of some options for the chosen ones of their groups would change."""
+            change[rows] = share[rows] - share[old]
+            # What the exchange takes of the budgets counts against it.
+            takes[rows] = np.maximum(0.0, change[rows]) @ every
+            takes[rows] += np.maximum(0, key[rows] - key[old]) / largest
+
+        exchange(slice(None), chosen[group])
         for _ in range(2 * len(self.starts)):
-            over = used > 1 + TINY
-            if not over.any():
+            excess = np.maximum(0.0, used - 1).sum()
+            if not (used > 1 + TINY).any():
                 break
-            excess = (used[over] - 1).sum()
-            relieves = np.flatnonzero((self.share[:, over] < self.share[chosen][:, over][group]).any(axis=1))
-            change = self.share[relieves] - self.share[chosen[group[relieves]]]
             fewer = excess - np.maximum(0.0, used - 1 + change) @ every
-            # What the exchange takes of the budgets that are not exceeded counts against it.
-            takes = np.maximum(0.0, change) @ every
-            takes += np.maximum(0, key[relieves] - key[chosen[group[relieves]]]) / largest
-            pick = int(np.argmax(np.where(fewer > TINY, fewer / (takes + 0.01), -1.0))) if len(relieves) else -1
-            if pick < 0 or fewer[pick] <= TINY:
+            pick = int(np.argmax(np.where(fewer > TINY, fewer / (takes + 0.01), -1.0)))
+            if fewer[pick] <= TINY:
                 break
             used = used + change[pick]
-            chosen[group[relieves[pick]]] = relieves[pick]
+            of = int(group[pick])
+            chosen[of] = pick
+            exchange(slice(int(self.starts[of]), int(ends[of])), chosen[of])
         return chosen
 
     def improved(self, chosen: Array) -> Array:
@@ -389,18 +435,32 @@ class _Problem:
             spare = spare - more[best]
             chosen[group[better[best]]] = better[best]
 
-    def _decided(self) -> tuple[Array | None, bool]:
-        """Any choice within the budgets, and whether it is proven that there is none."""
-        if len(self.starts) <= PROVEN_GROUPS:
-            return self.branch_and_cut(np.zeros(len(self.share)), np.ones(len(self.share), dtype=bool)), True
-        fill, chosen = self._relaxed()
-        if fill > 1 + 1e-6:
-            return None, True
-        chosen = self.repaired(chosen)
-        return (chosen, False) if self.fits(chosen) else (None, False)
+    def _decided(self, weights: Floats) -> tuple[Array | None, bool, Floats]:
+        """Any choice within the budgets, whether it is proven that there is none, and prices, at best those that prove.
 
-    def _relaxed(self) -> tuple[float, Array]:
-        """The least fill of the fullest budget if options may be mixed, and the largest share of each group's mix.
+        Args:
+            weights: The prices if there are no better ones.
+        """
+        if len(self.starts) <= PROVEN_GROUPS:
+            every = np.ones(len(self.share), dtype=bool)
+            return *self.branch_and_cut(np.zeros(len(self.share)), every), weights
+        fill, chosen, duals = self._relaxed()
+        weights = duals if duals.sum() > 0 else weights
+        if fill > 1 + 1e-6:
+            return None, True, weights
+        chosen = self.repaired(chosen)
+        if self.fits(chosen):
+            return chosen, False, weights
+        # An option is out if the bound with it is over the budgets; where the budgets are tight, few are left.
+        priced = self.share @ weights
+        least = np.minimum.reduceat(priced, self.starts)
+        core = priced - least[self.choices.group] <= 1 - least.sum() + 1e-6
+        if np.count_nonzero(core) > CORE_OPTIONS:
+            return None, False, weights
+        return *self.branch_and_cut(np.zeros(len(priced)), core, CORE_NODES), weights
+
+    def _relaxed(self) -> tuple[float, Array, Floats]:
+        """The least fill of the fullest budget if options may be mixed, the largest share of each group's mix, prices.
 
         All but as many groups as there are budgets take one option whole.
         """
@@ -417,10 +477,17 @@ class _Problem:
             b_eq=np.ones(len(self.starts)),
             method="highs-ds",
         )
-        return float(result.x[-1]), self.cheapest(-result.x[:-1])
+        duals = np.maximum(0.0, -result.ineqlin.marginals)
+        return float(result.x[-1]), self.cheapest(-result.x[:-1]), duals / max(duals.sum(), TINY)
 
-    def branch_and_cut(self, cost: Floats, allowed: Mask) -> Array | None:
-        """The cheapest choice of allowed options, proven; None if there is none."""
+    def branch_and_cut(self, cost: Floats, allowed: Mask, nodes: int | None = None) -> tuple[Array | None, bool]:
+        """The cheapest choice of allowed options or None, and whether that is proven.
+
+        Args:
+            cost: Shape (options,).
+            allowed: Shape (options,).
+            nodes: Most nodes of the search; None for no limit.
+        """
         # Here, so that whoever only reads packed files or costs needs numpy alone.
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array, vstack
@@ -428,7 +495,7 @@ class _Problem:
         kept = np.flatnonzero(allowed)
         size, groups = len(kept), len(self.starts)
         if len(np.unique(self.choices.group[kept])) < groups:
-            return None
+            return None, True
         one_each = csr_array((np.ones(size), (self.choices.group[kept], np.arange(size))), shape=(groups, size))
         constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(self.share[kept].T, -np.inf, 1)]
         excluded = csr_array((0, size))
@@ -439,13 +506,13 @@ class _Problem:
                 constraints=[*constraints, *cuts],
                 integrality=np.ones(size),
                 bounds=Bounds(0, 1),
-                options={"mip_rel_gap": 0.0},
+                options={"mip_rel_gap": 0.0} | ({} if nodes is None else {"node_limit": nodes}),
             )
             if result.x is None:
-                return None
+                return None, result.status == INFEASIBLE
             taken = np.flatnonzero(result.x > 0.5)
             if self.fits(kept[taken]):
-                return kept[taken]
+                return kept[taken], result.status == 0
             # Within the solver's tolerance, but not within the budget: exclude exactly this choice, ask again.
             row = csr_array((np.ones(len(taken)), (np.zeros(len(taken), dtype=int), taken)), shape=(1, size))
             excluded = vstack([excluded, row], format="csr")

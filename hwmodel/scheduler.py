@@ -19,19 +19,28 @@ bound where exchanges reach that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from math import ceil, prod
 
 import numpy as np
 
 from hwmodel.board import Board, load_boards
 from hwmodel.cost import dram_cycles
+from hwmodel.cuts import Cuts
 from hwmodel.dataflow import Schedule
 from hwmodel.errors import BudgetError
-from hwmodel.knapsack import NO_LIMIT, NOTHING, Choices, Solution, cheapest, least_bottleneck
+from hwmodel.knapsack import NO_LIMIT, NOTHING, PROVEN_GROUPS, TINY, Floats, any_choice, cheapest, least_bottleneck
+from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
 from hwmodel.network import NetworkSpec
 from hwmodel.options import RESOURCES, Options, Space
 from hwmodel.precision import NetworkConfig
-from hwmodel.segments import Candidate, OptionCache, Segments
+from hwmodel.segments import OptionCache, Segments
+from hwmodel.shared import Candidate, Split
+
+SPLITS_TOGETHER = 48
+"""Splits whose options are made in one go."""
 
 BRAM_GAP = 0.02
 """Share of the optimum to which block RAM is solved with many engines."""
@@ -107,17 +116,15 @@ def schedule(network: NetworkSpec, config: NetworkConfig, board: Board) -> Sched
 
 @dataclass(frozen=True)
 class Reached:
-    """A cut that reaches the goals so far.
+    """A split that may reach the goals so far.
 
     Args:
-        candidate: The cut.
-        choices: Its options.
-        rows: Rows of the options that reach them.
+        split: The split.
+        rows: Rows of its options that reach them, as in `Cuts.choices`; none if that is open.
     """
 
-    candidate: Candidate
-    choices: Choices
-    rows: tuple[int, ...]
+    split: Split
+    rows: tuple[int, ...] = ()
 
 
 def search(segments: Segments, board: Board) -> Best | None:
@@ -131,90 +138,171 @@ class _Search:
         self.board = board
         self.budgets = np.array([getattr(board, name) for name in RESOURCES], dtype=np.int64)
         self.is_proven = True
+        resources = len(RESOURCES)
+        # Prices that have excluded cuts exclude similar ones too.
+        self._prices = [*np.eye(resources), np.full(resources, 1 / resources)]
 
     def best(self) -> Best | None:
         """All three goals."""
         least = self.least_traffic()
         return None if least is None else self.leanest(*self.fastest(*least))
 
-    def least_traffic(self) -> tuple[int, list[Candidate]] | None:
-        """The fewest off-chip bits of any schedule, and the cuts that may reach them."""
-        best, open_bound = NO_LIMIT, NO_LIMIT
-        reaching: list[Candidate] = []
-        for candidate in self.segments.candidates:
-            if candidate.map_bits >= best:
-                # As many bits if nothing is streamed; whether that fits, the next goal finds out.
-                reaching += [candidate] if candidate.map_bits == best else []
-                continue
-            streamed = self._least_streamed(candidate, best - candidate.map_bits)
-            open_bound = min(open_bound, candidate.map_bits + streamed.bound)
-            if streamed.is_found:
-                if candidate.map_bits + streamed.value < best:
-                    best, reaching = candidate.map_bits + streamed.value, []
-                reaching.append(candidate)
-        self.is_proven &= open_bound >= best
-        return (best, reaching) if reaching else None
+    # -- off-chip bits ----------------------------------------------------------------------------------------------
 
-    def _least_streamed(self, candidate: Candidate, limit: int) -> Solution:
-        for streams in (False, True):
-            choices = self.leanest_choices(candidate, streams=streams)
-            bits = self.segments.offchip_bits(candidate, choices) if streams else np.zeros_like(choices.key)
-            solution = least_bottleneck(choices.at_cost(bits), self.budgets, 0, limit)
-            if solution.is_found or candidate.pipelined == len(self.segments.network.layers):
+    def least_traffic(self) -> tuple[list[Split], Reached, int] | None:
+        """The splits of fewest off-chip bits that may fit, a choice of one of them, and its cycles."""
+        candidates = self.segments.candidates
+        resident = [self._all_resident(one) for one in candidates if one.map_bits == candidates[0].map_bits]
+        first = Cuts(self.segments, resident[:1])
+        reached, is_proven = self._any_choice(first, [0])
+        if reached is not None:
+            return resident, *reached
+        best, open_bound = NO_LIMIT, NO_LIMIT if is_proven else candidates[0].map_bits
+        found: tuple[Reached, int] | None = None
+        reaching: list[Split] = []
+        for map_bits, group in groupby(candidates, key=lambda one: one.map_bits):
+            if map_bits > best:
                 break
-        return solution
-
-    def leanest_choices(self, candidate: Candidate, *, streams: bool) -> Choices:
-        """The options that count if cycles do not."""
-        choices = self.segments.choices(candidate, streams=streams)
-        assert choices is not None  # each group has an option that none outdoes
-        return choices
-
-    def fastest(self, offchip_bits: int, candidates: list[Candidate]) -> tuple[int, int, list[Reached]]:
-        """The shortest interval at these off-chip bits, and the cuts that reach it."""
-        floor = max(1, dram_cycles(offchip_bits, self.board))
-        bounds = {one: max(floor, self.segments.least_cycles(one)) for one in candidates}
-        best, open_bound = NO_LIMIT, NO_LIMIT
-        longest = NO_LIMIT - 1
-        reaching: list[Reached] = []
-        # The longest pipeline first: its interval, if there is one, leaves few options of the other cuts.
-        first, *others = sorted(candidates, key=lambda one: -one.pipelined)
-        for candidate in (first, *sorted(others, key=lambda one: bounds[one])):
-            if bounds[candidate] > best:
-                continue
-            streamed = offchip_bits - candidate.map_bits
-            choices = self.segments.choices(
-                candidate,
-                streams=streamed > 0,
-                streamed_bits=streamed,
-                shortest=min(bounds.values()),
-                longest=longest,
-            )
-            solution = NOTHING if choices is None else least_bottleneck(choices, self.budgets, floor, best)
-            open_bound = min(open_bound, solution.bound)
-            if choices is not None and solution.is_found:
-                if solution.value < best:
-                    best, reaching = solution.value, []
-                reaching.append(Reached(candidate, choices, solution.rows))
-            longest = min(longest, best)
+            splits = self._open_splits(tuple(group), best)
+            start = 0
+            while start < len(splits) and splits[start].offchip_bits < best:
+                part = Cuts(self.segments, splits[start : start + SPLITS_TOGETHER])
+                start += SPLITS_TOGETHER
+                left = np.flatnonzero(self._fill(part) <= 1 + TINY).tolist()
+                for bits, same in groupby(left, key=lambda number: part.splits[number].offchip_bits):
+                    reached, is_proven = self._any_choice(part, list(same))
+                    if reached is not None:
+                        best, found, reaching = bits, reached, []
+                        break
+                    open_bound = min(open_bound, NO_LIMIT if is_proven else bits)
+            reaching += [split for split in splits if split.offchip_bits == best]
         self.is_proven &= open_bound >= best
-        return offchip_bits, best, reaching
+        return None if found is None else (reaching, *found)
 
-    def leanest(self, offchip_bits: int, interval: int, reaching: list[Reached]) -> Best:
-        """The least block RAM at these off-chip bits and this interval."""
+    def _all_resident(self, candidate: Candidate) -> Split:
+        layers = self.segments.network.layers[candidate.pipelined :]
+        return Split(candidate, sum(layer.has_weights for layer in layers), candidate.map_bits)
+
+    def _open_splits(self, candidates: Sequence[Candidate], limit: int) -> list[Split]:
+        """The splits of no more than some off-chip bits that may fit, fewest bits first."""
+        engine = self.segments.engine
+        scaled = np.array(self._prices) / np.maximum(self.budgets, 1)
+        # Resident weights lie in block RAM or UltraRAM; this is what a bit of them costs at least.
+        per_bit = scaled[:, 0] / RAMB18_BITS
+        if self.board.uram:
+            per_bit = np.minimum(per_bit, scaled[:, 1] / prod(URAM_SHAPE))
+        cuts = Cuts(self.segments, ())
+        before = cuts.before(cuts.own.use @ scaled.T)
+        found: list[Split] = []
+        for candidate in candidates:
+            bits = engine.offchip_bits(candidate)
+            fill = before[candidate.pipelined] + engine.weight_memory_bits(candidate)[:, None] * per_bit
+            for resident in np.flatnonzero((bits <= limit) & (fill.max(axis=1) <= 1 + TINY)).tolist():
+                found.append(Split(candidate, resident, int(bits[resident])))
+        return sorted(found, key=lambda one: one.offchip_bits)
+
+    def _fill(self, cuts: Cuts, limit: int = NO_LIMIT) -> Floats:
+        """`Cuts.fill` at all prices so far."""
+        return cuts.fill(self.budgets, np.array(self._prices), limit)
+
+    def _any_choice(self, cuts: Cuts, left: list[int]) -> tuple[tuple[Reached, int] | None, bool]:
+        """Any choice of some cuts within the budgets, and its cycles; or None, and if that is certain."""
+        is_proven = True
+        while left:
+            fill = self._fill(cuts)
+            left = sorted((number for number in left if fill[number] <= 1 + TINY), key=lambda number: fill[number])
+            if not left:
+                break
+            number = left.pop(0)
+            choices = cuts.choices(number)
+            assert choices is not None  # the bound of a group without options is infinite
+            solution, weights = any_choice(choices.at_cost(np.zeros_like(choices.key)), self.budgets, self._prices[-1])
+            if solution.is_found:
+                cycles = int(choices.key[np.isin(choices.rows, solution.rows)].max())
+                return (Reached(cuts.splits[number], solution.rows), cycles), True
+            if solution == NOTHING:
+                self._prices.append(weights)
+            is_proven &= solution == NOTHING
+        return None, is_proven
+
+    # -- frame interval ---------------------------------------------------------------------------------------------
+
+    def fastest(self, splits: list[Split], start: Reached, longest: int) -> tuple[int, list[Reached]]:
+        """The shortest interval of splits of equal off-chip bits, and those that may reach it.
+
+        Args:
+            splits: The splits.
+            start: A choice of one of them.
+            longest: The cycles of this choice.
+        """
+        floor = max(1, dram_cycles(splits[0].offchip_bits, self.board))
+        bounds = [max(floor, self.segments.least_cycles(split.candidate)) for split in splits]
+        shortest, best, open_bound = min(bounds), max(floor, longest), NO_LIMIT
+        reaching = [start]
+        # The longest pipeline first: its interval, if there is one, leaves few options of the other cuts.
+        first = max(range(len(splits)), key=lambda number: splits[number].candidate.pipelined)
+        others = sorted((number for number in range(len(splits)) if number != first), key=bounds.__getitem__)
+        for part in ([first], others):
+            # The first one's search starts from a limit that is easy to meet, if need be longer than what is known.
+            limit = NO_LIMIT - 1 if part == [first] else best
+            part = [number for number in part if bounds[number] <= best]
+            cuts = Cuts(self.segments, [splits[number] for number in part], shortest, limit)
+            fill = self._fill(cuts, best)
+            for place, number in enumerate(part):
+                if bounds[number] > best or fill[place] > 1 + TINY:
+                    continue
+                if bounds[number] == best:  # no better; the next goal finds out whether as good
+                    reaching.append(Reached(splits[number]))
+                    continue
+                choices = cuts.choices(place)
+                solution = NOTHING if choices is None else least_bottleneck(choices, self.budgets, floor, limit)
+                if solution.bound < min(best, solution.value) and limit == best:
+                    # Undecided.  Where limits that are easy to meet are tried first, the search has better prices.
+                    whole = Cuts(self.segments, [splits[number]], shortest).choices(0)
+                    other = NOTHING if whole is None else least_bottleneck(whole, self.budgets, floor)
+                    solution = other if other.value < solution.value else solution
+                open_bound = min(open_bound, solution.bound)
+                if solution.prices:
+                    self._prices.append(np.array(solution.prices))
+                if solution.value <= best:
+                    if solution.value < best:
+                        best, reaching = solution.value, []
+                        limit = min(limit, best)
+                    elif reaching == [start] and start.split == splits[number]:
+                        reaching = []
+                    reaching.append(Reached(splits[number], solution.rows))
+                if solution.prices:
+                    fill = self._fill(cuts, best)
+        self.is_proven &= open_bound >= best
+        return best, reaching
+
+    # -- block RAM --------------------------------------------------------------------------------------------------
+
+    def leanest(self, interval: int, reaching: list[Reached]) -> Best:
+        """The least block RAM of these splits at this interval."""
+        cuts = Cuts(self.segments, [one.split for one in reaching], interval, interval)
         bram18, best = NO_LIMIT, reaching[0]
         prices: tuple[float, ...] = ()
-        for reached in reaching:
-            choices = reached.choices.up_to(interval)
-            assert choices is not None  # it has the rows that reached the interval
+        left = list(range(len(reaching)))
+        bounds = np.zeros(len(reaching))
+        while left:
+            number = left.pop(0)
+            choices = cuts.choices(number)
+            if choices is None:
+                continue
+            gap = BRAM_GAP if choices.groups > PROVEN_GROUPS else 0.0
+            if ceil(bounds[number] - 1e-6) >= bram18 * (1 - gap):
+                continue
             choices = choices.at_cost(choices.use[:, RESOURCES.index("bram18")])
-            solution = cheapest(choices, self.budgets, bram18 - 1, BRAM_GAP, reached.rows, prices)
-            prices = solution.prices or prices
+            solution = cheapest(choices, self.budgets, bram18 - 1, BRAM_GAP, reaching[number].rows, prices)
             if solution.is_found:
-                bram18, best = solution.value, replace(reached, rows=solution.rows)
-        groups = self.segments.groups(best.candidate, streams=offchip_bits > best.candidate.map_bits)
-        picks = self.segments.picks(best.candidate, best.rows)
-        return Best(offchip_bits, interval, bram18, self.is_proven, best.candidate, groups, picks)
+                bram18, best = solution.value, replace(reaching[number], rows=solution.rows)
+            if solution.prices:
+                prices = solution.prices
+                bounds = np.maximum(bounds, cuts.cost(RESOURCES.index("bram18"), self.budgets, np.array(prices)))
+                left.sort(key=bounds.__getitem__)
+        groups, picks = cuts.picked(best.split, best.rows)
+        return Best(best.split.offchip_bits, interval, bram18, self.is_proven, best.split.candidate, groups, picks)
 
 
 def _why_not(segments: Segments, board: Board) -> str:
@@ -245,11 +333,14 @@ def _binding(segments: Segments, board: Board) -> tuple[str, int]:
         relaxed = budgets.copy()
         relaxed[column] = NO_LIMIT
         for candidate in segments.candidates:
-            choices = problem.leanest_choices(candidate, streams=True)
-            limit = NO_LIMIT if shortest is None else int(shortest[0] * max(1, budgets[column])) - 1
-            solution = cheapest(choices.at_cost(choices.use[:, column]), relaxed, limit)
-            if solution.is_found:
-                shortest = (solution.value / max(1, int(budgets[column])), name, solution.value)
+            cuts = Cuts(segments, segments.engine.splits(candidate))
+            for number in range(len(cuts.splits)):
+                choices = cuts.choices(number)
+                assert choices is not None  # each group has an option that none outdoes
+                limit = NO_LIMIT if shortest is None else int(shortest[0] * max(1, budgets[column])) - 1
+                solution = cheapest(choices.at_cost(choices.use[:, column]), relaxed, limit)
+                if solution.is_found:
+                    shortest = (solution.value / max(1, int(budgets[column])), name, solution.value)
     if shortest is not None:
         return shortest[1], shortest[2]
     # Several budgets are missed at once: name the one that is missed most by the leanest choice of each layer.

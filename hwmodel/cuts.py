@@ -1,0 +1,143 @@
+"""The options of several cuts together: they share those of their pipelined layers, so that one price bounds them all.
+
+At any prices of the resources, the cheapest priced options of the layers before a cut are a sum over the first layers,
+accumulated once for all cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hwmodel.knapsack import NO_LIMIT, Array, Choices, Floats
+from hwmodel.options import Options
+from hwmodel.segments import Segments
+from hwmodel.shared import SharedRows, Split
+
+
+class Cuts:
+    """Options of some splits of a network.
+
+    Args:
+        segments: Options of all parts.
+        splits: The splits.
+        shortest: The least frame interval that is asked about.
+        longest: The largest one: options that count for none in between are left out.
+    """
+
+    def __init__(
+        self, segments: Segments, splits: Sequence[Split], shortest: int = NO_LIMIT - 1, longest: int = NO_LIMIT - 1
+    ) -> None:
+        self.segments = segments
+        self.splits = tuple(splits)
+        self._layers = len(segments.network.layers)
+        self._kinds = len(segments.engine.kinds)
+        own = segments.own
+        kept = np.flatnonzero((own.key <= longest) & (shortest < own.until))
+        self.own = Choices(own.key[kept], own.use[kept], own.group[kept], own.until[kept], kept, own.groups)
+        self.depth = np.array([split.candidate.pipelined for split in splits], dtype=np.int64)
+        with_engine = np.flatnonzero(self.depth < self._layers)
+        self.rows: SharedRows | None = None
+        if len(with_engine):
+            rows = segments.engine.rows([self.splits[number] for number in with_engine], longest)
+            self.rows = SharedRows(with_engine[rows.split], rows.cycles, rows.use, rows.engine, rows.kind)
+
+    def choices(self, number: int) -> Choices | None:
+        """The options of one split: of each pipelined layer, then of the shared engine; None if a group has none."""
+        depth = int(self.depth[number])
+        own = slice(0, int(np.searchsorted(self.own.group, depth)))
+        if np.count_nonzero(np.diff(self.own.group[own], prepend=-1)) < depth:
+            return None
+        parts = [(self.own.key[own], self.own.use[own], self.own.group[own], self.own.until[own], self.own.rows[own])]
+        if self.rows is not None and depth < self._layers:
+            part = self.rows.of_split(number)
+            size = part.stop - part.start
+            if not size:
+                return None
+            group, until = np.full(size, depth), np.full(size, NO_LIMIT)
+            rows = len(self.segments.own.key) + self.rows.engine[part] * self._kinds + self.rows.kind[part]
+            parts.append((self.rows.cycles[part], self.rows.use[part], group, until, rows))
+        if len(parts) == 1:
+            return Choices(*parts[0], depth)
+        key, use, group, until, rows = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        return Choices(key, use, group, until, rows, depth + 1)
+
+    def picked(self, split: Split, rows: Sequence[int]) -> tuple[tuple[Options, ...], tuple[int, ...]]:
+        """Options of each pipelined layer and of the shared engine if there is one, and which of them rows mean."""
+        depth, starts = split.candidate.pipelined, self.segments.own_starts
+        groups = self.segments.own_options[:depth]
+        picks = tuple(row - start for row, start in zip(rows[:depth], starts, strict=False))
+        if depth == self._layers:
+            return groups, picks
+        engine, kind = divmod(rows[-1] - len(self.segments.own.key), self._kinds)
+        assert self.rows is not None  # it has the row that was picked
+        of_split = self.rows.split == self.splits.index(split)
+        kept = np.flatnonzero(of_split & (self.rows.engine == engine) & (self.rows.kind == kind))
+        return (*groups, self.segments.shared_options(self.rows, self.splits, kept)), (*picks, 0)
+
+    def before(self, own_prices: Floats) -> Floats:
+        """The least sum of prices of the first layers, pipelined.
+
+        Args:
+            own_prices: Price of each option of `own`, shape (options, prices).
+
+        Returns:
+            Shape (layers + 1, prices); infinite where a layer has no option.
+        """
+        sums = np.zeros((self._layers + 1, own_prices.shape[1]))
+        sums[1:] = np.inf
+        starts = np.flatnonzero(np.diff(self.own.group, prepend=-1))
+        if len(starts):
+            sums[1 + self.own.group[starts]] = np.minimum.reduceat(own_prices, starts, axis=0)
+        return np.cumsum(sums, axis=0)
+
+    def _least(self, own_prices: Floats, shared_prices: Floats) -> Floats:
+        """The least sum of prices of a choice of each split, shape (splits, prices)."""
+        least: Floats = self.before(own_prices)[self.depth]
+        if self.rows is not None:
+            shared = np.full_like(least, np.inf)
+            shared[self.depth == self._layers] = 0
+            starts = np.flatnonzero(np.diff(self.rows.split, prepend=-1))
+            if len(starts):
+                shared[self.rows.split[starts]] = np.minimum.reduceat(shared_prices, starts, axis=0)
+            least += shared
+        return least
+
+    def fill(self, budgets: Array, weights: Floats, limit: int = NO_LIMIT) -> Floats:
+        """Lower bounds of how full a choice of each split makes the fullest budget; over 1, there is none.
+
+        Args:
+            budgets: Shape (resources,); one of 0 is counted as one of 1.
+            weights: Prices of the budgets, shape (prices, resources), each of sum 1.
+            limit: Options with more cycles than this are not taken.
+
+        Returns:
+            Shape (splits,): the largest bound of all prices.
+        """
+        if not len(self.splits):
+            return np.zeros(0)
+        scaled = (weights / np.maximum(budgets, 1)).T
+        own = np.where((self.own.key <= limit)[:, None], self.own.use @ scaled, np.inf)
+        shared = np.zeros((0, len(weights)))
+        if self.rows is not None:
+            shared = np.where((self.rows.cycles <= limit)[:, None], self.rows.use @ scaled, np.inf)
+        least: Floats = self._least(own, shared).max(axis=1)
+        return least
+
+    def cost(self, resource: int, budgets: Array, prices: Floats) -> Floats:
+        """Lower bounds of how much of a resource a choice of each split within the budgets takes.
+
+        Args:
+            resource: The resource.
+            budgets: Shape (resources,).
+            prices: Of the budgets, in units of the resource, shape (resources,).
+
+        Returns:
+            Shape (splits,).
+        """
+        rates = prices / np.maximum(budgets, 1)
+        rates[resource] += 1
+        shared = np.zeros((0, 1)) if self.rows is None else (self.rows.use @ rates)[:, None]
+        least: Floats = self._least((self.own.use @ rates)[:, None], shared)[:, 0] - prices.sum()
+        return least

@@ -1,0 +1,342 @@
+"""Options of the shared engine for every cut of a network, made only for the cuts and foldings that are asked about.
+
+Weights become resident in a fixed order, so that "the layers from cut c on, of which those before p are resident" is
+all there is to choose beside the engine.  What the engine needs is then a difference of sums over the layers before c
+and before p, and a maximum over the layers from c or from p on: both are accumulated once for all cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from hwmodel.compute import Multiplier
+from hwmodel.cycles import layer_cycles
+from hwmodel.dataflow import DataFlow, WeightPlace
+from hwmodel.knapsack import NO_LIMIT
+from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
+from hwmodel.network import NetworkSpec
+from hwmodel.options import Array, Foldings, Space, resource_use, shared_uses
+from hwmodel.precision import NetworkConfig
+from hwmodel.resources import CODE_BITS, FRAME_ENGINE, SUMMED, Memory, SharedLayer, frame_buffer_shape, shared_layer
+from hwmodel.storage import WeightStorage
+from hwmodel.traffic import Placement, elements
+
+FIELDS = tuple(SharedLayer.__dataclass_fields__)
+"""Needs of the shared engine, in the order of the rows of their arrays."""
+
+MAXIMISED = tuple(name for name in FIELDS if name not in SUMMED)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A cut of the network: layers before it, then the rest on the shared engine.
+
+    Args:
+        pipelined: Layers before the cut that are pipelined.
+        spilled: Layers before the cut that are spilled; one of the two is 0.
+        map_bits: Feature maps that cross the chip's border per frame.
+    """
+
+    pipelined: int
+    spilled: int
+    map_bits: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """A cut, and how many of the layers behind it have resident weights; the others stream theirs.
+
+    Args:
+        candidate: The cut.
+        resident: Layers with resident weights.
+        offchip_bits: Bits of feature maps and weights that cross the chip's border per frame.
+    """
+
+    candidate: Candidate
+    resident: int
+    offchip_bits: int
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What the layers of one order ask of each engine, accumulated.
+
+    Args:
+        order: Layers in the order in which their weights become resident.
+        before: Shape (layers + 1, `SUMMED`, engines): sums over the layers before one.
+        after: Shape (layers + 1, `MAXIMISED`, engines): maxima over the layers from one on.
+        cycles: Shape (layers + 1, engines): cycles of the layers from one on.
+        streamed_bits: Shape (layers + 1,): off-chip bits per frame if the layers from one on stream their weights.
+    """
+
+    order: tuple[int, ...]
+    before: Array
+    after: Array
+    cycles: Array
+    streamed_bits: Array
+
+
+@dataclass(frozen=True)
+class SharedRows:
+    """Options of the shared engine, those of one split after those of another.
+
+    Args:
+        split: Shape (rows,), ascending: number of the split.
+        cycles: Shape (rows,).
+        use: Shape (rows, resources).
+        engine: Shape (rows,): number of the folding in the grid of engines.
+        kind: Shape (rows,): number of multiplier and place.
+    """
+
+    split: Array
+    cycles: Array
+    use: Array
+    engine: Array
+    kind: Array
+
+    def of_split(self, number: int) -> slice:
+        """Rows of one split."""
+        low, high = np.searchsorted(self.split, [number, number + 1])
+        return slice(int(low), int(high))
+
+
+class SharedEngine:
+    """The shared engine of one network and configuration.
+
+    Args:
+        network: The network.
+        config: Precision of each layer.
+        storages: Stored weights by layer.
+        widths: Bit width of each tensor.
+        family: Device family.
+        places: Where resident weights may lie.
+        space: Which executions are tried.
+        placement: The feature maps of a cut, by its pipelined and spilled layers.
+        cache: What earlier configurations left; it is added to.
+    """
+
+    def __init__(
+        self,
+        network: NetworkSpec,
+        config: NetworkConfig,
+        storages: Mapping[str, WeightStorage],
+        widths: Mapping[str, int],
+        family: str,
+        places: Sequence[WeightPlace],
+        space: Space,
+        placement: Callable[[int, int], Placement],
+        cache: dict[Any, Any],
+    ) -> None:
+        self.network = network
+        self.config = config
+        self.storages = storages
+        self.widths = widths
+        self.family = family
+        self.kinds = tuple((multiplier, place) for multiplier in space.multipliers for place in places)
+        self._places = tuple(places)
+        self._space = space
+        self._placement = placement
+        self._cache = cache
+        self._chains: dict[tuple[int, int], Chain] = {}
+        self._buffers: dict[Candidate, Array] = {}
+        self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
+
+    @cached_property
+    def grid(self) -> tuple[Array, Array]:
+        """Output channels and products in parallel of each engine."""
+        pairs = [(pe, simd) for pe in self._space.shared_pe for simd in self._space.shared_simd]
+        pe, simd = np.array(pairs, dtype=np.int64).T
+        return pe, simd
+
+    def chain(self, candidate: Candidate) -> tuple[Chain, int]:
+        """The layers of the shared engine at a cut, and where in their order they start."""
+        cut = candidate.pipelined
+        if candidate.spilled or self._shares_weights:
+            return self._chain_of(cut, candidate.spilled), 0
+        return self._chain_of(0, 0), self._weighted_before[cut]
+
+    def splits(self, candidate: Candidate) -> list[Split]:
+        """Every number of resident layers of a cut, most resident first."""
+        bits = self.offchip_bits(candidate).tolist()
+        return [Split(candidate, resident, bits[resident]) for resident in range(len(bits) - 1, -1, -1)]
+
+    def offchip_bits(self, candidate: Candidate) -> Array:
+        """Off-chip bits per frame by number of resident layers, shape (layers behind the cut + 1,)."""
+        chain, start = self.chain(candidate)
+        bits: Array = chain.streamed_bits[start:] + candidate.map_bits
+        return bits
+
+    def cycles(self, candidate: Candidate) -> Array:
+        """Shape (engines,): cycles per frame at a cut."""
+        chain, start = self.chain(candidate)
+        cycles: Array = chain.cycles[start]
+        return cycles
+
+    def weight_memory_bits(self, candidate: Candidate) -> Array:
+        """Bits of block RAM or UltraRAM that resident weights take at least, by number of resident layers."""
+        chain, start = self.chain(candidate)
+        pe, simd = self.grid
+        width = CODE_BITS * pe * simd
+        weights = chain.before[start:, SUMMED.index("weight_words")]
+        words = weights - weights[0]
+        # `hwmodel.memory.map_memories` takes LUTs for small memories and those that would fill little of the block RAM,
+        # which takes at most ceil(width / 36) of them where there are no more than 512 words.
+        most_in_luts = (VIVADO_LUTRAM_BITS + VIVADO_MIN_FILL * RAMB18_BITS * (width / RAMB18_WIDTHS[-1] + 1)) / width
+        bits = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * width
+        least: Array = np.where(words > most_in_luts, bits, 0).min(axis=1)
+        return least
+
+    def rows(self, splits: Sequence[Split], longest: int = NO_LIMIT) -> SharedRows:
+        """Options of some splits with no more than `longest` cycles."""
+        parts = [
+            self._rows(chain, splits, numbers, start, stop, longest)
+            for chain, numbers, start, stop in self._by_chain(splits)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        columns = [np.concatenate([getattr(part, name) for part in parts]) for name in SharedRows.__dataclass_fields__]
+        order = np.argsort(columns[0], kind="stable")
+        return SharedRows(*(column[order] for column in columns))
+
+    def residency(self, candidate: Candidate) -> tuple[int, ...]:
+        """Layers on the shared engine in the order in which their weights become resident."""
+        chain, start = self.chain(candidate)
+        return chain.order[start:]
+
+    def _by_chain(self, splits: Sequence[Split]) -> list[tuple[Chain, Array, Array, Array]]:
+        """By chain: the numbers of its splits, where their layers start and where their resident ones end."""
+        found: dict[int, tuple[Chain, list[tuple[int, int, int]]]] = {}
+        for number, split in enumerate(splits):
+            chain, start = self.chain(split.candidate)
+            found.setdefault(id(chain), (chain, []))[1].append((number, start, start + split.resident))
+        return [(chain, *np.array(rows, dtype=np.int64).T) for chain, rows in found.values()]
+
+    def _rows(
+        self, chain: Chain, splits: Sequence[Split], numbers: Array, start: Array, stop: Array, longest: int
+    ) -> SharedRows:
+        cycles = chain.cycles[start]
+        split, engine = np.nonzero(cycles <= longest)
+        first, last = start[split], stop[split]
+        fields: dict[str, Any] = {}
+        for i, name in enumerate(SUMMED):
+            column = chain.before[:, i]
+            end = len(chain.order) if name == "parameter_words" else last
+            fields[name] = column[end, engine] - column[first, engine]
+        for i, name in enumerate(MAXIMISED):
+            fields[name] = chain.after[last if name == "stream_words" else first, i, engine]
+        pe, simd = (values[engine] for values in self.grid)
+        use = np.empty((len(engine), len(self.kinds), 4), dtype=np.int64)
+        widths = fields["weight_bit_width"] * 32 + fields["act_bit_width"]
+        for width in np.flatnonzero(np.bincount(widths)):
+            same = np.flatnonzero(widths == width)
+            values = {name: field[same] for name, field in fields.items()}
+            values["weight_bit_width"], values["act_bit_width"] = divmod(int(width), 32)
+            need = SharedLayer(**values)
+            uses = shared_uses(need, pe[same], simd[same], self._space.multipliers, self._places, self.family)
+            for i, kind in enumerate(self.kinds):
+                use[same, i] = uses[kind]
+        buffers = np.array([self._buffer_use(splits[number].candidate) for number in numbers])
+        use += buffers[split, engine][:, None]
+        kinds = len(self.kinds)
+        return SharedRows(
+            np.repeat(numbers[split], kinds),
+            np.repeat(cycles[split, engine], kinds),
+            use.reshape(-1, 4),
+            np.repeat(engine, kinds),
+            np.tile(np.arange(kinds), len(engine)),
+        )
+
+    def _chain_of(self, pipelined: int, spilled: int) -> Chain:
+        key = (pipelined, spilled)
+        if key not in self._chains:
+            order, end = self._order(pipelined, spilled), pipelined + spilled
+            needs = np.empty((len(order), len(FIELDS), len(self.grid[0])), dtype=np.int64)
+            cycles = np.empty((len(order), len(self.grid[0])), dtype=np.int64)
+            bits = np.zeros(len(order) + 1, dtype=np.int64)
+            for place, index in enumerate(order):
+                needs[place], cycles[place] = self._needs(index, index < end, self._owner(index, pipelined) == index)
+                name = self.network.layers[index].name
+                bits[place] = self.storages[name].weight_bits * self._reads(index, index < end)
+            self._chains[key] = Chain(
+                tuple(order),
+                _prefixes(np.cumsum(needs[:, _SUMMED], axis=0)),
+                _prefixes(np.maximum.accumulate(needs[::-1, _MAXIMISED], axis=0))[::-1],
+                _prefixes(np.cumsum(cycles[::-1], axis=0))[::-1],
+                np.cumsum(bits[::-1])[::-1],
+            )
+        return self._chains[key]
+
+    def _order(self, pipelined: int, spilled: int) -> list[int]:
+        """First the layers whose weights are read most often: a resident bit saves one off-chip bit per reading."""
+        layers = self.network.layers
+        indices = [i for i in range(pipelined, len(layers)) if layers[i].has_weights]
+        # Layers that use the same weights follow each other: once the first has them, they cost the others nothing.
+        owners = {i: self._owner(i, pipelined) for i in indices}
+        return sorted(indices, key=lambda i: (-self._reads(owners[i], owners[i] < pipelined + spilled), owners[i], i))
+
+    def _owner(self, index: int, pipelined: int) -> int:
+        """The layer on the shared engine that has the weights of a layer: itself, unless an earlier one shares them."""
+        name = self.network.layers[index].weights_of
+        owner = index if name is None else self._index[name]
+        return owner if owner >= pipelined else index
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {layer.name: index for index, layer in enumerate(self.network.layers)}
+
+    @cached_property
+    def _weighted_before(self) -> list[int]:
+        """By layer, and for the end of the network: layers with weights before it."""
+        return [0, *np.cumsum([layer.has_weights for layer in self.network.layers]).tolist()]
+
+    def _reads(self, index: int, is_spilled: bool) -> int:
+        return self.network.layers[index].out_height if is_spilled else 1
+
+    def _needs(self, index: int, is_spilled: bool, keeps_weights: bool) -> tuple[Array, Array]:
+        """What a layer asks of each engine, shape (`FIELDS`, engines), and its cycles.
+
+        Words of resident weights and of the stream buffer both stand there; one of the two counts.
+        """
+        layer = self.network.layers[index]
+        key = ("needs", layer.name, self.config[layer.name], is_spilled, keeps_weights)
+        if key not in self._cache:
+            flow = DataFlow.SPILLED if is_spilled else DataFlow.FRAME
+            pe, simd = self.grid
+            table = np.zeros((len(FIELDS), len(pe)), dtype=np.int64)
+            for where in (WeightPlace.BRAM, WeightPlace.STREAMED):
+                plan = Foldings(flow, pe, simd, np.ones_like(pe), Multiplier.LUT, where)
+                storage = self.storages[layer.name]
+                need = shared_layer(layer, self.config[layer.name], storage, plan, keeps_weights=keeps_weights)
+                np.maximum(table, [np.broadcast_to(getattr(need, name), pe.shape) for name in FIELDS], out=table)
+            self._cache[key] = table, layer_cycles(layer, plan)
+        found: tuple[Array, Array] = self._cache[key]
+        return found
+
+    def _buffer_use(self, candidate: Candidate) -> Array:
+        """Resources of the frame buffers of each engine, shape (engines, resources)."""
+        if candidate not in self._buffers:
+            _, simd = self.grid
+            sizes = tuple(
+                max(elements(self.network, tensor) * self.widths[tensor] for tensor in buffer.tensors)
+                for buffer in self._placement(candidate.pipelined, candidate.spilled).buffers
+            )
+            key = ("buffers", sizes)
+            if key not in self._cache:
+                memories = [Memory(FRAME_ENGINE, "frame_buffer", *frame_buffer_shape(bits, simd)) for bits in sizes]
+                self._cache[key] = resource_use(memories, 0, 0, self.family, len(simd))
+            self._buffers[candidate] = self._cache[key]
+        return self._buffers[candidate]
+
+
+def _prefixes(accumulated: Array) -> Array:
+    """Accumulated values with a row of zeros, for no layer, before them."""
+    return np.concatenate([np.zeros_like(accumulated[:1], shape=(1, *accumulated.shape[1:])), accumulated])
+
+
+_SUMMED = [FIELDS.index(name) for name in SUMMED]
+_MAXIMISED = [FIELDS.index(name) for name in MAXIMISED]
