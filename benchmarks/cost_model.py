@@ -4,11 +4,11 @@
     python benchmarks/cost_model.py --peer-python /path/to/venv/bin/python
 
 By gather from a `CostTable` under a fixed schedule; without a table (`estimate_many`: the formulas for every distinct
-choice of a layer, all of it counted), for the same draws and for densities that are all different; one full report at a time from the scalar reference; and with the schedule
-searched anew for every configuration, after 20 others.  Layers draw their precision at random.  CPU time counts, so
-that other work on the machine disturbs little.  The peer is zigzag-dse on ResNet-18, timed in the same run if a Python
-that has it is named; it searches mappings of every layer, so its figure belongs beside the schedules, not beside the
-gather.
+choice of a layer, all of it counted), for the same draws and for densities that are all different; one full report at
+a time from the scalar reference; and with the schedule searched anew for every configuration, after 20 others.  Layers
+draw their precision at random.  CPU time counts, so that other work on the machine disturbs little.  The peer is
+zigzag-dse on ResNet-18, timed in the same run if a Python that has it is named; it searches mappings of every layer, so
+its figure belongs beside the schedules, not beside the gather.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def table_of(network: NetworkSpec, board: Board) -> CostTable:
 
 
 def measure(network: NetworkSpec, board: Board, configurations: int) -> list[float]:
-    """Configurations per second: gather, no table, all different, reports, a schedule each; seconds of the slowest schedule."""
+    """Configurations per second in the order of the columns; seconds of the slowest schedule."""
     table, scheduler = table_of(network, board), Scheduler(network, board)
     indices = draw(network, configurations)
     many = [table.config(row) for row in indices[: configurations // 5]]

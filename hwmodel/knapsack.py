@@ -34,7 +34,7 @@ PROVEN_GROUPS = 16
 STEPS = 24
 """Changes of the prices before exchanges (and the solver) have to decide."""
 
-CORE_OPTIONS = 100
+CORE_OPTIONS = 250
 """Options up to which branch and cut is tried with more groups."""
 
 CORE_NODES = 100
