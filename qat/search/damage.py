@@ -16,6 +16,7 @@ Gaussian process (Laplace's approximation) whose mean is y at that maximum.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,12 +77,45 @@ class DamageModel:
         Returns:
             Shape (m,) each; standard deviations are > 0.
         """
-        smooth = self.smooth_variance * np.exp(-_distances_by_product(damages, self.inputs) / (2 * self.length_squared))
+        smooth = self._smooth(damages)
         mean = self.constant - (damages @ self.effects) @ self.weights + smooth @ self.smooth_weights
         slopes = _slopes(damages, self.effects, self.weights, self.disagreement)
         solved = solve_triangular(self.cholesky, (slopes @ self.slopes.T + smooth).T, lower=True)
         variance = (slopes**2).sum(axis=1) + self.smooth_variance - (solved**2).sum(axis=0)
         return mean, np.sqrt(np.maximum(variance, 1e-10))
+
+    def draw(self, rng: np.random.Generator) -> Callable[[FloatArray], FloatArray]:
+        """One y that the trials allow, noise-free: parameters drawn by Laplace's approximation, u at its mean.
+
+        Effects and weights stay positive.  As u does not take back what parameters change at the trials, draws scatter
+        about twice as widely as `posterior` says: exploration, as it was measured to help.
+
+        Args:
+            rng: Source of randomness.
+
+        Returns:
+            Function of damages (m, dimensions, kinds) to values of shape (m,).
+        """
+        # The posterior of the parameters, in units of their prior's deviation, has the covariance 1 - solved^T solved.
+        solved = solve_triangular(self.cholesky, self.slopes, lower=True)
+        variances, axes = np.linalg.eigh(np.eye(solved.shape[1]) - solved.T @ solved)
+        steps = axes @ (np.sqrt(np.maximum(variances, 0.0)) * rng.normal(size=len(variances)))
+        kinds = len(self.effects)
+        constant = self.constant + CONSTANT_STD * steps[0]
+        effects = self.effects * np.exp(EFFECT_STD * steps[1 : 1 + kinds])
+        weights = self.weights * np.exp(self.disagreement * steps[1 + kinds :])
+
+        def drawn(damages: FloatArray) -> FloatArray:
+            values: FloatArray = constant - (damages @ effects) @ weights + self._smooth(damages) @ self.smooth_weights
+            return values
+
+        return drawn
+
+    def _smooth(self, damages: FloatArray) -> FloatArray:
+        """Covariance of u with the trials; shape (m, n)."""
+        distances = _distances_by_product(damages, self.inputs)
+        covariance: FloatArray = self.smooth_variance * np.exp(-distances / (2 * self.length_squared))
+        return covariance
 
 
 def fit_damage(damages: FloatArray, outcomes: FloatArray) -> DamageModel:

@@ -21,6 +21,9 @@ from qat.search.trial import BoolArray, CostFunction, FloatArray, IntArray, Targ
 CENTRES = 4
 """Best trials around which the acquisition is searched."""
 
+DRAW_EVERY = 2
+"""One in so many proposals is the best point of the expected improvement, the others of a draw from the posterior."""
+
 SMALLEST_RADIUS = 2
 RADIUS_GROWTH = 1.5
 RADIUS_SHRINKAGE = 0.5
@@ -244,9 +247,13 @@ class Proposer:
         failures = np.array([t.point for t in trials if t.state is TrialState.FAILED], dtype=np.int64)
         finished = np.array([t.point for t in trials if t.is_completed], dtype=np.int64)
         centres, best = self._centres(surrogate, trials, target)
+        # Expected improvement alone settles on small steps around the best trials, too small to be told from noise.
+        drawn = surrogate.draw(rng) if sum(t.predicted is not None for t in trials) % DRAW_EVERY else None
 
         def score(points: IntArray) -> FloatArray:
-            if np.isfinite(best):
+            if drawn:
+                gain = drawn(points)
+            elif np.isfinite(best):
                 gain = log_expected_improvement(model, points, best)
             else:
                 gain = np.sum(surrogate.posterior(points), axis=0)

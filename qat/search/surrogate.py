@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -144,6 +144,11 @@ class AccuracySurrogate:
             Shape (n,) each; larger is more accurate.
         """
         return self.model.posterior(self.features(points))
+
+    def draw(self, rng: np.random.Generator) -> Callable[[IntArray], FloatArray]:
+        """One accuracy function that the trials allow, on the warped scale; points (n, dimensions) -> shape (n,)."""
+        drawn = self.model.draw(rng)
+        return lambda points: drawn(self.features(points))
 
     def predict(self, points: IntArray) -> tuple[FloatArray, FloatArray]:
         """Median and standard deviation (to first order) of the noise-free accuracy; shape (n,) each.

@@ -32,6 +32,20 @@ def test_uncertainty_grows_away_from_the_trials() -> None:
     assert far > 2 * near
 
 
+def test_draws_scatter_around_the_posterior() -> None:
+    """Around its mean, and about twice as widely: u, which would take back a part, stays as it is."""
+    damages, outcomes, _ = sample(3, count=800)
+    model = fit_damage(damages, outcomes)
+    mean, std = model.posterior(damages[:5])
+    rng = np.random.default_rng(0)
+    drawn = np.array([model.draw(rng)(damages[:5]) for _ in range(400)])
+    np.testing.assert_allclose(np.median(drawn, axis=0), mean, atol=0.6 * std.max())
+    assert (drawn.std(axis=0) < 3 * std).all() and (drawn.std(axis=0) > std).all()
+    more = damages[:1].repeat(2, axis=0)
+    more[1] *= 1.5
+    assert all(np.diff(model.draw(rng)(more))[0] < 0 for _ in range(50))
+
+
 def test_the_gradient_is_that_of_the_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
     original = damage.minimize

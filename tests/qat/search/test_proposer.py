@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qat.errors import ConfigError, SearchError
 from qat.search.proposer import Proposer, ProposerSettings, error_scale, trusted_radius
+from qat.search.surrogate import AccuracySurrogate
 from qat.search.trial import Target, Trial, TrialState
 from tests.qat.search.problems import FIDELITY, TARGET, Problem
 
@@ -114,6 +115,14 @@ def test_first_proposals_stay_near_a_good_trial() -> None:
     proposer = Proposer(PROBLEM.space, PROBLEM.cost, PROBLEM.profile, ProposerSettings(radius=2))
     point = np.array(proposer.propose(trials, TARGET, rng()).point)
     assert min((point != np.array(t.point)).sum() for t in trials) <= 2
+
+
+def test_every_second_proposal_follows_a_draw_from_the_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    draw = AccuracySurrogate.draw
+    monkeypatch.setattr(AccuracySurrogate, "draw", lambda self, rng: drawn.append(1) or draw(self, rng))  # type: ignore[func-returns-value]
+    counts = [len(drawn) for _ in (search(PROBLEM, count, seed=0) for count in (4, 5, 6, 8))]
+    assert counts == [0, 0, 1, 3]
 
 
 def test_same_random_state_and_trials_give_the_same_proposal() -> None:
