@@ -6,9 +6,9 @@
 By gather from a `CostTable` under a fixed schedule; without a table (`estimate_many`: the formulas for every distinct
 choice of a layer, all of it counted), for the same draws and for densities that are all different; one full report at
 a time from the scalar reference; and with the schedule searched anew for every configuration, after 20 others.  Layers
-draw their precision at random.  CPU time counts, so that other work on the machine disturbs little.  The peer is
-zigzag-dse on ResNet-18, timed in the same run if a Python that has it is named; it searches mappings of every layer, so
-its figure belongs beside the schedules, not beside the gather.
+draw their precision at random.  CPU time counts, so that other work on the machine disturbs little.
+The peer is zigzag-dse on ResNet-18, timed in the same run if a Python that has it is named; it searches mappings of
+every layer, so its figure belongs beside the schedules, not beside the gather.
 """
 
 from __future__ import annotations
