@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
-from math import ceil, exp, lgamma, log, log2, prod
+from math import ceil, log, log2, prod
+
+import numpy as np
 
 from hwmodel.errors import SpecError
 from hwmodel.network import LayerSpec
@@ -156,25 +158,19 @@ def rice_index_bits(groups: int, kept: int) -> tuple[int, int]:
     """Expected bits of Rice-coded gaps between kept groups, with the best parameter.
 
     A gap is the number of groups skipped before the next kept one; it costs `r` bits of remainder, its quotient
-    by 2**r in unary, and the stop bit.  All gaps have the same distribution:
-    P(gap >= t) = C(groups - t, kept) / C(groups, kept).
+    by 2**r in unary, and the stop bit.
+
+    Args:
+        groups: All groups.
+        kept: Groups in the sparse plane, 1..groups.
 
     Returns:
         Parameter r, and the bits rounded up.
     """
     best: tuple[float, int] | None = None
-    for parameter in range(groups.bit_length() + 1):
-        step = 1 << parameter
-        quotient, skipped = 0.0, step
-        while skipped <= groups - kept:
-            share = exp(_log_choose(groups - skipped, kept) - _log_choose(groups, kept))
-            quotient += share
-            if share < 1e-9:
-                break
-            skipped += step
-            if quotient > 64:  # far from the best parameter
-                break
-        bits = kept * (parameter + 1 + quotient)
+    # Below a fourth of the mean gap the quotients are longer than the bits that they save.
+    for parameter in range(max(0, int(log2(groups / kept)) - 2), groups.bit_length() + 1):
+        bits = rice_bits(groups, kept, parameter)
         if best is not None and bits >= best[0]:
             break  # the cost is convex in r
         best = (bits, parameter)
@@ -182,8 +178,30 @@ def rice_index_bits(groups: int, kept: int) -> tuple[int, int]:
     return best[1], ceil(best[0])
 
 
-def _log_choose(n: int, k: int) -> float:
-    return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
+def rice_bits(groups: int, kept: float, parameter: int) -> float:
+    """Expected bits of Rice-coded gaps with a given parameter.
+
+    All gaps have the same distribution: P(gap >= t) = C(groups - t, kept) / C(groups, kept), which is the product of
+    1 - kept / (groups - i) over i < t, and of 1 - t / (groups - i) over i < kept.  The mean quotient by 2**r is the
+    sum of P(gap >= j * 2**r) over j >= 1.
+
+    Args:
+        groups: All groups.
+        kept: Groups in the sparse plane, above 0 and up to `groups`; a fraction interpolates.
+        parameter: Bits of remainder, r.
+    """
+    step = 1 << parameter
+    longest = min(int(groups - kept), ceil(NEGLIGIBLE * groups / kept))
+    if kept < step and kept == int(kept):  # fewer factors this way
+        gaps = np.arange(step, longest + 1, step, dtype=np.float64)
+        logs = sum((np.log1p(-gaps / (groups - i)) for i in range(int(kept))), np.zeros(len(gaps)))
+    else:
+        logs = np.cumsum(np.log1p(-kept / (groups - np.arange(longest, dtype=np.float64))))[step - 1 :: step]
+    return kept * (parameter + 1 + float(np.exp(logs).sum()))
+
+
+NEGLIGIBLE = 37
+"""Mean gaps after which no gap is counted: P(gap >= t) < exp(-t * kept / groups), here 1e-16."""
 
 
 def binary_entropy(density: float) -> float:
