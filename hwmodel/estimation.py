@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from hwmodel.precision import LayerConfig, NetworkConfig
 from hwmodel.report import CostReport
 from hwmodel.scheduler import schedule as best_schedule
 from hwmodel.table import CostTable
+
+FEW = 64
+"""Distinct objects of a layer up to which they are compared by value."""
 
 
 def estimate(network: NetworkSpec, config: NetworkConfig, board: Board, schedule: Schedule | None = None) -> CostReport:
@@ -42,8 +45,9 @@ def estimate_many(
 ) -> dict[str, NDArray[np.generic]]:
     """What many configurations cost on a board under one schedule.
 
-    Every distinct precision of a layer goes through the formulas once, so that of n configurations only gathering and
-    adding remains.  Who draws from choices that are known beforehand saves that too with a `CostTable`.
+    Every distinct precision of a layer goes through the formulas once, densities as arrays, so that of n configurations
+    only gathering and adding remains.  Who draws from choices that are known beforehand saves that too with a
+    `CostTable`.
 
     Args:
         network: The network.
@@ -87,19 +91,37 @@ def _distinct(
     """The distinct choices of each layer, and which of them each configuration takes, shape (n, layers)."""
     names = [layer.name for layer in network.weighted]
     shares = any(layer.weights_of is not None for layer in network.weighted)
-    found: list[dict[LayerConfig, int]] = [{} for _ in names]
-    # Equal choices are mostly one object, whose identity is much quicker to look up than its value.
-    known: list[dict[int, int]] = [{} for _ in names]
-    indices = np.empty((len(configs), len(names)), dtype=np.int64)
-    for row, config in zip(indices, configs, strict=True):
+    rows: list[Sequence[LayerConfig]] = []
+    for config in configs:
         in_order = [name for name, _ in config.layers] == names
         if shares or not in_order:
             config.check_matches(network)
-        layers = [layer for _, layer in config.layers] if in_order else [config[name] for name in names]
-        try:
-            row[:] = [places[id(layer)] for places, layer in zip(known, layers, strict=True)]
-        except KeyError:
-            for column, layer in enumerate(layers):
-                place = found[column].setdefault(layer, len(found[column]))
-                row[column] = known[column][id(layer)] = place
-    return dict(zip(names, map(list, found), strict=True)), indices
+        rows.append([layer for _, layer in config.layers] if in_order else [config[name] for name in names])
+    indices = np.empty((len(rows), len(names)), dtype=np.int64)
+    choices: dict[str, list[LayerConfig]] = {}
+    for column, (name, layers) in enumerate(zip(names, zip(*rows, strict=True), strict=True)):
+        # Equal choices are mostly one object, whose identity is much quicker to look up than its value.
+        objects = np.fromiter(map(id, layers), dtype=np.int64, count=len(layers))
+        _, firsts, places = np.unique(objects, return_index=True, return_inverse=True)
+        found = [layers[first] for first in firsts.tolist()]
+        if shares or len(found) <= FEW:
+            found, places = _equal(layers, firsts, places)
+        choices[name], indices[:, column] = found, places
+    return choices, indices
+
+
+def _equal(
+    layers: Sequence[LayerConfig], firsts: NDArray[np.int64], places: NDArray[np.int64]
+) -> tuple[list[LayerConfig], NDArray[np.int64]]:
+    """The distinct values among distinct objects, in the order in which they come, and which of them each layer has.
+
+    Args:
+        layers: Shape (n,).
+        firsts: Where each object comes first.
+        places: Shape (n,): which object each is.
+    """
+    numbers: dict[LayerConfig, int] = {}
+    of_object = np.empty(len(firsts), dtype=np.int64)
+    for place in np.argsort(firsts).tolist():
+        of_object[place] = numbers.setdefault(layers[firsts[place]], len(numbers))
+    return list(numbers), of_object[places]

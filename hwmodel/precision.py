@@ -22,6 +22,8 @@ from functools import cached_property
 from math import isfinite
 from typing import Any
 
+import numpy as np
+
 from hwmodel.errors import SpecError
 from hwmodel.network import INPUT, LayerSpec, NetworkSpec, Op
 
@@ -122,12 +124,22 @@ def group_shape(weight_shape: tuple[int, int, int, int], granularity: Granularit
     }[granularity]
 
 
-def kept_groups(groups: int, sparsity: float) -> int:
+def kept_groups(groups: int, sparsity: Any) -> Any:
     """Groups in the sparse plane: the density times the number of groups, rounded half up.
 
     The one place that turns a density into a count: masks, cost model and packer agree to the group.
+
+    Args:
+        groups: All groups.
+        sparsity: A number in 0..1, or an array of them.
+
+    Returns:
+        An integer, or an array of them.
     """
-    return min(groups, int((1.0 - sparsity) * groups + 0.5))
+    kept = (1.0 - sparsity) * groups + 0.5
+    if isinstance(kept, np.ndarray):
+        return np.minimum(groups, kept.astype(np.int64))
+    return min(groups, int(kept))
 
 
 @dataclass(frozen=True)
