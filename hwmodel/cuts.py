@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hwmodel.knapsack import NO_LIMIT, Array, Choices, Floats
+from hwmodel.exchanges import Array, Floats
+from hwmodel.knapsack import NO_LIMIT, Choices
 from hwmodel.options import Options
 from hwmodel.segments import Segments
 from hwmodel.shared import SharedRows, Split

@@ -6,8 +6,8 @@
 Both price the resources: at any prices, the cheapest priced option of each group gives a lower bound.  Prices move
 towards what is over budget, the choice that they suggest is repaired by exchanges of single options, and when choice
 and bound meet, the choice is optimal.  What that leaves open is decided by HiGHS: for up to `PROVEN_GROUPS` groups by
-branch and cut; with more by the linear relaxation, which proves that there is no choice or is rounded to one, and by
-branch and cut of the options that its prices leave, if they are few.
+branch and cut; with more by the linear relaxation, which proves that there is no choice or is rounded to one.  Among
+the options that its prices leave, if they are few, exchanges of pairs look for a choice, then branch and cut.
 Where none succeeds the best choice found stands, and the solution states the bound that is proven.
 
 Source:
@@ -24,9 +24,13 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from hwmodel.exchanges import TINY, Array, Floats, improved, paired, repaired
+from hwmodel.highs import branch_and_cut, relaxed
+
 Mask = NDArray[np.bool_]
+
+Answers = dict[bytes, tuple[Array | None, bool]]
+"""By shares and groups of the options that prices left: any choice of them or None, and whether that is proven."""
 
 PROVEN_GROUPS = 16
 """Groups up to which every answer is proven."""
@@ -34,19 +38,13 @@ PROVEN_GROUPS = 16
 STEPS = 24
 """Changes of the prices before exchanges (and the solver) have to decide."""
 
-CORE_OPTIONS = 250
-"""Options up to which branch and cut is tried with more groups."""
+CORE_OPTIONS = 150
+"""Options up to which branch and cut is tried with more groups, where exchanges of pairs have found nothing."""
 
 CORE_NODES = 100
 """Nodes after which that is given up."""
 
-INFEASIBLE = 2
-"""Status of `scipy.optimize.milp` where there is no solution."""
-
 NO_LIMIT = 1 << 60
-
-TINY = 1e-9
-"""Slack for rounding, relative to the budgets."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,9 @@ NOTHING = Solution(NO_LIMIT, NO_LIMIT)
 """There is no choice."""
 
 
-def least_bottleneck(choices: Choices, budgets: Array, floor: int = 0, limit: int = NO_LIMIT) -> Solution:
+def least_bottleneck(
+    choices: Choices, budgets: Array, floor: int = 0, limit: int = NO_LIMIT, answers: Answers | None = None
+) -> Solution:
     """The choice whose largest key is least.
 
     Args:
@@ -153,11 +153,12 @@ def least_bottleneck(choices: Choices, budgets: Array, floor: int = 0, limit: in
         budgets: Shape (resources,), integers >= 0.
         floor: Keys below count as this.
         limit: Only keys up to this are taken.
+        answers: What earlier searches found out about hard cases; it is added to.
 
     Returns:
         The best choice found within budgets and limit.
     """
-    problem = _Problem.of(choices.only(choices.key <= limit), budgets)
+    problem = _Problem.of(choices.only(choices.key <= limit), budgets, answers)
     if problem is None:
         return NOTHING
     keys = problem.choices.key
@@ -174,7 +175,9 @@ def least_bottleneck(choices: Choices, budgets: Array, floor: int = 0, limit: in
         if part is not None:
             found, weights, is_proven = part.any_choice(weights, may_solve=best is not None or index == last)
         if found is not None:
-            best, high = found, index
+            # The choice may keep a smaller limit than the one it was asked to keep.
+            slowest = int(keys[np.isin(problem.choices.rows, found)].max())
+            best, high = found, int(np.searchsorted(grid, max(floor, slowest)))
         elif not is_proven and (best is not None or index == last):
             # What is possible at a smaller limit is possible at this one: all from the lowest on are open.
             low, unproven = index + 1, min(unproven, int(grid[low]))
@@ -279,7 +282,7 @@ def cheapest(
         # An option is out if the bound with it is no better than the best choice.
         priced = key + problem.share @ best_price
         extra = priced - np.minimum.reduceat(priced, problem.starts)[problem.choices.group]
-        better, _ = problem.branch_and_cut(key, extra <= upper - 1 - lower + 1e-6)
+        better, _ = problem.branch_and_cut(key, np.flatnonzero(extra <= upper - 1 - lower + 1e-6))
         if better is not None and key[better].sum() < upper:
             best, upper = better, float(key[better].sum())
         proven = upper
@@ -295,27 +298,29 @@ class _Problem:
     Args:
         choices: The options.
         budgets: Shape (resources,).
+        answers: What similar problems found out about the options that prices left; it is added to.
     """
 
-    def __init__(self, choices: Choices, budgets: Array) -> None:
+    def __init__(self, choices: Choices, budgets: Array, answers: Answers | None = None) -> None:
         self.choices = choices
         self.budgets = budgets
+        self.answers: Answers = {} if answers is None else answers
         self.share = choices.use / np.maximum(budgets, 1)
         self.starts = np.searchsorted(choices.group, np.arange(choices.groups))
 
     @classmethod
-    def of(cls, choices: Choices | None, budgets: Array) -> _Problem | None:
+    def of(cls, choices: Choices | None, budgets: Array, answers: Answers | None = None) -> _Problem | None:
         """The problem, or None if a group has no option within the budgets."""
         if choices is None:
             return None
         is_within: Mask = np.asarray((choices.use <= budgets).all(axis=1))
         fitting = choices.only(is_within)
-        return None if fitting is None else cls(fitting, budgets)
+        return None if fitting is None else cls(fitting, budgets, answers)
 
     def up_to(self, limit: int) -> _Problem | None:
         """The problem where no key may be larger than `limit`; None if a group has no such option."""
         choices = self.choices.up_to(limit)
-        return None if choices is None else _Problem(choices, self.budgets)
+        return None if choices is None else _Problem(choices, self.budgets, self.answers)
 
     def at_rows(self, rows: Sequence[int]) -> Array | None:
         """The choice with these rows, or None if one of them is not among the options."""
@@ -390,50 +395,11 @@ class _Problem:
 
     def repaired(self, chosen: Array) -> Array:
         """A choice with as little excess over the budgets as exchanges of single options reach."""
-        group, key, share = self.choices.group, self.choices.key, self.share
-        chosen = chosen.copy()
-        used = share[chosen].sum(axis=0)
-        largest, ends = max(1, int(key.max())), np.append(self.starts[1:], len(group))
-        change, takes = np.empty_like(share), np.empty(len(share))
-        every = np.ones(len(used))
-
-        def exchange(rows: slice, old: Array) -> None:
-            """Renews what the exchange of some options for the chosen ones of their groups would change."""
-            change[rows] = share[rows] - share[old]
-            # What the exchange takes of the budgets counts against it.
-            takes[rows] = np.maximum(0.0, change[rows]) @ every
-            takes[rows] += np.maximum(0, key[rows] - key[old]) / largest
-
-        exchange(slice(None), chosen[group])
-        for _ in range(2 * len(self.starts)):
-            excess = np.maximum(0.0, used - 1).sum()
-            if not (used > 1 + TINY).any():
-                break
-            fewer = excess - np.maximum(0.0, used - 1 + change) @ every
-            pick = int(np.argmax(np.where(fewer > TINY, fewer / (takes + 0.01), -1.0)))
-            if fewer[pick] <= TINY:
-                break
-            used = used + change[pick]
-            of = int(group[pick])
-            chosen[of] = pick
-            exchange(slice(int(self.starts[of]), int(ends[of])), chosen[of])
-        return chosen
+        return repaired(self.choices.key, self.share, self.choices.group, chosen)
 
     def improved(self, chosen: Array) -> Array:
         """A choice within the budgets whose keys exchanges of single options no longer lower."""
-        group, key, use = self.choices.group, self.choices.key, self.choices.use
-        chosen = chosen.copy()
-        spare = self.budgets - use[chosen].sum(axis=0)
-        while True:
-            gain = key[chosen][group] - key
-            better = np.flatnonzero(gain > 0)
-            more = use[better] - use[chosen][group[better]]
-            better, more = better[allowed := (more <= spare).all(axis=1)], more[allowed]
-            if not len(better):
-                return chosen
-            best = int(np.argmax(gain[better]))
-            spare = spare - more[best]
-            chosen[group[better[best]]] = better[best]
+        return improved(self.choices.key, self.choices.use, self.choices.group, self.budgets, chosen)
 
     def _decided(self, weights: Floats) -> tuple[Array | None, bool, Floats]:
         """Any choice within the budgets, whether it is proven that there is none, and prices, at best those that prove.
@@ -442,9 +408,9 @@ class _Problem:
             weights: The prices if there are no better ones.
         """
         if len(self.starts) <= PROVEN_GROUPS:
-            every = np.ones(len(self.share), dtype=bool)
-            return *self.branch_and_cut(np.zeros(len(self.share)), every), weights
-        fill, chosen, duals = self._relaxed()
+            return *self.branch_and_cut(np.zeros(len(self.share)), np.arange(len(self.share))), weights
+        fill, mix, duals = relaxed(self.share, self.choices.group)
+        chosen = self.cheapest(-mix)
         weights = duals if duals.sum() > 0 else weights
         if fill > 1 + 1e-6:
             return None, True, weights
@@ -454,65 +420,36 @@ class _Problem:
         # An option is out if the bound with it is over the budgets; where the budgets are tight, few are left.
         priced = self.share @ weights
         least = np.minimum.reduceat(priced, self.starts)
-        core = priced - least[self.choices.group] <= 1 - least.sum() + 1e-6
-        if np.count_nonzero(core) > CORE_OPTIONS:
-            return None, False, weights
-        return *self.branch_and_cut(np.zeros(len(priced)), core, CORE_NODES), weights
+        extra, gap = priced - least[self.choices.group], float(1 - least.sum())
+        core = np.flatnonzero(extra <= gap + 1e-6)
+        # Neighbouring limits often leave the same options.
+        share, group = self.share[core], self.choices.group[core]
+        question = share.tobytes() + group.tobytes()
+        if question not in self.answers:
+            self.answers[question] = self._core_choice(core, extra[core], gap)
+        found, is_proven = self.answers[question]
+        return None if found is None else core[found], is_proven, weights
 
-    def _relaxed(self) -> tuple[float, Array, Floats]:
-        """The least fill of the fullest budget if options may be mixed, the largest share of each group's mix, prices.
-
-        All but as many groups as there are budgets take one option whole.
-        """
-        from scipy.optimize import linprog
-        from scipy.sparse import csr_array
-
-        size, resources = self.share.shape
-        one_each = csr_array((np.ones(size), (self.choices.group, np.arange(size))), shape=(len(self.starts), size + 1))
-        result = linprog(
-            np.append(np.zeros(size), 1.0),
-            A_ub=np.column_stack([self.share.T, -np.ones(resources)]),
-            b_ub=np.zeros(resources),
-            A_eq=one_each,
-            b_eq=np.ones(len(self.starts)),
-            method="highs-ds",
-        )
-        duals = np.maximum(0.0, -result.ineqlin.marginals)
-        return float(result.x[-1]), self.cheapest(-result.x[:-1]), duals / max(duals.sum(), TINY)
-
-    def branch_and_cut(self, cost: Floats, allowed: Mask, nodes: int | None = None) -> tuple[Array | None, bool]:
-        """The cheapest choice of allowed options or None, and whether that is proven.
+    def _core_choice(self, core: Array, extra: Floats, gap: float) -> tuple[Array | None, bool]:
+        """Any choice of the options that prices leave, as indices of them, or None, and whether that is proven.
 
         Args:
-            cost: Shape (options,).
-            allowed: Shape (options,).
-            nodes: Most nodes of the search; None for no limit.
+            core: Shape (options left,).
+            extra: Shape (options left,): how much dearer an option is than the cheapest of its group.
+            gap: How much dearer a choice may be at most than the cheapest one.
         """
-        # Here, so that whoever only reads packed files or costs needs numpy alone.
-        from scipy.optimize import Bounds, LinearConstraint, milp
-        from scipy.sparse import csr_array, vstack
+        found = paired(self.share[core], self.choices.group[core], extra, gap)
+        if found is not None and self.fits(core[found]):
+            return found, False
+        if len(core) > CORE_OPTIONS:
+            return None, False
+        whole, is_proven = self.branch_and_cut(np.zeros(len(self.share)), core, CORE_NODES)
+        return None if whole is None else np.searchsorted(core, whole), is_proven
 
-        kept = np.flatnonzero(allowed)
-        size, groups = len(kept), len(self.starts)
-        if len(np.unique(self.choices.group[kept])) < groups:
-            return None, True
-        one_each = csr_array((np.ones(size), (self.choices.group[kept], np.arange(size))), shape=(groups, size))
-        constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(self.share[kept].T, -np.inf, 1)]
-        excluded = csr_array((0, size))
-        while True:
-            cuts = [LinearConstraint(excluded, -np.inf, groups - 1)] if excluded.shape[0] else []
-            result = milp(
-                cost[kept],
-                constraints=[*constraints, *cuts],
-                integrality=np.ones(size),
-                bounds=Bounds(0, 1),
-                options={"mip_rel_gap": 0.0} | ({} if nodes is None else {"node_limit": nodes}),
-            )
-            if result.x is None:
-                return None, result.status == INFEASIBLE
-            taken = np.flatnonzero(result.x > 0.5)
-            if self.fits(kept[taken]):
-                return kept[taken], result.status == 0
-            # Within the solver's tolerance, but not within the budget: exclude exactly this choice, ask again.
-            row = csr_array((np.ones(len(taken)), (np.zeros(len(taken), dtype=int), taken)), shape=(1, size))
-            excluded = vstack([excluded, row], format="csr")
+    def branch_and_cut(self, cost: Floats, allowed: Array, nodes: int | None = None) -> tuple[Array | None, bool]:
+        """`hwmodel.highs.branch_and_cut` of the allowed options; the choice as indices of all."""
+        choices = self.choices
+        found, is_proven = branch_and_cut(
+            cost[allowed], choices.use[allowed], choices.group[allowed], self.budgets, choices.groups, nodes
+        )
+        return None if found is None else allowed[found], is_proven

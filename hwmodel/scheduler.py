@@ -31,7 +31,18 @@ from hwmodel.cost import dram_cycles
 from hwmodel.cuts import Cuts
 from hwmodel.dataflow import Schedule
 from hwmodel.errors import BudgetError
-from hwmodel.knapsack import NO_LIMIT, NOTHING, PROVEN_GROUPS, TINY, Floats, any_choice, cheapest, least_bottleneck
+from hwmodel.exchanges import TINY, Floats
+from hwmodel.knapsack import (
+    NO_LIMIT,
+    NOTHING,
+    PROVEN_GROUPS,
+    Answers,
+    Choices,
+    Solution,
+    any_choice,
+    cheapest,
+    least_bottleneck,
+)
 from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
 from hwmodel.network import NetworkSpec
 from hwmodel.options import RESOURCES, Options, Space
@@ -138,6 +149,7 @@ class _Search:
         self.board = board
         self.budgets = np.array([getattr(board, name) for name in RESOURCES], dtype=np.int64)
         self.is_proven = True
+        self._answers: Answers = {}
         resources = len(RESOURCES)
         # Prices that have excluded cuts exclude similar ones too.
         self._prices = [*np.eye(resources), np.full(resources, 1 / resources)]
@@ -255,11 +267,11 @@ class _Search:
                     reaching.append(Reached(splits[number]))
                     continue
                 choices = cuts.choices(place)
-                solution = NOTHING if choices is None else least_bottleneck(choices, self.budgets, floor, limit)
+                solution = self._least_bottleneck(choices, floor, limit)
                 if solution.bound < min(best, solution.value) and limit == best:
                     # Undecided.  Where limits that are easy to meet are tried first, the search has better prices.
                     whole = Cuts(self.segments, [splits[number]], shortest).choices(0)
-                    other = NOTHING if whole is None else least_bottleneck(whole, self.budgets, floor)
+                    other = self._least_bottleneck(whole, floor)
                     solution = other if other.value < solution.value else solution
                 open_bound = min(open_bound, solution.bound)
                 if solution.prices:
@@ -275,6 +287,11 @@ class _Search:
                     fill = self._fill(cuts, best)
         self.is_proven &= open_bound >= best
         return best, reaching
+
+    def _least_bottleneck(self, choices: Choices | None, floor: int, limit: int = NO_LIMIT) -> Solution:
+        if choices is None:
+            return NOTHING
+        return least_bottleneck(choices, self.budgets, floor, limit, self._answers)
 
     # -- block RAM --------------------------------------------------------------------------------------------------
 
