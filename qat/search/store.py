@@ -31,6 +31,9 @@ SCHEMA_VERSION = 1 + len(MIGRATIONS)
 APPLICATION_ID = 0x51415431
 """Marks the file as ours in SQLite's header: the letters QAT1."""
 
+BUSY_TIMEOUT_S = 30.0
+"""How long a statement waits for another program that has locked the file."""
+
 TABLES = """
 CREATE TABLE documents (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE trials (
@@ -115,7 +118,7 @@ class TrialStore:
             ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it when the process dies
-        except OSError:
+        except BlockingIOError:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
             lock.close()
@@ -123,6 +126,11 @@ class TrialStore:
                 f"another search is writing to the trial store {self.path} (process {owner}); wait for it to end, stop "
                 "it, or use another run folder"
             ) from None
+        except OSError as error:
+            lock.close()
+            raise SearchError(
+                f"cannot lock the trial store {self.path}: {error}; use a run folder on a local disk"
+            ) from error
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
@@ -130,7 +138,7 @@ class TrialStore:
 
     def _connect(self, uri: str) -> sqlite3.Connection:
         try:
-            return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
+            return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
         except sqlite3.Error as error:
             self.close()
             raise SearchError(f"cannot open the trial store {self.path}: {error}") from error
@@ -202,6 +210,8 @@ class TrialStore:
             yield
         except sqlite3.DatabaseError as error:
             remedy = {
+                sqlite3.SQLITE_BUSY: "another program has locked the file, such as a database browser: close it "
+                "and run the same command again; what is stored is intact",
                 sqlite3.SQLITE_FULL: "free some disk space and run the same command again; what is stored is intact",
                 sqlite3.SQLITE_IOERR: "check the disk and run the same command again",
                 sqlite3.SQLITE_NOTADB: "the file is damaged or no trial store; move it away to start anew",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import sqlite3
 import subprocess
@@ -80,6 +81,32 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
         result = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
         assert "another search is writing" in result.stderr
     subprocess.run([sys.executable, "-c", other], check=True)
+
+
+def test_locked_by_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qat.search.store.BUSY_TIMEOUT_S", 0.05)
+    path = tmp_path / "s.sqlite"
+    with TrialStore(path) as store:
+        add(store, 0, 0, 0)
+        browser = sqlite3.connect(path, isolation_level=None)
+        browser.execute("BEGIN IMMEDIATE")
+        with pytest.raises(SearchError, match=r"database is locked; another program has locked the file.*: close it"):
+            add(store, 0, 0, 1)
+        assert len(store.trials()) == 1
+        browser.execute("ROLLBACK")
+        browser.close()
+        add(store, 0, 0, 1)
+        assert len(store.trials()) == 2
+        store.check_integrity()
+
+
+def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(SearchError, match=r"cannot lock the trial store .*No locks available; use a run"):
+        TrialStore(tmp_path / "s.sqlite")
 
 
 def test_newer_and_foreign_files_are_refused_and_left_alone(tmp_path: Path) -> None:
