@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,22 @@ def test_locked_by_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         browser.close()
         add(store, 0, 0, 1)
         assert len(store.trials()) == 2
+        store.check_integrity()
+
+
+def test_trials_of_another_search_are_adopted_once(tmp_path: Path) -> None:
+    with TrialStore(tmp_path / "a.sqlite") as earlier, TrialStore(tmp_path / "b.sqlite") as store:
+        for i in range(3):
+            earlier.complete(earlier.start(add(earlier, 0, 0, i)), {"accuracy": 0.5})
+        trials = [replace(trial, cost={"bits": 9.0}) for trial in earlier.trials()]
+        with pytest.raises(SearchError, match="cannot write to the trial store .*UNIQUE"):
+            store.adopt([*trials, trials[0]])
+        assert store.trials() == ()
+        assert store.adopt(trials) == 3
+        assert list(store.trials()) == [replace(trial, origin="earlier") for trial in trials]
+        add(store, 0, 0, 3)
+        assert store.adopt(trials[:1]) == 3
+        assert len(store.trials()) == 4
         store.check_integrity()
 
 
