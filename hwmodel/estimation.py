@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.board import Board
+from hwmodel.choices import Fields, ReadChoices
 from hwmodel.cost import cost_of
 from hwmodel.dataflow import Schedule
 from hwmodel.errors import SpecError
@@ -18,7 +19,7 @@ from hwmodel.scheduler import schedule as best_schedule
 from hwmodel.table import CostTable
 
 FEW = 64
-"""Distinct objects of a layer up to which they are compared by value."""
+"""Configurations up to which those of a layer are always compared by value."""
 
 
 def estimate(network: NetworkSpec, config: NetworkConfig, board: Board, schedule: Schedule | None = None) -> CostReport:
@@ -87,7 +88,7 @@ def estimate_many(
 
 def _distinct(
     network: NetworkSpec, configs: list[NetworkConfig]
-) -> tuple[dict[str, list[LayerConfig]], NDArray[np.int64]]:
+) -> tuple[dict[str, Sequence[LayerConfig]], NDArray[np.int64]]:
     """The distinct choices of each layer, and which of them each configuration takes, shape (n, layers)."""
     names = [layer.name for layer in network.weighted]
     shares = any(layer.weights_of is not None for layer in network.weighted)
@@ -98,15 +99,17 @@ def _distinct(
             config.check_matches(network)
         rows.append([layer for _, layer in config.layers] if in_order else [config[name] for name in names])
     indices = np.empty((len(rows), len(names)), dtype=np.int64)
-    choices: dict[str, list[LayerConfig]] = {}
+    # Equal choices are mostly one object, whose identity is much quicker to look up than its value.
+    objects = np.array([list(map(id, row)) for row in rows], dtype=np.int64)
+    choices: dict[str, Sequence[LayerConfig]] = {}
+    fields: Fields | None = None
     for column, (name, layers) in enumerate(zip(names, zip(*rows, strict=True), strict=True)):
-        # Equal choices are mostly one object, whose identity is much quicker to look up than its value.
-        objects = np.fromiter(map(id, layers), dtype=np.int64, count=len(layers))
-        _, firsts, places = np.unique(objects, return_index=True, return_inverse=True)
-        found = [layers[first] for first in firsts.tolist()]
-        if shares or len(found) <= FEW:
-            found, places = _equal(layers, firsts, places)
-        choices[name], indices[:, column] = found, places
+        _, firsts, places = np.unique(objects[:, column], return_index=True, return_inverse=True)
+        if 2 * len(firsts) > len(rows) > FEW and not shares:  # hardly any object comes twice
+            fields = fields or Fields(rows)
+            choices[name], indices[:, column] = ReadChoices.of(layers, fields, column), np.arange(len(rows))
+        else:
+            choices[name], indices[:, column] = _equal(layers, firsts, places)
     return choices, indices
 
 
