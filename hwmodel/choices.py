@@ -29,23 +29,6 @@ class Kind:
     sparsity: Floats
 
 
-@dataclass(frozen=True)
-class Choices:
-    """Choices of one layer.
-
-    Args:
-        configs: Each choice.
-        kinds: The choices by what they have in common.
-        act_bits: Shape (choices,): bits that each reads.
-        act_widths: The distinct ones of `act_bits`.
-    """
-
-    configs: Sequence[LayerConfig]
-    kinds: tuple[Kind, ...]
-    act_bits: Array
-    act_widths: frozenset[int]
-
-
 class Fields:
     """Fields of configurations as arrays of one shape.
 
@@ -98,15 +81,22 @@ class ReadChoices(tuple[LayerConfig, ...]):
         return choices
 
 
-def by_kind(configs: Sequence[LayerConfig]) -> Choices:
-    """Sorts the choices of one layer, at least one, by kind."""
-    fields, column = (
-        (configs.fields, configs.column) if isinstance(configs, ReadChoices) else (Fields([[c] for c in configs]), 0)
-    )
-    keys, acts = np.ascontiguousarray(fields.keys[:, column]), np.ascontiguousarray(fields.act_bits[:, column])
-    sparsity = fields.sparsity[:, column]
+def act_bits(configs: Sequence[LayerConfig]) -> Array:
+    """Bits that each choice of a layer reads, shape (choices,)."""
+    if isinstance(configs, ReadChoices):
+        return np.ascontiguousarray(configs.fields.act_bits[:, configs.column])
+    return np.array([config.act_bit_width for config in configs], dtype=np.int64)
+
+
+def by_kind(configs: Sequence[LayerConfig]) -> list[Kind]:
+    """Sorts the choices of one layer by kind."""
+    if isinstance(configs, ReadChoices):
+        fields, column = configs.fields, configs.column
+    else:
+        fields, column = Fields([[config] for config in configs]), 0
+    keys, sparsity = np.ascontiguousarray(fields.keys[:, column]), fields.sparsity[:, column]
     found = []
     for key in np.flatnonzero(np.bincount(keys)):
         members = np.flatnonzero(keys == key)
         found.append(Kind(configs[members[0]], members, sparsity[members]))
-    return Choices(configs, tuple(found), acts, frozenset(np.flatnonzero(np.bincount(acts)).tolist()))
+    return found
