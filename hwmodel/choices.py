@@ -29,37 +29,74 @@ class Kind:
     sparsity: Floats
 
 
-@dataclass(frozen=True)
-class Choices:
-    """Choices of one layer.
+class Fields:
+    """Fields of configurations as arrays of one shape.
 
     Args:
-        configs: Each choice.
-        kinds: The choices by what they have in common.
-        act_bits: Shape (choices,): bits that each reads.
-        act_widths: The distinct ones of `act_bits`.
+        rows: Configurations, row by row: objects lie in memory as they were made, and reading them by columns is much
+            slower.
     """
 
-    configs: Sequence[LayerConfig]
-    kinds: tuple[Kind, ...]
-    act_bits: Array
-    act_widths: frozenset[int]
+    def __init__(self, rows: Sequence[Sequence[LayerConfig]]) -> None:
+        weight_bits: list[int] = []
+        act_bits: list[int] = []
+        sparsity: list[float] = []
+        formats: list[int] = []
+        granularities: list[int] = []
+        for row in rows:
+            weight_bits += [config.weight_bit_width for config in row]
+            act_bits += [config.act_bit_width for config in row]
+            sparsity += [config.sparsity for config in row]
+            # Members of an enumeration are single objects, and the hash of one is slow.
+            formats += [id(config.weight_format) for config in row]
+            granularities += [id(config.granularity) for config in row]
+        shape = (len(rows), -1)
+        self.act_bits = np.array(act_bits, dtype=np.int64).reshape(shape)
+        self.sparsity = np.array(sparsity, dtype=np.float64).reshape(shape)
+        self.keys = np.array(weight_bits, dtype=np.int64).reshape(shape) * 32 + self.act_bits
+        """A number for each combination of fields other than the density."""
+        for objects, kinds in ((formats, WeightFormat), (granularities, Granularity)):
+            found = np.array(objects, dtype=np.int64).reshape(shape)
+            self.keys *= len(kinds)
+            for number, kind in enumerate(kinds):
+                self.keys += number * (found == id(kind))
 
 
-def by_kind(configs: Sequence[LayerConfig]) -> Choices:
-    """Sorts the choices of one layer, at least one, by kind."""
-    acts = np.array([config.act_bit_width for config in configs], dtype=np.int64)
-    keys = np.array([config.weight_bit_width for config in configs], dtype=np.int64) * 32 + acts
-    # Members of an enumeration are single objects, and the hash of one is slow.
-    formats = np.array([id(config.weight_format) for config in configs], dtype=np.int64)
-    granularities = np.array([id(config.granularity) for config in configs], dtype=np.int64)
-    for objects, kinds in ((formats, WeightFormat), (granularities, Granularity)):
-        keys *= len(kinds)
-        for number, kind in enumerate(kinds):
-            keys += number * (objects == id(kind))
-    densities = np.array([config.sparsity for config in configs], dtype=np.float64)
+class ReadChoices(tuple[LayerConfig, ...]):
+    """Choices of a layer whose fields have been read already.
+
+    Attributes:
+        fields: Fields of the choices, and perhaps of other layers.
+        column: Column of `fields` that is of this layer.
+    """
+
+    fields: Fields
+    column: int
+
+    @classmethod
+    def of(cls, configs: Sequence[LayerConfig], fields: Fields, column: int) -> ReadChoices:
+        """Choices of a layer with their fields."""
+        choices = cls(configs)
+        choices.fields, choices.column = fields, column
+        return choices
+
+
+def act_bits(configs: Sequence[LayerConfig]) -> Array:
+    """Bits that each choice of a layer reads, shape (choices,)."""
+    if isinstance(configs, ReadChoices):
+        return np.ascontiguousarray(configs.fields.act_bits[:, configs.column])
+    return np.array([config.act_bit_width for config in configs], dtype=np.int64)
+
+
+def by_kind(configs: Sequence[LayerConfig]) -> list[Kind]:
+    """Sorts the choices of one layer by kind."""
+    if isinstance(configs, ReadChoices):
+        fields, column = configs.fields, configs.column
+    else:
+        fields, column = Fields([[config] for config in configs]), 0
+    keys, sparsity = np.ascontiguousarray(fields.keys[:, column]), fields.sparsity[:, column]
     found = []
     for key in np.flatnonzero(np.bincount(keys)):
         members = np.flatnonzero(keys == key)
-        found.append(Kind(configs[members[0]], members, densities[members]))
-    return Choices(configs, tuple(found), acts, frozenset(np.flatnonzero(np.bincount(acts)).tolist()))
+        found.append(Kind(configs[members[0]], members, sparsity[members]))
+    return found

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.board import Board
+from hwmodel.choices import Fields, ReadChoices
 from hwmodel.cost import cost_of
 from hwmodel.dataflow import Schedule
 from hwmodel.errors import SpecError
@@ -17,8 +18,8 @@ from hwmodel.report import CostReport
 from hwmodel.scheduler import schedule as best_schedule
 from hwmodel.table import CostTable
 
-FEW = 64
-"""Distinct objects of a layer up to which they are compared by value."""
+SAMPLE = 128
+"""Configurations of which the first are looked at to see whether a layer's choices come again."""
 
 
 def estimate(network: NetworkSpec, config: NetworkConfig, board: Board, schedule: Schedule | None = None) -> CostReport:
@@ -87,7 +88,7 @@ def estimate_many(
 
 def _distinct(
     network: NetworkSpec, configs: list[NetworkConfig]
-) -> tuple[dict[str, list[LayerConfig]], NDArray[np.int64]]:
+) -> tuple[dict[str, Sequence[LayerConfig]], NDArray[np.int64]]:
     """The distinct choices of each layer, and which of them each configuration takes, shape (n, layers)."""
     names = [layer.name for layer in network.weighted]
     shares = any(layer.weights_of is not None for layer in network.weighted)
@@ -98,30 +99,25 @@ def _distinct(
             config.check_matches(network)
         rows.append([layer for _, layer in config.layers] if in_order else [config[name] for name in names])
     indices = np.empty((len(rows), len(names)), dtype=np.int64)
-    choices: dict[str, list[LayerConfig]] = {}
-    for column, (name, layers) in enumerate(zip(names, zip(*rows, strict=True), strict=True)):
-        # Equal choices are mostly one object, whose identity is much quicker to look up than its value.
-        objects = np.fromiter(map(id, layers), dtype=np.int64, count=len(layers))
-        _, firsts, places = np.unique(objects, return_index=True, return_inverse=True)
-        found = [layers[first] for first in firsts.tolist()]
-        if shares or len(found) <= FEW:
-            found, places = _equal(layers, firsts, places)
-        choices[name], indices[:, column] = found, places
-    return choices, indices
-
-
-def _equal(
-    layers: Sequence[LayerConfig], firsts: NDArray[np.int64], places: NDArray[np.int64]
-) -> tuple[list[LayerConfig], NDArray[np.int64]]:
-    """The distinct values among distinct objects, in the order in which they come, and which of them each layer has.
-
-    Args:
-        layers: Shape (n,).
-        firsts: Where each object comes first.
-        places: Shape (n,): which object each is.
-    """
-    numbers: dict[LayerConfig, int] = {}
-    of_object = np.empty(len(firsts), dtype=np.int64)
-    for place in np.argsort(firsts).tolist():
-        of_object[place] = numbers.setdefault(layers[firsts[place]], len(numbers))
-    return list(numbers), of_object[places]
+    some = rows[:SAMPLE]
+    is_new = [not shares and len({id(row[column]) for row in some}) > SAMPLE // 2 for column in range(len(names))]
+    columns = [column for column, new in enumerate(is_new) if not new]
+    own = slice(None) if len(columns) == len(names) else columns
+    found: list[dict[LayerConfig, int]] = [{} for _ in columns]
+    # Equal choices are mostly one object, whose identity is much quicker to look up than its value.
+    known: list[dict[int, int]] = [{} for _ in columns]
+    for number, row in enumerate(rows if columns else ()):
+        layers = row if len(columns) == len(names) else [row[column] for column in columns]
+        try:
+            indices[number, own] = [places[id(layer)] for places, layer in zip(known, layers, strict=True)]
+        except KeyError:
+            for place, layer in enumerate(layers):
+                known[place][id(layer)] = found[place].setdefault(layer, len(found[place]))
+            indices[number, own] = [places[id(layer)] for places, layer in zip(known, layers, strict=True)]
+    choices: dict[int, Sequence[LayerConfig]] = dict(zip(columns, map(list, found), strict=True))
+    if any(is_new):  # nearly every configuration brings a choice of its own: there is nothing to look up
+        fields, objects = Fields(rows), list(zip(*rows, strict=True))
+        for column in np.flatnonzero(is_new).tolist():
+            choices[column] = ReadChoices.of(objects[column], fields, column)
+            indices[:, column] = np.arange(len(rows))
+    return {name: choices[column] for column, name in enumerate(names)}, indices

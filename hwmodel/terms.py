@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.board import Board
-from hwmodel.choices import Choices, Floats, by_kind
+from hwmodel.choices import Floats, act_bits, by_kind
 from hwmodel.compute import Count
 from hwmodel.cost import operation_stored_bits, pipelined_operation_memories, shared_place, weight_reads
 from hwmodel.dataflow import DataFlow, Schedule
@@ -119,12 +119,12 @@ class Terms:
         self.choices = choices
         self.bit_widths = bit_widths
         names = tuple(choices)
-        sorted_choices = {name: by_kind(choices[name]) for name in names}
-        self._act_widths = {name: choices.act_widths for name, choices in sorted_choices.items()}
-        found = [self._of_choices(network.by_name[name], choices) for name, choices in sorted_choices.items()]
+        found = [self._of_choices(network.by_name[name], choices[name]) for name in names]
+        bits = {name: act_bits(choices[name]) for name in names}
+        self._act_widths: dict[str, frozenset[int]] = {name: frozenset(own.tolist()) for name, own in bits.items()}
         self.rows = np.concatenate([rows for rows, _, _ in found])
         self.energy_pj = np.concatenate([energy for _, _, energy in found])
-        self.act_bits = np.concatenate([choices.act_bits for choices in sorted_choices.values()])
+        self.act_bits = np.concatenate(list(bits.values()))
         is_shared = [not schedule[name].data_flow.is_pipelined for name in names]
         self.shared_columns = np.flatnonzero(is_shared)
         self._needs = self._merge_needs(np.concatenate([needs for _, needs, _ in found]))
@@ -215,17 +215,21 @@ class Terms:
         sizes = [elements(self.network, tensor) * self.widths(tensor, rows) for tensor in tensors]
         return np.asarray(np.max(sizes, axis=0), dtype=np.int64)
 
-    def _of_choices(self, layer: LayerSpec, choices: Choices) -> tuple[Array, Array, Floats]:
+    def _of_choices(self, layer: LayerSpec, configs: Sequence[LayerConfig]) -> tuple[Array, Array, Floats]:
         """What each choice of a layer adds: `rows`, what it asks of the shared engine, and `energy_pj`.
 
         Of a kind only the number of kept groups matters.  Many of them are arrays for the formulas; few, and those that
         keep nothing or all, go through them one by one.
         """
-        size = len(choices.configs)
+        size = len(configs)
         rows = np.empty((size, len(TERMS)), dtype=np.int64)
         needs = np.empty((size, len(NEEDS)), dtype=np.int64)
         energy = np.empty(size)
-        for kind in choices.kinds:
+        if size < MANY:
+            for i, config in enumerate(configs):
+                rows[i], needs[i], energy[i] = self._of_choice(layer, config, weight_storage(layer, config))
+            return rows, needs, energy
+        for kind in by_kind(configs):
             groups = number_of_groups(layer, kind.example)
             if kind.example.weight_format is WeightFormat.DENSE:
                 each, inverse = np.array([groups]), np.zeros(len(kind.members), dtype=np.int64)
@@ -245,7 +249,7 @@ class Terms:
                 firsts = np.full(len(each), size)
                 np.minimum.at(firsts, inverse, kind.members)
                 for i in some:
-                    config = choices.configs[firsts[i]]
+                    config = configs[firsts[i]]
                     own[i], own_needs[i], own_energy[i] = self._of_choice(layer, config, weight_storage(layer, config))
             rows[kind.members], needs[kind.members] = own[inverse], own_needs[inverse]
             energy[kind.members] = own_energy[inverse]
