@@ -40,28 +40,6 @@ def relaxed(share: Floats, group: Array) -> tuple[float, Floats, Floats]:
     return float(result.x[-1]), result.x[:-1], duals / max(duals.sum(), TINY)
 
 
-def cheapest_mix(cost: Floats, share: Floats, group: Array) -> tuple[Floats, Floats] | None:
-    """The least cost within the budgets if options may be mixed.
-
-    Args:
-        cost: Shape (options,).
-        share: Shape (options, resources): what an option takes of each budget.
-        group: Shape (options,), ascending: the group of each option; every group has one.
-
-    Returns:
-        The mix, shape (options,), and the prices of whole budgets in units of the cost; None if there is no mix.
-    """
-    from scipy.optimize import linprog
-    from scipy.sparse import csr_array
-
-    size, resources = share.shape
-    groups = int(group[-1]) + 1
-    one_each = csr_array((np.ones(size), (group, np.arange(size))), shape=(groups, size))
-    every = np.ones(resources)
-    result = linprog(cost, A_ub=share.T, b_ub=every, A_eq=one_each, b_eq=np.ones(groups), method="highs-ds")
-    return None if result.x is None else (result.x, np.maximum(0.0, -result.ineqlin.marginals))
-
-
 def branch_and_cut(
     cost: Floats, use: Array, group: Array, budgets: Array, groups: int, nodes: int | None = None
 ) -> tuple[Array | None, bool]:

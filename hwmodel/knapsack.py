@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.exchanges import TINY, Array, Floats, improved, paired, repaired
-from hwmodel.highs import branch_and_cut, cheapest_mix, relaxed
+from hwmodel.highs import branch_and_cut, relaxed
 
 Mask = NDArray[np.bool_]
 
@@ -37,9 +37,6 @@ PROVEN_GROUPS = 16
 
 STEPS = 24
 """Changes of the prices before exchanges (and the solver) have to decide."""
-
-RELAX_AT = 8
-"""Steps after which the linear relaxation gives the prices of the least sum, with more than `PROVEN_GROUPS` groups."""
 
 CORE_OPTIONS = 150
 """Options up to which branch and cut is tried with more groups, where exchanges of pairs have found nothing."""
@@ -256,14 +253,7 @@ def cheapest(
     price = np.array(prices) if prices else np.zeros(len(budgets))
     best_price, lower, agility, stale = price, -np.inf, 1.0, 0
     first_repair = 0 if prices else 7  # without prices the cheapest options are far over budget
-    for step in range(4 * STEPS if is_small else RELAX_AT + STEPS):
-        if (
-            step == RELAX_AT
-            and not is_small
-            and (mixed := cheapest_mix(key, problem.share, problem.choices.group)) is not None
-        ):
-            mix, price = mixed
-            offer(problem.repaired(problem.cheapest(-mix)))
+    for step in range(4 * STEPS):
         priced = key + problem.share @ price
         chosen = problem.cheapest(priced)
         bound = float(priced[chosen].sum() - price.sum())
