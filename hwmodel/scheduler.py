@@ -205,13 +205,35 @@ class _Search:
             per_bit = np.minimum(per_bit, scaled[:, 1] / prod(URAM_SHAPE))
         cuts = Cuts(self.segments, ())
         before = cuts.before(cuts.own.use @ scaled.T)
+        engines = self._bare_engines(candidates, scaled)
         found: list[Split] = []
         for candidate in candidates:
             bits = engine.offchip_bits(candidate)
-            fill = before[candidate.pipelined] + engine.weight_memory_bits(candidate)[:, None] * per_bit
+            fill = (
+                before[candidate.pipelined]
+                + engines.get(candidate, 0)
+                + engine.weight_memory_bits(candidate)[:, None] * per_bit
+            )
             for resident in np.flatnonzero((bits <= limit) & (fill.max(axis=1) <= 1 + TINY)).tolist():
                 found.append(Split(candidate, resident, int(bits[resident])))
         return sorted(found, key=lambda one: one.offchip_bits)
+
+    def _bare_engines(self, candidates: Sequence[Candidate], scaled: Floats) -> dict[Candidate, Floats]:
+        """What the shared engine of each cut that has one takes at least, without its weights.
+
+        Args:
+            candidates: The cuts.
+            scaled: Prices of a unit of each resource, shape (prices, resources).
+
+        Returns:
+            By cut, shape (prices,).
+        """
+        shared = [one for one in candidates if one.pipelined < len(self.segments.network.layers)]
+        if not shared:
+            return {}
+        rows = self.segments.engine.rows([self._all_resident(one) for one in shared], bare=True)
+        starts = np.flatnonzero(np.diff(rows.split, prepend=-1))
+        return dict(zip(shared, np.minimum.reduceat(rows.use @ scaled.T, starts, axis=0), strict=True))
 
     def _fill(self, cuts: Cuts, limit: int = NO_LIMIT) -> Floats:
         """`Cuts.fill` at all prices so far."""

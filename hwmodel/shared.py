@@ -191,10 +191,10 @@ class SharedEngine:
         least: Array = np.where(words > most_in_luts, bits, 0).min(axis=1)
         return least
 
-    def rows(self, splits: Sequence[Split], longest: int = NO_LIMIT) -> SharedRows:
-        """Options of some splits with no more than `longest` cycles."""
+    def rows(self, splits: Sequence[Split], longest: int = NO_LIMIT, *, bare: bool = False) -> SharedRows:
+        """Options of some splits with no more than `longest` cycles; `bare` ones without memories of weights."""
         parts = [
-            self._rows(chain, splits, numbers, start, stop, longest)
+            self._rows(chain, splits, numbers, start, stop, longest, bare)
             for chain, numbers, start, stop in self._by_chain(splits)
         ]
         if len(parts) == 1:
@@ -217,7 +217,7 @@ class SharedEngine:
         return [(chain, *np.array(rows, dtype=np.int64).T) for chain, rows in found.values()]
 
     def _rows(
-        self, chain: Chain, splits: Sequence[Split], numbers: Array, start: Array, stop: Array, longest: int
+        self, chain: Chain, splits: Sequence[Split], numbers: Array, start: Array, stop: Array, longest: int, bare: bool
     ) -> SharedRows:
         cycles = chain.cycles[start]
         split, engine = np.nonzero(cycles <= longest)
@@ -229,6 +229,8 @@ class SharedEngine:
             fields[name] = column[end, engine] - column[first, engine]
         for i, name in enumerate(MAXIMISED):
             fields[name] = chain.after[last if name == "stream_words" else first, i, engine]
+        if bare:
+            fields |= {name: np.zeros_like(engine) for name in ("weight_words", "stream_words", "sparse_words")}
         pe, simd = (values[engine] for values in self.grid)
         use = np.empty((len(engine), len(self.kinds), 4), dtype=np.int64)
         widths = fields["weight_bit_width"] * 32 + fields["act_bit_width"]
