@@ -103,13 +103,14 @@ def measure(network: NetworkSpec, board: Board, configurations: int) -> list[flo
     indices = draw(network, configurations)
     many = [table.config(row) for row in indices[: configurations // 5]]
     configs, first = many[:10], many[10:30]
+    own = draw_densities(network, configurations // 10)
     for config in first:  # a search meets the options of most choices in its first configurations
         scheduler.schedule(config)
     times = [1 / rate(1, lambda config=config: scheduler.schedule(config), repeats=1) for config in many[30:70]]
     return [
         rate(configurations, lambda: table.evaluate(indices)),
         rate(len(many), lambda: estimate_many(network, many, board, table.schedule)),
-        rate(50, lambda: estimate_many(network, draw_densities(network, 50), board, table.schedule), repeats=1),
+        rate(len(own), lambda: estimate_many(network, own, board, table.schedule)),
         rate(10, lambda: [estimate(network, config, board, table.schedule) for config in configs]),
         len(times) / sum(times),
         max(times),

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from hwmodel.network import LayerSpec
+from hwmodel.smooth import Array, Floats, Smooth, ceilings
 
 Count = Any
 """An int, or an integer array of foldings."""
@@ -196,3 +197,40 @@ def expected_max_load(lanes: int, items_per_lane: int, probability: float) -> fl
     mass = np.exp(log_mass - log_mass.max())
     cumulative = np.minimum(np.cumsum(mass / mass.sum()), 1.0)
     return float(low + np.sum(1.0 - cumulative[:-1] ** lanes))
+
+
+LOAD_MARGIN = 1e-6
+"""Items within which interpolated loads may be wrong."""
+
+
+def lane_load(lanes: int, groups: int, density: float) -> int:
+    """Groups that the fullest of some lanes is expected to hold, rounded up.
+
+    Args:
+        lanes: Number of lanes, >= 1.
+        groups: Groups of all lanes.
+        density: Share of the groups that are kept, 0..1.
+    """
+    return ceil(expected_max_load(lanes, -(-groups // lanes), density) - 1e-9)
+
+
+def lane_loads(lanes: int, groups: int, densities: Floats) -> Array:
+    """`lane_load` of many densities, equal to it.
+
+    Args:
+        lanes: Number of lanes, >= 1.
+        groups: Groups of all lanes.
+        densities: Shape (n,), ascending, strictly between 0 and 1.
+
+    Returns:
+        Groups, shape (n,).
+    """
+    if lanes == 1:
+        return np.ceil(groups * densities - 1e-9).astype(np.int64)
+    values = _load(lanes, -(-groups // lanes)).values(densities)
+    return ceilings(values - 1e-9, LOAD_MARGIN, lambda index: lane_load(lanes, groups, float(densities[index])))
+
+
+@lru_cache(maxsize=4096)
+def _load(lanes: int, items_per_lane: int) -> Smooth:
+    return Smooth(lambda density: expected_max_load(lanes, items_per_lane, density), LOAD_MARGIN)

@@ -187,7 +187,7 @@ def baseline_bits(network: NetworkSpec, config: NetworkConfig, host: HostInterfa
     widths = ofm_bit_widths(network, config)
     placement = place(network, (DataFlow.SPILLED,) * len(network.layers))
     maps = sum(tensor_bits(network, t.tensor, widths[t.tensor], host or HostInterface()) for t in placement.transfers)
-    return maps + sum(weight_storage(layer, config[layer.name]).weight_bits for layer in network.weighted)
+    return maps + sum(int(weight_storage(layer, config[layer.name]).weight_bits) for layer in network.weighted)
 
 
 def engine_cycles(schedule: Schedule, cycles: Mapping[str, int]) -> int:

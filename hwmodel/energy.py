@@ -8,11 +8,13 @@ Source:
 
 from __future__ import annotations
 
+from typing import Any
+
 from hwmodel.compute import accumulator_bits, folds
 from hwmodel.dataflow import DataFlow, LayerSchedule
 from hwmodel.network import LayerSpec
 from hwmodel.precision import SIGNIFICANT_BIT_WIDTH, LayerConfig, WeightFormat
-from hwmodel.storage import WeightStorage
+from hwmodel.storage import WeightBits
 
 ADD_PJ_PER_BIT = 0.0031
 MULTIPLY_PJ_PER_BIT2 = 0.003
@@ -20,8 +22,8 @@ SRAM_PJ_PER_BIT = 10 / 64
 DRAM_PJ_PER_BIT = 20.3
 
 
-def mac_energy_pj(layer: LayerSpec, config: LayerConfig, storage: WeightStorage) -> float:
-    """Energy of a layer's multiplications and additions per frame, in pJ."""
+def mac_energy_pj(layer: LayerSpec, config: LayerConfig, storage: WeightBits) -> Any:
+    """Energy of a layer's multiplications and additions per frame, in pJ: a float, or an array of many densities."""
     sum_bits = accumulator_bits(layer, config.stored_bit_width, config.act_bit_width)
     addition = ADD_PJ_PER_BIT * sum_bits
     multiplication = MULTIPLY_PJ_PER_BIT2 * config.act_bit_width
@@ -34,8 +36,8 @@ def mac_energy_pj(layer: LayerSpec, config: LayerConfig, storage: WeightStorage)
     return macs * (product + addition)
 
 
-def on_chip_energy_pj(layer: LayerSpec, config: LayerConfig, storage: WeightStorage, plan: LayerSchedule) -> float:
-    """Energy of reading weights and activations from memories on chip per frame, in pJ."""
+def on_chip_energy_pj(layer: LayerSpec, config: LayerConfig, storage: WeightBits, plan: LayerSchedule) -> Any:
+    """Energy of reading weights and activations from memories on chip per frame, in pJ: like `mac_energy_pj`."""
     pixels = layer.out_height * layer.out_width
     weight_reads = {
         DataFlow.ROW_PIXEL: pixels,
@@ -45,7 +47,7 @@ def on_chip_energy_pj(layer: LayerSpec, config: LayerConfig, storage: WeightStor
     }[plan.data_flow]
     # Columns slide through the window registers: a memory delivers one column of the window per output pixel.
     act_bits = folds(layer, plan.pe, plan.simd) * pixels * plan.simd * config.act_bit_width / layer.kernel_size[1]
-    return SRAM_PJ_PER_BIT * float(weight_reads * storage.weight_bits + act_bits)
+    return SRAM_PJ_PER_BIT * (weight_reads * storage.weight_bits + act_bits)
 
 
 def dram_energy_pj(bits: float) -> float:

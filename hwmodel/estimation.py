@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.board import Board
+from hwmodel.choices import Fields, ReadChoices
 from hwmodel.cost import cost_of
 from hwmodel.dataflow import Schedule
 from hwmodel.errors import SpecError
@@ -16,6 +17,9 @@ from hwmodel.precision import LayerConfig, NetworkConfig
 from hwmodel.report import CostReport
 from hwmodel.scheduler import schedule as best_schedule
 from hwmodel.table import CostTable
+
+SAMPLE = 128
+"""Configurations of which the first are looked at to see whether a layer's choices come again."""
 
 
 def estimate(network: NetworkSpec, config: NetworkConfig, board: Board, schedule: Schedule | None = None) -> CostReport:
@@ -42,8 +46,9 @@ def estimate_many(
 ) -> dict[str, NDArray[np.generic]]:
     """What many configurations cost on a board under one schedule.
 
-    Every distinct precision of a layer goes through the formulas once, so that of n configurations only gathering and
-    adding remains.  Who draws from choices that are known beforehand saves that too with a `CostTable`.
+    Every distinct precision of a layer goes through the formulas once, densities as arrays, so that of n configurations
+    only gathering and adding remains.  Who draws from choices that are known beforehand saves that too with a
+    `CostTable`.
 
     Args:
         network: The network.
@@ -83,23 +88,36 @@ def estimate_many(
 
 def _distinct(
     network: NetworkSpec, configs: list[NetworkConfig]
-) -> tuple[dict[str, list[LayerConfig]], NDArray[np.int64]]:
+) -> tuple[dict[str, Sequence[LayerConfig]], NDArray[np.int64]]:
     """The distinct choices of each layer, and which of them each configuration takes, shape (n, layers)."""
     names = [layer.name for layer in network.weighted]
     shares = any(layer.weights_of is not None for layer in network.weighted)
-    found: list[dict[LayerConfig, int]] = [{} for _ in names]
-    # Equal choices are mostly one object, whose identity is much quicker to look up than its value.
-    known: list[dict[int, int]] = [{} for _ in names]
-    indices = np.empty((len(configs), len(names)), dtype=np.int64)
-    for row, config in zip(indices, configs, strict=True):
+    rows: list[Sequence[LayerConfig]] = []
+    for config in configs:
         in_order = [name for name, _ in config.layers] == names
         if shares or not in_order:
             config.check_matches(network)
-        layers = [layer for _, layer in config.layers] if in_order else [config[name] for name in names]
+        rows.append([layer for _, layer in config.layers] if in_order else [config[name] for name in names])
+    indices = np.empty((len(rows), len(names)), dtype=np.int64)
+    some = rows[:SAMPLE]
+    is_new = [not shares and len({id(row[column]) for row in some}) > SAMPLE // 2 for column in range(len(names))]
+    columns = [column for column, new in enumerate(is_new) if not new]
+    own = slice(None) if len(columns) == len(names) else columns
+    found: list[dict[LayerConfig, int]] = [{} for _ in columns]
+    # Equal choices are mostly one object, whose identity is much quicker to look up than its value.
+    known: list[dict[int, int]] = [{} for _ in columns]
+    for number, row in enumerate(rows if columns else ()):
+        layers = row if len(columns) == len(names) else [row[column] for column in columns]
         try:
-            row[:] = [places[id(layer)] for places, layer in zip(known, layers, strict=True)]
+            indices[number, own] = [places[id(layer)] for places, layer in zip(known, layers, strict=True)]
         except KeyError:
-            for column, layer in enumerate(layers):
-                place = found[column].setdefault(layer, len(found[column]))
-                row[column] = known[column][id(layer)] = place
-    return dict(zip(names, map(list, found), strict=True)), indices
+            for place, layer in enumerate(layers):
+                known[place][id(layer)] = found[place].setdefault(layer, len(found[place]))
+            indices[number, own] = [places[id(layer)] for places, layer in zip(known, layers, strict=True)]
+    choices: dict[int, Sequence[LayerConfig]] = dict(zip(columns, map(list, found), strict=True))
+    if any(is_new):  # nearly every configuration brings a choice of its own: there is nothing to look up
+        fields, objects = Fields(rows), list(zip(*rows, strict=True))
+        for column in np.flatnonzero(is_new).tolist():
+            choices[column] = ReadChoices.of(objects[column], fields, column)
+            indices[:, column] = np.arange(len(rows))
+    return {name: choices[column] for column, name in enumerate(names)}, indices

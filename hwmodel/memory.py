@@ -29,6 +29,7 @@ import numpy as np
 
 from hwmodel.board import FAMILIES
 from hwmodel.errors import SpecError
+from hwmodel.network import is_size
 
 Count = Any
 """An int, or an integer array."""
@@ -76,8 +77,8 @@ def map_memory(depth: int, width: int, family: str, profile: str = "vivado") -> 
     >>> map_memory(2304, 64, "7series").bram18
     10
     """
-    if depth < 0 or width < 0:
-        raise SpecError(f"memory of depth={depth}, width={width}: expected integers >= 0")
+    if not (is_size(depth, 0) and is_size(width, 0)):
+        raise SpecError(f"memory of depth={depth!r}, width={width!r}: expected integers >= 0")
     if family not in FAMILIES:
         raise SpecError(f"family={family!r}, expected one of {list(FAMILIES)}")
     if profile not in PROFILES:

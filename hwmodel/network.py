@@ -45,6 +45,11 @@ RELAYING = (Op.MAX_POOL, Op.SUBSAMPLE, Op.UPSAMPLE, Op.REORG, Op.FLATTEN, Op.SHU
 ACTIVATIONS = ("none", "relu", "relu6", "leaky_relu", "hard_swish", "hard_sigmoid", "silu", "sigmoid", "tanh")
 
 
+def is_size(value: object, low: int) -> bool:
+    """Whether a value is an integer, not a truth value, and at least `low`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
 @dataclass(frozen=True)
 class LayerSpec:
     """One layer of the inference graph.
@@ -98,19 +103,21 @@ class LayerSpec:
             object.__setattr__(self, "op", Op(self.op))
         except ValueError:
             raise SpecError(f"layer {self.name!r}: op={self.op!r} is not one of {[str(o) for o in Op]}") from None
-        for name in ("inputs", "kernel_size", "stride", "padding", "dilation"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.padding_end is not None:
-            end = tuple(self.padding_end)
-            object.__setattr__(self, "padding_end", None if end == self.padding else end)
+        for name in ("inputs", "kernel_size", "stride", "padding", "dilation", "padding_end"):
+            value = getattr(self, name)
+            if value is not None or name != "padding_end":
+                self._require(isinstance(value, list | tuple), name, "a list")
+                object.__setattr__(self, name, tuple(value))
+        if self.padding_end == self.padding:
+            object.__setattr__(self, "padding_end", None)
         positive = ("in_channels", "in_height", "in_width", "out_channels", "out_height", "out_width", "groups")
         for name in positive:
-            self._require(isinstance(getattr(self, name), int) and getattr(self, name) >= 1, name, "an integer >= 1")
+            self._require(is_size(getattr(self, name), 1), name, "an integer >= 1")
         for name, low in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
             pair = getattr(self, name)
-            ok = len(pair) == 2 and all(isinstance(v, int) and v >= low for v in pair)
+            ok = len(pair) == 2 and all(is_size(v, low) for v in pair)
             self._require(ok, name, f"two integers >= {low}")
-        ok = len(self.end_padding) == 2 and all(isinstance(v, int) and v >= 0 for v in self.end_padding)
+        ok = len(self.end_padding) == 2 and all(is_size(v, 0) for v in self.end_padding)
         self._require(ok, "padding_end", "two integers >= 0, or None")
         self._require(self.activation in ACTIVATIONS, "activation", f"one of {list(ACTIVATIONS)}")
         self._require(len(self.inputs) >= 1, "inputs", "at least one producer")
@@ -127,6 +134,9 @@ class LayerSpec:
             self._require(
                 self.out_channels % self.groups == 0, "groups", f"a divisor of out_channels={self.out_channels}"
             )
+        if self.op is Op.LINEAR:
+            for name, value in (("in_height", 1), ("in_width", 1), ("kernel_size", (1, 1)), ("groups", 1)):
+                self._require(getattr(self, name) == value, name, f"{value} for op='linear', which reads a vector")
         if self.op in (
             Op.MAX_POOL,
             Op.AVG_POOL,
@@ -217,8 +227,8 @@ class NetworkSpec:
             default those that no layer reads.
 
     Raises:
-        SpecError: A name occurs twice, an input is unknown, shapes of neighbours differ, or a layer uses the weights of
-            one that has none of that shape.
+        SpecError: The input shape is out of range, a name occurs twice, an input is unknown, shapes of neighbours
+            differ, or a layer uses the weights of one that has none of that shape.
     """
 
     name: str
@@ -230,6 +240,9 @@ class NetworkSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
+        for name in ("input_channels", "input_height", "input_width"):
+            if not is_size(getattr(self, name), 1):
+                raise SpecError(f"network {self.name!r}: {name}={getattr(self, name)!r}, expected an integer >= 1")
         shapes = {INPUT: (self.input_channels, self.input_height, self.input_width)}
         earlier: dict[str, LayerSpec] = {}
         for layer in self.layers:
@@ -264,7 +277,9 @@ class NetworkSpec:
             got = set(operands)
         if got != {want}:
             produced = dict(zip(layer.inputs, operands, strict=True))
-            raise SpecError(f"layer {layer.name!r}: ifm is declared {want} (C, H, W), its producers give {produced}")
+            raise SpecError(
+                f"layer {layer.name!r}: (in_channels, in_height, in_width)={want}, its producers give {produced}"
+            )
 
     @staticmethod
     def _check_owner(layer: LayerSpec, earlier: Mapping[str, LayerSpec]) -> None:

@@ -19,8 +19,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cached_property
-from math import isfinite
+from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from hwmodel.errors import SpecError
 from hwmodel.network import INPUT, LayerSpec, NetworkSpec, Op
@@ -79,7 +81,9 @@ class LayerConfig:
         self._require(_is_int(self.weight_bit_width) and 1 <= self.weight_bit_width <= 8, "weight_bit_width", "1..8")
         allowed = _is_int(self.act_bit_width) and (1 <= self.act_bit_width <= 8 or self.act_bit_width == 16)
         self._require(allowed, "act_bit_width", "1..8 or 16")
-        self._require(isfinite(self.sparsity) and 0 <= self.sparsity <= 1, "sparsity", "0..1")
+        share: object = self.sparsity
+        ok = not isinstance(share, bool) and isinstance(share, Real) and 0 <= float(share) <= 1
+        self._require(ok, "sparsity", "a number in 0..1")
         object.__setattr__(self, "sparsity", float(self.sparsity))
         if self.weight_format is WeightFormat.DENSE:
             self._require(self.sparsity == 0, "sparsity", "0 for weight_format='dense'")
@@ -122,12 +126,22 @@ def group_shape(weight_shape: tuple[int, int, int, int], granularity: Granularit
     }[granularity]
 
 
-def kept_groups(groups: int, sparsity: float) -> int:
+def kept_groups(groups: int, sparsity: Any) -> Any:
     """Groups in the sparse plane: the density times the number of groups, rounded half up.
 
     The one place that turns a density into a count: masks, cost model and packer agree to the group.
+
+    Args:
+        groups: All groups.
+        sparsity: A number in 0..1, or an array of them.
+
+    Returns:
+        An integer, or an array of them.
     """
-    return min(groups, int((1.0 - sparsity) * groups + 0.5))
+    kept = (1.0 - sparsity) * groups + 0.5
+    if isinstance(kept, np.ndarray):
+        return np.minimum(groups, kept.astype(np.int64))
+    return min(groups, int(kept))
 
 
 @dataclass(frozen=True)
@@ -216,8 +230,10 @@ class NetworkConfig:
         version = values.pop("version", None)
         if version != VERSION:
             raise SpecError(f"version={version!r} of a network configuration, expected {VERSION}")
-        layers = []
-        for name, layer in values.pop("layers", {}).items():
+        layers, described = [], values.pop("layers", {})
+        if not isinstance(described, Mapping):
+            raise SpecError(f"layers={described!r} of a network configuration, expected configurations by layer name")
+        for name, layer in described.items():
             try:
                 layers.append((name, LayerConfig(**layer)))
             except (TypeError, SpecError) as error:

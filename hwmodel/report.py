@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from hwmodel.dataflow import DataFlow
 from hwmodel.errors import SpecError
 
 VERSION = 1
@@ -147,6 +148,21 @@ class CostReport:
         return 2 * self.total_macs * self.fps / 1e9
 
     @property
+    def multipliers(self) -> int:
+        """Products per cycle of all arrays: one per pipelined layer, and the shared one."""
+        rows = [row for row in self.layers if row.macs]
+        own = sum(row.pe * row.simd for row in rows if DataFlow(row.data_flow).is_pipelined)
+        return own + sum({row.pe * row.simd for row in rows if not DataFlow(row.data_flow).is_pipelined})
+
+    @property
+    def mac_efficiency(self) -> float:
+        """Multiply-accumulates per frame over the products that all arrays could make in an interval.
+
+        Skipped zeros are counted as in `gops`, so that a `sparse` network can pass 1.
+        """
+        return self.total_macs / (self.interval_cycles * self.multipliers) if self.multipliers else 0.0
+
+    @property
     def onchip_bits(self) -> int:
         """Bits of all memories on chip, before they are mapped."""
         return sum(memory.depth * memory.width for memory in self.memories)
@@ -180,5 +196,15 @@ class CostReport:
             raise SpecError(f"cost report: {error}") from error
 
 
-DERIVED = ("bits_per_weight", "compression", "offchip_bits", "fps", "latency_s", "gops", "onchip_bits")
+DERIVED = (
+    "bits_per_weight",
+    "compression",
+    "offchip_bits",
+    "fps",
+    "latency_s",
+    "gops",
+    "multipliers",
+    "mac_efficiency",
+    "onchip_bits",
+)
 """Properties of `CostReport` that its plain form states too."""

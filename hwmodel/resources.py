@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import ceil
 
 import numpy as np
 
@@ -32,8 +31,9 @@ from hwmodel.compute import (
     Count,
     Multiplier,
     accumulator_bits,
-    expected_max_load,
     folds,
+    lane_load,
+    lane_loads,
     mac_array,
     reduction_length,
     round_up,
@@ -43,7 +43,7 @@ from hwmodel.dataflow import DataFlow, Execution, WeightPlace
 from hwmodel.memory import MemoryUse, lutram_luts, map_memories, map_uram
 from hwmodel.network import LayerSpec, Op
 from hwmodel.precision import SIGNIFICANT_BIT_WIDTH, LayerConfig, WeightFormat
-from hwmodel.storage import BIAS_BITS, MULTIPLIER_BITS, WeightStorage
+from hwmodel.storage import BIAS_BITS, MULTIPLIER_BITS, WeightBits
 
 FRAME_ENGINE = "frame engine"
 """Owner of the memories that layers on the shared engine have in common."""
@@ -90,28 +90,31 @@ class SparseLanes:
     multipliers: Count
 
 
-def sparse_lanes(layer: LayerSpec, storage: WeightStorage, pe: Count, pixel_folds: Count) -> SparseLanes:
-    """Lanes for the significant weights of `binary_plus_sparse`, with the load imbalance between them."""
-    if storage.kept_groups == 0:
+def sparse_lanes(layer: LayerSpec, storage: WeightBits, pe: Count, pixel_folds: Count) -> SparseLanes:
+    """Lanes for the significant weights of `binary_plus_sparse`, with the load imbalance between them.
+
+    Args:
+        layer: The layer.
+        storage: Its stored weights, of one density or of many.
+        pe: Output channels in parallel; an array only with one density.
+        pixel_folds: Cycles per output pixel, for each of `pe`.
+    """
+    if not storage.keeps_any:
         return SparseLanes(0, 0)
-    weights_per_group = storage.kept_weights // storage.kept_groups
+    weights_per_group = storage.weights_per_group
     groups = layer.weights // weights_per_group
     density = storage.kept_groups / groups
-    if isinstance(pe, np.ndarray):
+    if isinstance(density, np.ndarray):
+        load: Count = lane_loads(pe, groups, density)
+    elif isinstance(pe, np.ndarray):
         lanes, inverse = np.unique(pe, return_inverse=True)
-        load: Count = np.array([_lane_load(int(lane), groups, density) for lane in lanes])[inverse.reshape(pe.shape)]
+        load = np.array([lane_load(int(lane), groups, density) for lane in lanes])[inverse.reshape(pe.shape)]
     else:
-        load = _lane_load(pe, groups, density)
+        load = lane_load(pe, groups, density)
     return SparseLanes(load, -(-load * weights_per_group // pixel_folds))
 
 
-def _lane_load(lanes: int, groups: int, density: float) -> int:
-    return ceil(expected_max_load(lanes, -(-groups // lanes), density) - 1e-9)
-
-
-def weight_memories(
-    layer: LayerSpec, config: LayerConfig, storage: WeightStorage, plan: Execution
-) -> tuple[Memory, ...]:
+def weight_memories(layer: LayerSpec, config: LayerConfig, storage: WeightBits, plan: Execution) -> tuple[Memory, ...]:
     """Memories for the weights of a pipelined layer."""
     pixel_folds = folds(layer, plan.pe, plan.simd)
     products = plan.pe * plan.simd
@@ -127,15 +130,15 @@ def weight_memories(
     if config.weight_format is WeightFormat.DENSE:
         memories.append(Memory(layer.name, "weights", pixel_folds, products * config.weight_bit_width, place))
     elif config.weight_format is WeightFormat.SPARSE:
-        per_cycle = -(-products * max(1, storage.kept_weights) // layer.weights)
+        per_cycle = -(-products * (storage.kept_weights + (not storage.keeps_any)) // layer.weights)
         depth = -(-storage.kept_weights // per_cycle)
         memories.append(Memory(layer.name, "values", depth, per_cycle * config.weight_bit_width, place))
         memories.append(Memory(layer.name, "index", pixel_folds, -(-storage.index_bits // pixel_folds), place))
     else:
         memories.append(Memory(layer.name, "weights", pixel_folds, products, place))
         lanes = sparse_lanes(layer, storage, plan.pe, pixel_folds)
-        if storage.kept_groups:
-            per_lane = lanes.groups * (storage.kept_weights // storage.kept_groups)
+        if storage.keeps_any:
+            per_lane = lanes.groups * storage.weights_per_group
             width = plan.pe * lanes.multipliers * SIGNIFICANT_BIT_WIDTH
             memories.append(Memory(layer.name, "values", -(-per_lane // lanes.multipliers), width, place))
             index_width = plan.pe * -(-storage.index_bits // storage.kept_groups)
@@ -181,7 +184,7 @@ def operation_memories(layer: LayerSpec, bit_width: int, plan: Execution) -> tup
 
 
 def pipelined_array(
-    layer: LayerSpec, config: LayerConfig, storage: WeightStorage, plan: Execution, rescales: bool, family: str
+    layer: LayerSpec, config: LayerConfig, storage: WeightBits, plan: Execution, rescales: bool, family: str
 ) -> ArrayUse:
     """LUTs and DSP slices of a pipelined layer with weights, without its memories.
 
@@ -202,8 +205,8 @@ def pipelined_array(
     if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE:
         lanes = sparse_lanes(layer, storage, plan.pe, pixel_folds)
         # Each multiplier reads any activation of the window, from its own copy.
-        lut += plan.pe * lanes.multipliers * lutram_luts(reduction_length(layer), config.act_bit_width, family)
-        dsp += plan.pe * lanes.multipliers
+        lut = lut + plan.pe * lanes.multipliers * lutram_luts(reduction_length(layer), config.act_bit_width, family)
+        dsp = dsp + plan.pe * lanes.multipliers
     if plan.data_flow is DataFlow.ROW_PIXEL:
         lut += lutram_luts(-(-reduction_length(layer) // plan.simd), plan.simd * config.act_bit_width, family)
     if rescales:
@@ -256,7 +259,7 @@ SUMMED = ("weight_words", "parameter_words", "sparse_words")
 
 
 def shared_layer(
-    layer: LayerSpec, config: LayerConfig, storage: WeightStorage, plan: Execution, *, keeps_weights: bool = True
+    layer: LayerSpec, config: LayerConfig, storage: WeightBits, plan: Execution, *, keeps_weights: bool = True
 ) -> SharedLayer:
     """What a layer with weights asks of the shared engine.
 
@@ -283,11 +286,11 @@ def shared_layer(
         need = replace(need, stream_words=2 * -(-block_bits // word))
     elif keeps_weights:
         need = replace(need, weight_words=_resident_words(config, storage, pixel_folds, products))
-    if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE and storage.kept_groups:
+    if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE and storage.keeps_any:
         lanes = sparse_lanes(layer, storage, plan.pe, pixel_folds)
         need = replace(need, lane_multipliers=lanes.multipliers, lane_window=reduction_length(layer))
         if plan.weight_place is not WeightPlace.STREAMED and keeps_weights:
-            per_group = SIGNIFICANT_BIT_WIDTH * (storage.kept_weights // storage.kept_groups)
+            per_group = SIGNIFICANT_BIT_WIDTH * storage.weights_per_group
             per_group += -(-storage.index_bits // storage.kept_groups)
             need = replace(need, sparse_words=-(-lanes.groups * per_group // SPARSE_WORD_BITS))
     if plan.data_flow is DataFlow.SPILLED:
@@ -302,7 +305,7 @@ SPARSE_WORD_BITS = 18
 """Bits per lane of a word of the shared engine's sparse memory: one column of a block RAM."""
 
 
-def _resident_words(config: LayerConfig, storage: WeightStorage, pixel_folds: Count, products: Count) -> Count:
+def _resident_words(config: LayerConfig, storage: WeightBits, pixel_folds: Count, products: Count) -> Count:
     word = products * CODE_BITS
     if config.weight_format is WeightFormat.SPARSE:
         return -(-storage.value_bits // word) + -(-storage.index_bits // word)

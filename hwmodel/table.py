@@ -79,7 +79,8 @@ class CostTable:
         self.network = network
         self.board = board
         self.layers = names
-        self.choices = {name: tuple(choices[name]) for name in names}
+        frozen = {name: choice for name, choice in choices.items() if isinstance(choice, tuple)}
+        self.choices = {name: frozen.get(name) or tuple(choices[name]) for name in names}
         self._widths = {
             "sum_bit_width": sum_bit_width,
             "input_bit_width": input_bit_width,

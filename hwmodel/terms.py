@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.board import Board
+from hwmodel.choices import Floats, act_bits, by_kind
 from hwmodel.compute import Count
 from hwmodel.cost import operation_stored_bits, pipelined_operation_memories, shared_place, weight_reads
 from hwmodel.dataflow import DataFlow, Schedule
 from hwmodel.energy import mac_energy_pj, on_chip_energy_pj
 from hwmodel.network import INPUT, LayerSpec, NetworkSpec
-from hwmodel.precision import LayerConfig, operand_bit_width
+from hwmodel.precision import LayerConfig, WeightFormat, kept_groups, operand_bit_width
 from hwmodel.resources import (
     FRAME_ENGINE,
     SUMMED,
@@ -35,7 +37,15 @@ from hwmodel.resources import (
     shared_memories,
     weight_memories,
 )
-from hwmodel.storage import MULTIPLIER_BITS, SHIFT_BITS, stored, weight_storage
+from hwmodel.storage import (
+    MULTIPLIER_BITS,
+    SHIFT_BITS,
+    WeightBits,
+    many_weight_bits,
+    number_of_groups,
+    stored,
+    weight_storage,
+)
 from hwmodel.traffic import Placement, elements, place, tensor_bits
 
 Array = NDArray[np.int64]
@@ -63,6 +73,11 @@ TERMS = (
 
 SHARED_FIELDS = tuple(f.name for f in fields(SharedLayer))
 MAXIMISED = tuple(name for name in SHARED_FIELDS if name not in SUMMED)
+NEEDS = (*SUMMED, *MAXIMISED)
+"""Fields of `SharedLayer` in the order of their columns."""
+
+MANY = 16
+"""Densities from which the formulas are quicker on arrays than one by one."""
 
 RESCALE_BITS = MULTIPLIER_BITS + SHIFT_BITS
 """Stored bits of the rescaling on the way into a layer that reads fewer bits than were written."""
@@ -104,14 +119,15 @@ class Terms:
         self.choices = choices
         self.bit_widths = bit_widths
         names = tuple(choices)
-        found = [self._of_choice(network.by_name[name], config) for name in names for config in choices[name]]
-        self.rows = np.array([row for row, _, _ in found], dtype=np.int64)
-        self.energy_pj = np.array([energy for _, _, energy in found])
-        self.act_bits = np.array([config.act_bit_width for name in names for config in choices[name]])
+        found = [self._of_choices(network.by_name[name], choices[name]) for name in names]
+        bits = {name: act_bits(choices[name]) for name in names}
+        self._act_widths: dict[str, frozenset[int]] = {name: frozenset(own.tolist()) for name, own in bits.items()}
+        self.rows = np.concatenate([rows for rows, _, _ in found])
+        self.energy_pj = np.concatenate([energy for _, _, energy in found])
+        self.act_bits = np.concatenate(list(bits.values()))
         is_shared = [not schedule[name].data_flow.is_pipelined for name in names]
         self.shared_columns = np.flatnonzero(is_shared)
-        needs = np.array([[getattr(need, field) for field in SHARED_FIELDS] for _, need, _ in found], dtype=np.int64)
-        self._needs = self._merge_needs(needs[:, [SHARED_FIELDS.index(name) for name in (*SUMMED, *MAXIMISED)]])
+        self._needs = self._merge_needs(np.concatenate([needs for _, needs, _ in found]))
         self.readers, self._floor = _width_readers(network, bit_widths)
         self._add_tensors(names)
 
@@ -120,10 +136,9 @@ class Terms:
         if tensor == INPUT:
             return self.bit_widths["input_bit_width"]
         names = [self.network.weighted[column].name for column in self.readers[tensor]]
-        widths = {config.act_bit_width for name in names for config in self.choices[name]}
-        if any(len({config.act_bit_width for config in self.choices[name]}) > 1 for name in names):
+        if any(len(self._act_widths[name]) > 1 for name in names):
             return None
-        return max([self._floor[tensor], *widths])
+        return max([self._floor[tensor], *(width for name in names for width in self._act_widths[name])])
 
     def widths(self, tensor: str, rows: Array) -> Array:
         """Width of a tensor in each configuration; `rows` has shape (n, layers)."""
@@ -175,14 +190,13 @@ class Terms:
 
     def of_shared_engine(self, needs: Array) -> Array:
         """Terms of the shared engine's array and memories without frame buffers, from rows of `shared_needs`."""
-        names = (*SUMMED, *MAXIMISED)
         terms = np.zeros((len(needs), len(TERMS)), dtype=np.int64)
-        bits = needs[:, [names.index("weight_bit_width"), names.index("act_bit_width")]]
+        bits = needs[:, [NEEDS.index("weight_bit_width"), NEEDS.index("act_bit_width")]]
         kinds = bits @ (len(WIDTHS), 1)
         for kind in np.flatnonzero(np.bincount(kinds)):
             same = np.flatnonzero(kinds == kind)
             weight_bit_width, act_bit_width = divmod(int(kind), len(WIDTHS))
-            values = dict(zip(names, needs[same].T, strict=True))
+            values = dict(zip(NEEDS, needs[same].T, strict=True))
             values |= {"weight_bit_width": weight_bit_width, "act_bit_width": act_bit_width}
             need = SharedLayer(**values)
             engine = self.schedule.shared[0]
@@ -201,12 +215,53 @@ class Terms:
         sizes = [elements(self.network, tensor) * self.widths(tensor, rows) for tensor in tensors]
         return np.asarray(np.max(sizes, axis=0), dtype=np.int64)
 
-    def _of_choice(self, layer: LayerSpec, config: LayerConfig) -> tuple[Array, SharedLayer, float]:
+    def _of_choices(self, layer: LayerSpec, configs: Sequence[LayerConfig]) -> tuple[Array, Array, Floats]:
+        """What each choice of a layer adds: `rows`, what it asks of the shared engine, and `energy_pj`.
+
+        Of a kind only the number of kept groups matters.  Many of them are arrays for the formulas; few, and those that
+        keep nothing or all, go through them one by one.
+        """
+        size = len(configs)
+        rows = np.empty((size, len(TERMS)), dtype=np.int64)
+        needs = np.empty((size, len(NEEDS)), dtype=np.int64)
+        energy = np.empty(size)
+        if size < MANY:
+            for i, config in enumerate(configs):
+                rows[i], needs[i], energy[i] = self._of_choice(layer, config, weight_storage(layer, config))
+            return rows, needs, energy
+        for kind in by_kind(configs):
+            groups = number_of_groups(layer, kind.example)
+            if kind.example.weight_format is WeightFormat.DENSE:
+                each, inverse = np.array([groups]), np.zeros(len(kind.members), dtype=np.int64)
+            else:
+                each, inverse = np.unique(kept_groups(groups, kind.sparsity), return_inverse=True)
+            own = np.empty((len(each), len(TERMS)), dtype=np.int64)
+            own_needs = np.empty((len(each), len(NEEDS)), dtype=np.int64)
+            own_energy = np.empty(len(each))
+            many = slice(*np.searchsorted(each, [1, groups]).tolist())
+            if many.stop - many.start < MANY:
+                many = slice(0, 0)
+            else:
+                storage = many_weight_bits(layer, kind.example, each[many])
+                own[many], own_needs[many], own_energy[many] = self._of_choice(layer, kind.example, storage)
+            some = [*range(many.start), *range(many.stop, len(each))]
+            if some:
+                firsts = np.full(len(each), size)
+                np.minimum.at(firsts, inverse, kind.members)
+                for i in some:
+                    config = configs[firsts[i]]
+                    own[i], own_needs[i], own_energy[i] = self._of_choice(layer, config, weight_storage(layer, config))
+            rows[kind.members], needs[kind.members] = own[inverse], own_needs[inverse]
+            energy[kind.members] = own_energy[inverse]
+        return rows, needs, energy
+
+    def _of_choice(self, layer: LayerSpec, config: LayerConfig, storage: WeightBits) -> tuple[Array, Array, Any]:
+        """Shapes (`TERMS`,), (`NEEDS`,) and () of one density; with n of them in `storage`, (n, ...) each."""
         plan = self.schedule[layer.name]
-        storage = weight_storage(layer, config)
+        held = stored(layer, storage)
         row = {
-            "stored_bits": stored(layer, storage).total_bits,
-            "entropy_bound_bits": stored(layer, storage).entropy_bound_bits,
+            "stored_bits": held.total_bits,
+            "entropy_bound_bits": held.entropy_bound_bits,
             "offchip_weight_bits": weight_reads(layer, plan) * storage.weight_bits,
             "baseline_offchip_bits": storage.weight_bits,
         }
@@ -221,7 +276,12 @@ class Terms:
         else:
             need = shared_layer(layer, config, storage, plan, keeps_weights=self.schedule.keeps_weights(layer))
         energy = mac_energy_pj(layer, config, storage) + on_chip_energy_pj(layer, config, storage, plan)
-        return self._terms(memories, **row), need, energy
+        needs = [getattr(need, name) for name in NEEDS]
+        if isinstance(storage.kept_groups, np.ndarray):
+            size = len(storage.kept_groups)
+            many_needs = np.stack([np.broadcast_to(value, size) for value in needs], axis=1).astype(np.int64)
+            return self._many_terms(size, memories, **row), many_needs, energy
+        return self._terms(memories, **row), np.array(needs, dtype=np.int64), energy
 
     def _terms(self, memories: Sequence[Memory], **row: int) -> Array:
         """A row of terms, with what the memories take added."""
@@ -231,11 +291,11 @@ class Terms:
                 row[name] = row.get(name, 0) + taken
         return np.array([row.get(name, 0) for name in TERMS], dtype=np.int64)
 
-    def _many_terms(self, size: int, memories: Sequence[Memory], lut: Count = 0, dsp: Count = 0) -> Array:
-        """Rows of terms of many configurations at once."""
+    def _many_terms(self, size: int, memories: Sequence[Memory], **row: Count) -> Array:
+        """`_terms` of many configurations at once."""
         terms = np.zeros((size, len(TERMS)), dtype=np.int64)
-        terms[:, TERMS.index("lut")] += lut
-        terms[:, TERMS.index("dsp")] += dsp
+        for name, values in row.items():
+            terms[:, TERMS.index(name)] += values
         for memory in memories:
             depth, width = np.broadcast_arrays(np.atleast_1d(memory.depth), memory.width)
             use = replace(memory, depth=depth, width=width).use(self.board.family)

@@ -408,8 +408,7 @@ class TrainerSettings:
         strategy: auto or ddp.
         num_threads: CPU threads; null for torch's choice.
         progress_bar: Whether progress is shown live.
-        compile: Whether networks are trained as compiled graphs (torch.compile; needs a C++ compiler). Takes a minute
-            or so for each, so that the short trainings of a search go without.
+        compile: Whether training in full compiles the network (torch.compile; needs a C++ compiler, pays on GPUs).
     """
 
     float_epochs: int

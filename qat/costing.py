@@ -181,9 +181,7 @@ def roofline(report: CostReport, board: Board) -> Figure:
     """
     figure = Figure(figsize=(6.4, 4.0), layout="constrained", dpi=120)
     axes = figure.subplots()
-    shared = {(layer.pe, layer.simd) for layer in report.layers if layer.macs and not _is_pipelined(layer.data_flow)}
-    own = [layer.pe * layer.simd for layer in report.layers if layer.macs and _is_pipelined(layer.data_flow)]
-    peak = 2 * (sum(own) + sum(pe * simd for pe, simd in shared)) * board.clock_hz / 1e9
+    peak = 2 * report.multipliers * board.clock_hz / 1e9
     operations = 2 * report.total_macs
     intensity, baseline = (8 * operations / bits for bits in (report.offchip_bits, report.baseline_offchip_bits))
     low, high = min(baseline, intensity) / 10, max(baseline, intensity) * 10
@@ -200,10 +198,6 @@ def roofline(report: CostReport, board: Board) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
-
-
-def _is_pipelined(data_flow: str) -> bool:
-    return hwmodel.DataFlow(data_flow).is_pipelined
 
 
 def _write(folder: Path, found: Sequence[tuple[str, Board, CostReport]]) -> None:

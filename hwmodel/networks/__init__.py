@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from types import MappingProxyType
 
 from hwmodel.errors import SpecError
@@ -68,4 +69,6 @@ def load_network(name: str) -> NetworkSpec:
     try:
         return NETWORKS[ALIASES.get(name, name)]()
     except KeyError:
-        raise SpecError(f"network {name!r} has no layer table; there are {list(network_names())}") from None
+        near = get_close_matches(name, (*NETWORKS, *ALIASES), n=1)
+        hint = f"; did you mean {ALIASES.get(near[0], near[0])}?" if near else ""
+        raise SpecError(f"network {name!r} has no layer table; there are {list(network_names())}{hint}") from None

@@ -54,7 +54,7 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
             space=space,
             cost=costs.evaluate,
             targets=targets,
-            fidelity=Fidelity("short training", cfg.search.train_steps / len(setup.data.train_dataloader())),
+            fidelity=fidelity_of(cfg, setup),
             store=store,
             settings=SearchSettings(
                 trials=cfg.search.trials,
@@ -63,7 +63,7 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
                 proposer=ProposerSettings(initial_trials=max(2, cfg.search.initial_trials // len(targets))),
             ),
             profile=lambda: _sensitivity(cfg, setup, space),
-            context=_context(cfg, setup.recipe),
+            context=context_of(cfg, setup.recipe),
             observers=[SearchDisplay(space, targets), *installed_tracking(cfg.name, run.path)],
         )
         store.export_csv(run.path / "trials.csv")
@@ -83,7 +83,12 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
     return results(run)
 
 
-def _context(cfg: Config, recipe: Recipe) -> dict[str, Any]:
+def fidelity_of(cfg: Config, setup: Setup) -> Fidelity:
+    """What a trial spends."""
+    return Fidelity("short training", cfg.search.train_steps / len(setup.data.train_dataloader()))
+
+
+def context_of(cfg: Config, recipe: Recipe) -> dict[str, Any]:
     """What a trial's score and cost depend on beside the search's own settings."""
     network = {key: value for key, value in asdict(cfg.network).items() if key != "path"}
     network["weights"] = network["weights"] and Path(network["weights"]).name

@@ -68,11 +68,14 @@ def layer_rows(report: CostReport) -> list[tuple[str, ...]]:
 def cost_table(report: CostReport, board: Board) -> Table:
     """What a configuration costs on a board, layer by layer, with totals against the board in the caption."""
     caption = (
-        f"{report.bits_per_weight:.3f} bits per weight, {report.compression:.2f}x; RAMB18 {report.bram18} of "
-        f"{board.bram18}, DSP {report.dsp} of {board.dsp}, LUT {report.lut:,} of {board.lut:,}; off chip "
-        f"{report.offchip_bits / BITS_PER_KIB:.1f} KiB per frame (layer by layer "
+        f"{report.bits_per_weight:.3f} bits per weight ({report.entropy_bound_bits / report.total_weights:.3f} with "
+        f"indices at their entropy), {report.compression:.2f}x; RAMB18 {report.bram18} of {board.bram18}, UltraRAM "
+        f"{report.uram} of {board.uram}, DSP {report.dsp} of {board.dsp}, LUT {report.lut:,} of {board.lut:,}; "
+        f"off chip {report.offchip_bits / BITS_PER_KIB:.1f} KiB per frame (layer by layer "
         f"{report.baseline_offchip_bits / BITS_PER_KIB:.1f}); {report.fps:,.0f} frames/s at "
-        f"{report.clock_hz / 1e6:.0f} MHz, set by {report.bottleneck}; used most: {report.binding}"
+        f"{report.clock_hz / 1e6:.0f} MHz, set by {report.bottleneck}, latency {1e3 * report.latency_s:.3f} ms, "
+        f"{report.gops:,.0f} GOP/s (2 per MAC), {100 * report.mac_efficiency:.0f} % of the arrays busy; energy "
+        f"{report.energy_rel:.3f} of 8 bits layer by layer; used most: {report.binding}"
     )
     table = Table(title=f"{report.network} on {report.board}", caption=caption, caption_justify="left")
     for heading in LAYER_COLUMNS:

@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,12 @@ MIGRATIONS: tuple[str, ...] = ()
 SCHEMA_VERSION = 1 + len(MIGRATIONS)
 APPLICATION_ID = 0x51415431
 """Marks the file as ours in SQLite's header: the letters QAT1."""
+
+ADOPTED = "earlier"
+"""Origin of trials that another search has paid for."""
+
+BUSY_TIMEOUT_S = 30.0
+"""How long a statement waits for another program that has locked the file."""
 
 TABLES = """
 CREATE TABLE documents (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -115,7 +121,7 @@ class TrialStore:
             ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it when the process dies
-        except OSError:
+        except BlockingIOError:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
             lock.close()
@@ -123,6 +129,11 @@ class TrialStore:
                 f"another search is writing to the trial store {self.path} (process {owner}); wait for it to end, stop "
                 "it, or use another run folder"
             ) from None
+        except OSError as error:
+            lock.close()
+            raise SearchError(
+                f"cannot lock the trial store {self.path}: {error}; use a run folder on a local disk"
+            ) from error
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
@@ -130,7 +141,7 @@ class TrialStore:
 
     def _connect(self, uri: str) -> sqlite3.Connection:
         try:
-            return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
+            return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
         except sqlite3.Error as error:
             self.close()
             raise SearchError(f"cannot open the trial store {self.path}: {error}") from error
@@ -202,6 +213,8 @@ class TrialStore:
             yield
         except sqlite3.DatabaseError as error:
             remedy = {
+                sqlite3.SQLITE_BUSY: "another program has locked the file, such as a database browser: close it "
+                "and run the same command again; what is stored is intact",
                 sqlite3.SQLITE_FULL: "free some disk space and run the same command again; what is stored is intact",
                 sqlite3.SQLITE_IOERR: "check the disk and run the same command again",
                 sqlite3.SQLITE_NOTADB: "the file is damaged or no trial store; move it away to start anew",
@@ -237,7 +250,7 @@ class TrialStore:
         if stored is None:
             self.save_document("fingerprint", now)
         elif stored != now:
-            differences = "\n".join(f"  {line}" for line in _differences(stored, now))
+            differences = "\n".join(f"  {line}" for line in setting_differences(stored, now))
             raise SearchError(
                 f"the trial store {self.path} belongs to a search with other settings:\n{differences}\n"
                 "restore the settings to resume it, or use another run folder for a new search"
@@ -283,6 +296,46 @@ class TrialStore:
         with self._errors("write to"):
             cursor = self._database.execute(f"INSERT INTO trials ({', '.join(COLUMNS[1:])}) VALUES ({marks})", values)
         return self.trial(int(cursor.lastrowid or 0))
+
+    def adopt(self, trials: Sequence[Trial]) -> int:
+        """Takes over ended trials of another search, all or none; nothing if the store has trials already.
+
+        Args:
+            trials: Their costs as they are here; the origin becomes `ADOPTED`.
+
+        Returns:
+            How many adopted trials the store holds.
+        """
+        rows = [
+            (
+                json.dumps([int(i) for i in trial.point]),
+                json.dumps(trial.config.to_dict()),
+                json.dumps(trial.fidelity.to_dict()),
+                trial.seed,
+                trial.target,
+                ADOPTED,
+                trial.state,
+                json.dumps(dict(trial.cost)),
+                json.dumps(dict(trial.metrics)),
+                json.dumps(trial.predicted),
+                *(trial.created_s, trial.started_s, trial.ended_s, trial.attempts, trial.error),
+            )
+            for trial in trials
+        ]
+        marks = ", ".join("?" * len(COLUMNS[1:]))
+        insert = f"INSERT INTO trials ({', '.join(COLUMNS[1:])}) VALUES ({marks})"
+        with self._errors("write to"):
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                if not self._database.execute("SELECT count(*) FROM trials").fetchone()[0]:
+                    self._database.executemany(insert, rows)
+                self._database.execute("COMMIT")
+            except sqlite3.Error:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+            count = self._database.execute("SELECT count(*) FROM trials WHERE origin = ?", (ADOPTED,)).fetchone()[0]
+        return int(count)
 
     def start(self, trial: Trial) -> Trial:
         """Records that an attempt at a trial starts now."""
@@ -366,7 +419,8 @@ class TrialStore:
         export_csv(self.trials(), path)
 
 
-def _differences(stored: Any, now: Any, where: str = "") -> Iterator[str]:
+def setting_differences(stored: Any, now: Any, where: str = "") -> Iterator[str]:
+    """One line for each plain value that differs, by its path."""
     if isinstance(stored, dict) and isinstance(now, dict):
         for key in dict.fromkeys((*stored, *now)):
             name = f"{where}.{key}" if where else str(key)
@@ -375,7 +429,7 @@ def _differences(stored: Any, now: Any, where: str = "") -> Iterator[str]:
             elif key not in stored:
                 yield f"{name}: stored nothing, now {_short(now[key])}"
             else:
-                yield from _differences(stored[key], now[key], name)
+                yield from setting_differences(stored[key], now[key], name)
     elif stored != now:
         yield f"{where}: stored {_short(stored)}, now {_short(now)}"
 

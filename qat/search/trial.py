@@ -166,7 +166,8 @@ class Trial:
         fidelity: How much was spent.
         seed: Of the evaluation.
         target: Name of the target that it was proposed for.
-        origin: How it was proposed: `lagrange`, `uniform`, `perturbed`, `acquisition`, `random`, `promoted`.
+        origin: How it was proposed: `lagrange`, `uniform`, `perturbed`, `acquisition`, `random`, `promoted`,
+            `earlier`.
         state: Where it stands.
         cost: Exact cost columns.
         metrics: What the evaluator returned; empty unless completed.

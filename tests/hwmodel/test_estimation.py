@@ -35,6 +35,7 @@ def test_totals_are_sums_of_rows(residual_network: NetworkSpec) -> None:
     assert report.compression == pytest.approx(32 / report.bits_per_weight)
     assert report.fps == pytest.approx(PYNQ.clock_hz / report.interval_cycles)
     assert report.latency_cycles >= report.interval_cycles * 0.99
+    assert report.gops / (2 * report.multipliers * PYNQ.clock_hz / 1e9) == pytest.approx(report.mac_efficiency)
     assert [layer.name for layer in report.layers] == [layer.name for layer in residual_network.layers]
 
 
@@ -104,3 +105,40 @@ def test_fewer_bits_never_cost_more(residual_network: NetworkSpec) -> None:
         assert low.onchip_bits < high.onchip_bits
         assert low.energy_rel < high.energy_rel
         assert low.baseline_offchip_bits < high.baseline_offchip_bits
+
+
+def test_multipliers_are_one_array_per_pipelined_layer_and_the_shared_one(plain_network: NetworkSpec) -> None:
+    config = uniform(plain_network, 4, 4)
+    board = load_board("zcu102")
+    layers = list(schedule(plain_network, config, board).layers)
+    convs = [i for i, layer in enumerate(plain_network.layers) if layer.has_weights]
+    for cut in (0, convs[1], len(layers)):
+        plans = [
+            replace(plan, data_flow="row_pixel" if i < cut else "frame", pe=1, simd=2, multiplier="lut")
+            for i, plan in enumerate(layers)
+        ]
+        report = estimate(plain_network, config, board, Schedule(plain_network.name, tuple(plans)))
+        own = sum(i < cut for i in convs)
+        assert report.multipliers == 2 * (own + (own < len(convs)))
+        assert report.mac_efficiency == report.total_macs / report.multipliers / report.interval_cycles <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sparsity": -1}, "layer 'c': sparsity=-1, expected a number in 0..1"),
+        ({"sparsity": 1.5}, "layer 'c': sparsity=1.5, expected a number in 0..1"),
+        ({"sparsity": "half"}, "layer 'c': sparsity='half', expected a number in 0..1"),
+        ({"weight_bit_width": 9}, r"layer 'c': weight_bit_width=9, expected 1\.\.8"),
+        ({"act_bit_width": 12}, r"layer 'c': act_bit_width=12, expected 1\.\.8 or 16"),
+    ],
+)
+def test_wrong_precision_is_refused_by_name_field_and_value(changes: dict[str, object], message: str) -> None:
+    layer = {"weight_bit_width": 2, "act_bit_width": 4, "sparsity": 0.5, "weight_format": "sparse", **changes}
+    with pytest.raises(SpecError, match=message):
+        NetworkConfig.from_dict({"version": 1, "layers": {"c": layer}})
+
+
+def test_precision_of_another_form() -> None:
+    with pytest.raises(SpecError, match=r"layers=\[1\] of a network configuration, expected configurations by layer"):
+        NetworkConfig.from_dict({"version": 1, "layers": [1]})

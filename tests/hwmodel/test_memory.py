@@ -61,6 +61,10 @@ def test_nothing_takes_nothing() -> None:
 def test_bad_input() -> None:
     with pytest.raises(SpecError, match="depth=-1, width=3"):
         map_memory(-1, 3, "7series")
+    with pytest.raises(SpecError, match=r"depth=1.5, width=3: expected integers >= 0"):
+        map_memory(1.5, 3, "7series")  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r"depth='64', width=3: expected integers >= 0"):
+        map_memory("64", 3, "7series")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="family='spartan', expected one of"):
         map_memory(1, 3, "spartan")
     with pytest.raises(SpecError, match="profile='quartus', expected one of"):

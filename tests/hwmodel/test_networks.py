@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hwmodel import LayerSpec, Op, SpecError, load_network, network_names
+from hwmodel import LayerSpec, NetworkSpec, Op, SpecError, load_network, network_names
 from hwmodel.networks.builder import NetworkBuilder
 
 # Weights without bias and batch norm, and MACs, of convolutions and fully connected layers.
@@ -72,6 +72,68 @@ def test_output_shapes() -> None:
 def test_unknown_network_names_the_known_ones() -> None:
     with pytest.raises(SpecError, match=r"network 'resnet19' has no layer table; there are .*resnet18"):
         load_network("resnet19")
+
+
+def test_unknown_network_suggests_a_near_name() -> None:
+    with pytest.raises(SpecError, match=r"; did you mean yolov2_tiny_voc\?$"):
+        load_network("tiny_yolo_v2")
+    with pytest.raises(SpecError, match=r"'yolov3_tiny'\]$"):
+        load_network("alexnet")
+
+
+CONV = {
+    "name": "a",
+    "op": "conv",
+    "inputs": ("input",),
+    "in_channels": 3,
+    "in_height": 8,
+    "in_width": 8,
+    "out_channels": 4,
+    "out_height": 8,
+    "out_width": 8,
+    "kernel_size": (3, 3),
+    "padding": (1, 1),
+}
+VECTOR = {**CONV, "op": "linear", "kernel_size": (1, 1), "padding": (0, 0), "out_height": 1, "out_width": 1}
+VECTOR |= {"in_height": 1, "in_width": 1}
+
+
+@pytest.mark.parametrize(
+    ("layer", "changes", "message"),
+    [
+        (CONV, {"in_channels": -3}, "in_channels=-3, expected an integer >= 1"),
+        (CONV, {"in_height": -8}, "in_height=-8, expected an integer >= 1"),
+        (CONV, {"in_channels": True}, "in_channels=True, expected an integer >= 1"),
+        (CONV, {"kernel_size": 3}, "kernel_size=3, expected a list"),
+        (CONV, {"inputs": "input"}, "inputs='input', expected a list"),
+        (CONV, {"padding_end": 1}, "padding_end=1, expected a list"),
+        (CONV, {"padding_end": (True, 0)}, r"padding_end=\(True, 0\), expected two integers >= 0"),
+        (CONV, {"stride": (0, 1)}, r"stride=\(0, 1\), expected two integers >= 1"),
+        (CONV, {"out_width": 7}, "out_width=7, expected 8"),
+        (VECTOR, {"in_height": 7}, "in_height=7, expected 1 for op='linear'"),
+        (VECTOR, {"kernel_size": (3, 3)}, r"kernel_size=\(3, 3\), expected \(1, 1\) for op='linear'"),
+        (VECTOR, {"groups": 3}, "groups=3, expected 1 for op='linear'"),
+    ],
+)
+def test_wrong_layer_is_refused_by_name_field_and_value(
+    layer: dict[str, object], changes: dict[str, object], message: str
+) -> None:
+    LayerSpec(**layer)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=f"layer 'a': {message}"):
+        LayerSpec(**{**layer, **changes})  # type: ignore[arg-type]
+
+
+def test_neighbours_that_do_not_match() -> None:
+    first = LayerSpec(**CONV)  # type: ignore[arg-type]
+    second = LayerSpec(**{**CONV, "name": "b", "inputs": ("a",), "in_channels": 5})  # type: ignore[arg-type]
+    message = r"layer 'b': \(in_channels, in_height, in_width\)=\(5, 8, 8\), its producers give \{'a': \(4, 8, 8\)\}"
+    with pytest.raises(SpecError, match=message):
+        NetworkSpec("n", 3, 8, 8, (first, second))
+
+
+def test_input_shape_is_checked() -> None:
+    with pytest.raises(SpecError, match="network 'n': input_channels=-3, expected an integer >= 1"):
+        NetworkSpec("n", -3, 8, 8, ())
 
 
 def test_other_names_in_use() -> None:

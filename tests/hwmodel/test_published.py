@@ -11,7 +11,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.published import radioml_fps, saved_traffic, sim_yolo_config, sim_yolo_report, yolov2_zu3eg_s
-from hwmodel import CostReport, DataFlow, estimate, load_board, load_network
+from hwmodel import CostReport, DataFlow, LayerConfig, estimate, load_board, load_network, weight_storage
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,21 @@ def test_own_schedule_is_faster_within_the_same_board(published: CostReport) -> 
     assert own.fits
     assert own.offchip_weight_bits == 0
     assert own.fps > 2 * published.fps
+
+
+@pytest.mark.parametrize(
+    ("name", "gop", "mib"),
+    # Table of accuracy and size of the same paper: operations in float, MB (of 2**20 bytes) with 1-bit weights.
+    [("sim_yolo_v2_fpga", 17.18, 1.88), ("yolov2_tiny_voc", None, 2.01), ("yolo_voc_2_0", 34.9, 8.1)],
+)
+def test_sizes_with_one_bit(name: str, gop: float | None, mib: float) -> None:
+    network = load_network(name)
+    last = network.weighted[-1].name
+    layers = {layer.name: LayerConfig(8 if layer.name == last else 1, 6) for layer in network.weighted}
+    bits = sum(weight_storage(layer, layers[layer.name]).total_bits for layer in network.weighted)
+    assert bits / 8 / 2**20 == pytest.approx(mib, rel=0.01)
+    if gop is not None:
+        assert 2 * network.total_macs / 1e9 == pytest.approx(gop, rel=1e-3)
 
 
 def test_streaming_frame_rate_of_finn() -> None:

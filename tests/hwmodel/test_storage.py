@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hwmodel import Granularity, IndexCoding, LayerConfig, LayerSpec, Op, SpecError, WeightFormat, weight_storage
-from hwmodel.storage import rice_index_bits
+from hwmodel.storage import rice_bits, rice_index_bits
 from tests.hwmodel.conftest import conv
 
 LAYER = conv("c", "input", 32, 64, 8)  # 18432 weights
@@ -91,3 +93,11 @@ def test_layer_without_weights_is_refused() -> None:
     pool = LayerSpec("p", Op.MAX_POOL, ("input",), 4, 4, 4, 4, 2, 2, (2, 2), (2, 2))
     with pytest.raises(SpecError, match=r"layer 'p': op='max_pool' has no weights"):
         weight_storage(pool, LayerConfig(4, 4))
+
+
+@pytest.mark.parametrize(("groups", "kept"), [(1000, 1), (36864, 46), (589824, 346), (4608, 4600), (64, 64), (1, 1)])
+def test_rice_parameter_is_the_best_of_all(groups: int, kept: int) -> None:
+    parameter, bits = rice_index_bits(groups, kept)
+    each = [rice_bits(groups, kept, r) for r in range(groups.bit_length() + 2)]
+    assert bits == ceil(min(each))
+    assert parameter == int(np.argmin(each))

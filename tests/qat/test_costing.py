@@ -15,6 +15,7 @@ from hwmodel import CostReport, SpecError, board_names, estimate, load_board, lo
 from qat.compose import compose_config
 from qat.costing import CostArguments, cost, memory_table, roofline, split_arguments, sweep_table
 from qat.errors import ConfigError
+from qat.report import cost_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,6 +86,11 @@ def test_tables_and_roofline_show_the_report() -> None:
     report = estimate(network, uniform(network, 2, 4), board)
     assert memory_table(report).row_count == len({memory.purpose for memory in report.memories})
     assert sweep_table(network, [("2 bit", board, report)]).row_count == 1
+    caption = str(cost_table(report, board).caption)
+    assert f"({report.entropy_bound_bits / report.total_weights:.3f} with indices at their entropy)" in caption
+    assert f"{report.gops:,.0f} GOP/s (2 per MAC), {100 * report.mac_efficiency:.0f} % of the arrays busy" in caption
+    assert f"latency {1e3 * report.latency_s:.3f} ms" in caption
+    assert f"energy {report.energy_rel:.3f} of 8 bits layer by layer" in caption
     (axes,) = roofline(report, board).axes
     roof, point = axes.get_lines()[0], axes.get_lines()[2]
     assert point.get_ydata()[0] == pytest.approx(report.gops)

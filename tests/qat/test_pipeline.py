@@ -15,9 +15,11 @@ from qat.compose import compose_config
 from qat.config import Config
 from qat.deployment import DeployedNetwork
 from qat.errors import CheckpointError, ConfigError, PackedFormatError, RunFolderError, SearchError
+from qat.pipeline.retargeting import retarget_run
 from qat.report import Result
 from qat.runs import RunFolder
 from qat.search.store import TrialStore
+from qat.search.trial import Trial
 
 SMALL = [
     "experiment=digits_demo",
@@ -134,6 +136,34 @@ def test_a_moved_run_folder_verifies(finished: tuple[Config, RunFolder], tmp_pat
     config, run = finished
     moved = shutil.copytree(run.path, tmp_path / "elsewhere")
     assert pipeline.verify(config, RunFolder.open(moved)) == 0
+
+
+def test_another_board_from_the_same_trials_and_some_more(finished: tuple[Config, RunFolder], tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    shutil.copytree(finished[1].path, folder)
+    there = ["board=pynq_z2", "search.min_compression=[12]"]
+    earlier = retarget_run(_config(folder, *there))[0]
+    assert not (folder / "retarget" / "pynq_z2" / "trials.sqlite").exists()
+    (answer,) = retarget_run(_config(folder, *there), more_trials=2)
+    assert answer.trials_inside > earlier.trials_inside
+
+    def stored() -> list[Trial]:
+        with TrialStore(folder / "retarget" / "pynq_z2" / "trials.sqlite", read_only=True) as store:
+            return list(store.trials())
+
+    first = stored()
+    assert [trial.origin for trial in first] == 4 * ["earlier"] + ["lagrange", "uniform"]
+    assert all(trial.is_completed for trial in first)
+    with TrialStore(folder / "trials.sqlite", read_only=True) as store:
+        assert [trial.metrics for trial in store.trials()] == [trial.metrics for trial in first[:4]]
+    retarget_run(_config(folder, *there), more_trials=2)
+    assert stored() == first
+    retarget_run(_config(folder, *there), more_trials=3)
+    assert stored()[:6] == first
+    assert len(stored()) == 7
+    with pytest.raises(SearchError, match=r"(?s)made with other settings.*fidelity.epochs: .*only the board and the"):
+        retarget_run(_config(folder, *there, "search.train_steps=5"), more_trials=4)
+    assert len(stored()) == 7
 
 
 def test_damaged_packed_files_are_refused_and_named(finished: tuple[Config, RunFolder], tmp_path: Path) -> None:

@@ -220,3 +220,11 @@ def test_script_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert done.stderr == "ConfigError: trainer.epochs=0, expected a number >= 1\n"
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["-1", "two", "1.5", ""])
+def test_more_trials_is_checked(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "retarget", f"more_trials={value}") == 2
+    assert capsys.readouterr().err == f"ConfigError: more_trials={value}, expected an integer >= 0\n"

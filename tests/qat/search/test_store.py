@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,48 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
         result = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
         assert "another search is writing" in result.stderr
     subprocess.run([sys.executable, "-c", other], check=True)
+
+
+def test_locked_by_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qat.search.store.BUSY_TIMEOUT_S", 0.05)
+    path = tmp_path / "s.sqlite"
+    with TrialStore(path) as store:
+        add(store, 0, 0, 0)
+        browser = sqlite3.connect(path, isolation_level=None)
+        browser.execute("BEGIN IMMEDIATE")
+        with pytest.raises(SearchError, match=r"database is locked; another program has locked the file.*: close it"):
+            add(store, 0, 0, 1)
+        assert len(store.trials()) == 1
+        browser.execute("ROLLBACK")
+        browser.close()
+        add(store, 0, 0, 1)
+        assert len(store.trials()) == 2
+        store.check_integrity()
+
+
+def test_trials_of_another_search_are_adopted_once(tmp_path: Path) -> None:
+    with TrialStore(tmp_path / "a.sqlite") as earlier, TrialStore(tmp_path / "b.sqlite") as store:
+        for i in range(3):
+            earlier.complete(earlier.start(add(earlier, 0, 0, i)), {"accuracy": 0.5})
+        trials = [replace(trial, cost={"bits": 9.0}) for trial in earlier.trials()]
+        with pytest.raises(SearchError, match="cannot write to the trial store .*UNIQUE"):
+            store.adopt([*trials, trials[0]])
+        assert store.trials() == ()
+        assert store.adopt(trials) == 3
+        assert list(store.trials()) == [replace(trial, origin="earlier") for trial in trials]
+        add(store, 0, 0, 3)
+        assert store.adopt(trials[:1]) == 3
+        assert len(store.trials()) == 4
+        store.check_integrity()
+
+
+def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(SearchError, match=r"cannot lock the trial store .*No locks available; use a run"):
+        TrialStore(tmp_path / "s.sqlite")
 
 
 def test_newer_and_foreign_files_are_refused_and_left_alone(tmp_path: Path) -> None:
