@@ -5,6 +5,7 @@
 Two halves: what measures an image was calibrated on the other half's images, without their boxes.  Each precision is
 measured twice: with batch-norm statistics as published, and with statistics estimated again behind the new weights.
 `--integers` runs W8A8 from packed files in the numpy runtime too, and compares every code with the deployed network.
+At the end hwmodel's estimate of W8A8 and W4A8 on two boards.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 
 import hwmodel
-from hwmodel import NetworkConfig
+from hwmodel import NetworkConfig, NetworkSpec
 from qat.convert import QuantNetwork
 from qat.data import DetectionDataModule
 from qat.data.boxes import BoxReport
@@ -38,6 +39,9 @@ from qat.tasks.quantize import load_state, quantize
 
 ROWS = ((8, 8, None), (4, 8, 8), (4, 8, None), (4, 4, 8))
 """Weight bits, activation bits, bits of both at the first and the last layer."""
+
+BOARDS = ("zcu102", "kv260")
+"""Of the estimates: one with room to spare, one small."""
 
 
 def half(images: AnnotatedFiles, first: int) -> AnnotatedFiles:
@@ -95,8 +99,22 @@ def show(name: str, meter: DetectionMeter, note: str = "") -> None:
     print(f"{name:44} AP50 {figures['ap50']:.4f}  AP {figures['ap']:.4f}{note}", flush=True)
 
 
+def show_costs(network: NetworkSpec) -> None:
+    """Prints what W8A8, and W4A8 with ends of 8 bits, cost on each board."""
+    for weight_bits, act_bits, ends in ROWS[:2]:
+        config = hwmodel.uniform(network, weight_bits, act_bits, end_bit_width=ends)
+        for board in map(hwmodel.load_board, BOARDS):
+            report = hwmodel.estimate(network, config, board)
+            print(
+                f"W{weight_bits}A{act_bits} on {board.name}: {report.compression:.2f}x, RAMB18 {report.bram18} of "
+                f"{board.bram18}, off chip {report.offchip_bits / 8192:.0f} KiB, of weights "
+                f"{report.offchip_weight_bits / 8192:.0f} (layer by layer {report.baseline_offchip_bits / 8192:.0f}), "
+                f"{report.fps:.0f} frames/s"
+            )
+
+
 def main() -> None:
-    """Prints one line per precision."""
+    """Prints one line per precision, then one per estimate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--integers", action="store_true", help="compare packed files with the deployed model too")
@@ -140,6 +158,7 @@ def main() -> None:
         if arguments.integers and weight_bits == act_bits == 8:
             note = f"; {differing} codes differ in {len(network.layers)} layers over {len(images)} images"
             show(f"{name} in integers, statistics as published", integers, note)
+    show_costs(network)
 
 
 if __name__ == "__main__":
