@@ -228,10 +228,27 @@ def suppress(boxes_NK4: Tensor, scores_NKC: Tensor, rule: Suppression) -> list[D
     chosen = place[image, rank]
     found, label = boxes_NK4[image, chosen.div(classes, rounding_mode="floor")], chosen % classes
     score = best[image, rank]
-    kept = batched_nms(found, score, image * classes + label, rule.iou_threshold)  # the best first
-    image, found, score, label = image[kept], found[kept], score[kept], label[kept]
+    return suppress_candidates(found, score, image, label, images, rule)
+
+
+def suppress_candidates(
+    boxes_K4: Tensor, scores_K: Tensor, image_K: Tensor, labels_K: Tensor, images: int, rule: Suppression
+) -> list[Detections]:
+    """The boxes of each image that remain of a batch's candidates, class by class.
+
+    Args:
+        boxes_K4: Of all images, in any unit.
+        scores_K: In [0, 1], above the rule's threshold.
+        image_K: Index of each box's image, int64.
+        labels_K: Class of each box, int64.
+        images: In the batch.
+        rule: Which boxes remain.
+    """
+    groups = image_K * (int(labels_K.max()) + 1 if len(labels_K) else 1) + labels_K
+    kept = batched_nms(boxes_K4, scores_K, groups, rule.iou_threshold)  # the best first
+    image_K, boxes_K4, scores_K, labels_K = image_K[kept], boxes_K4[kept], scores_K[kept], labels_K[kept]
     result = []
     for number in range(images):
-        own = (image == number).nonzero()[: rule.keep, 0]
-        result.append(Detections(found[own], score[own], label[own]))
+        own = (image_K == number).nonzero()[: rule.keep, 0]
+        result.append(Detections(boxes_K4[own], scores_K[own], labels_K[own]))
     return result

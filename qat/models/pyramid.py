@@ -13,18 +13,72 @@ are used as they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from qat.models.float_part import FloatPart
-from qat.models.heads import Suppression
+from qat.models.float_part import FloatPart, as_4d
+from qat.models.heads import Detections, Suppression, suppress_candidates
 
 _RANDOM = {"weights": None, "weights_backbone": None}
+
+
+class DenseFloatPart(FloatPart):
+    """RetinaNet's and FCOS's heads, with the answers of all images of a batch at once.
+
+    The rules are those of the detector's `postprocess_detections`, which goes image by image.
+
+    Args:
+        detector: Its modules are shared, not copied.
+    """
+
+    detector: RetinaNet | FCOS
+
+    def __init__(self, detector: RetinaNet | FCOS) -> None:
+        super().__init__(detector, pixels=8, first_label=0)
+
+    @torch.no_grad()
+    def detections(self, maps: Sequence[Tensor]) -> list[Detections]:
+        """Boxes of each image; all images of a batch at once."""
+        detector, levels = self.detector, as_4d(maps)
+        images, (rows, columns) = len(levels[0]), self.image_size(levels)
+        with torch.autocast(levels[0].device.type, enabled=False):
+            found = detector.head.to(levels[0].device)(list(levels))
+        scores_NKC = found["cls_logits"].sigmoid()
+        if isinstance(detector, FCOS):
+            scores_NKC = (scores_NKC * found["bbox_ctrness"].sigmoid()).sqrt()
+        batch = ImageList(levels[0].new_empty((1, 1, rows, columns)), [(rows, columns)])
+        anchors_K4 = detector.anchor_generator(batch, list(levels))[0]
+        scores, anchors, labels = self._candidates(scores_NKC, levels)
+        image, rank = (scores > detector.score_thresh).nonzero(as_tuple=True)
+        anchor = anchors[image, rank]
+        offsets_K4 = found["bbox_regression"][image, anchor]
+        decode = detector.box_coder.decode if isinstance(detector, FCOS) else detector.box_coder.decode_single
+        boxes_K4 = decode(offsets_K4, anchors_K4[anchor]) / offsets_K4.new_tensor([columns, rows, columns, rows])
+        rule = Suppression(detector.score_thresh, detector.nms_thresh, keep=detector.detections_per_img)
+        return suppress_candidates(boxes_K4.clamp(0, 1), scores[image, rank], image, labels[image, rank], images, rule)
+
+    def _candidates(self, scores_NKC: Tensor, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, anchors and classes of each level's best, shape (N, candidates) each."""
+        per_cell = self.detector.anchor_generator.num_anchors_per_location()
+        counts = [level.shape[2] * level.shape[3] * count for level, count in zip(levels, per_cell, strict=True)]
+        classes, start = scores_NKC.shape[2], 0
+        scores, anchors, labels = [], [], []
+        for count in counts:
+            flat = scores_NKC[:, start : start + count].flatten(1)
+            best, place = flat.topk(min(self.detector.topk_candidates, flat.shape[1]), 1)
+            scores.append(best)
+            anchors.append(start + place.div(classes, rounding_mode="floor"))
+            labels.append(place % classes)
+            start += count
+        return torch.cat(scores, 1), torch.cat(anchors, 1), torch.cat(labels, 1)
 
 
 class Pyramid(nn.Module):
@@ -43,8 +97,11 @@ class Pyramid(nn.Module):
         for name, module in detector.named_children():
             if name != "transform":
                 self.add_module(name, module)
-        has_background = isinstance(detector, FasterRCNN)
-        self.float_part = FloatPart(detector, pixels=4 if has_background else 8, first_label=int(has_background))
+        self.float_part: FloatPart  # no module: its weights are those above
+        if isinstance(detector, FasterRCNN):
+            self.float_part = FloatPart(detector, pixels=4, first_label=1)
+        else:
+            self.float_part = DenseFloatPart(detector)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """The pyramid's maps, the finest first.

@@ -46,6 +46,36 @@ def test_two_parts_answer_as_the_whole(name: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_a_batch_is_answered_at_once_as_image_by_image(name: str) -> None:
+    torch.manual_seed(0)
+    detector = DETECTORS[name]().eval()
+    for head in (detector.head.classification_head, detector.head.regression_head):
+        for module in head.modules():
+            if isinstance(module, nn.Conv2d):  # the scores of new heads are nearly equal
+                nn.init.kaiming_normal_(module.weight)
+    part = hardware_part(detector).eval()
+    maps = [level / level.std() for level in part(torch.randn(3, 3, 128, 128))]
+    found = part.float_part.detections(maps)
+    expected = part.float_part.answers(maps)
+    assert len(found) == 3
+    for ours, theirs in zip(found, expected, strict=True):
+        assert len(theirs["labels"].unique()) > 1
+        torch.testing.assert_close(ours.boxes_K4 * 128, theirs["boxes"], rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(ours.scores_K, theirs["scores"])
+        assert torch.equal(ours.labels_K, theirs["labels"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_images_without_objects(name: str) -> None:
+    part = hardware_part(DETECTORS[name]()).eval()
+    part.float_part.detector.score_thresh = 1.0
+    found = part.float_part.detections(part(torch.zeros(2, 3, 128, 128)))
+    assert [len(one.scores_K) for one in found] == [0, 0]
+
+
+@torch.no_grad()
 def test_ssdlite_is_quantized_whole() -> None:
     torch.manual_seed(0)
     detector = DETECTORS["ssdlite"]().eval()
