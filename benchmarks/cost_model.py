@@ -3,10 +3,11 @@
     python benchmarks/cost_model.py
     python benchmarks/cost_model.py --peer-python /path/to/venv/bin/python
 
-By gather from a `CostTable` under a fixed schedule; without a table (`estimate_many`: the formulas for every distinct
-choice of a layer, all of it counted), for the same draws and for densities that are all different; one full report at
-a time from the scalar reference; and with the schedule searched anew for every configuration, after 20 others.  Layers
-draw their precision at random.  CPU time counts, so that other work on the machine disturbs little.
+By gather from a `CostTable` under a fixed schedule (*gather*); without a table for the same draws, from `NetworkConfig`
+objects (*no table*); from the formulas for densities that are all different, given as arrays (*formulas*,
+`estimate_arrays`) and as objects (*objects*, `estimate_many`, which reads them into arrays); one full report at a time
+from the scalar reference; and with the schedule searched anew for every configuration, after 20 others.  Layers draw
+their precision at random.  CPU time counts, so that other work on the machine disturbs little.
 The peer is zigzag-dse on ResNet-18, timed in the same run if a Python that has it is named; it searches mappings of
 every layer, so its figure belongs beside the schedules, not beside the gather.
 """
@@ -26,11 +27,12 @@ from numpy.typing import NDArray
 
 from hwmodel import (
     Board,
+    ConfigArrays,
     CostTable,
     LayerConfig,
-    NetworkConfig,
     NetworkSpec,
     estimate,
+    estimate_arrays,
     estimate_many,
     load_board,
     load_network,
@@ -77,18 +79,10 @@ def draw(network: NetworkSpec, count: int) -> Array:
     return np.random.default_rng(0).integers(0, len(CHOICES), (count, len(network.weighted)))
 
 
-def draw_densities(network: NetworkSpec, count: int) -> list[NetworkConfig]:
+def draw_densities(network: NetworkSpec, count: int) -> ConfigArrays:
     """Configurations of which no layer has the same density as another one."""
-    draws = np.random.default_rng(1).uniform(0.5, 0.99, (count, len(network.weighted)))
-    return [
-        NetworkConfig(
-            tuple(
-                (layer.name, LayerConfig(1, 4, float(sparsity), "binary_plus_sparse"))
-                for layer, sparsity in zip(network.weighted, row, strict=True)
-            )
-        )
-        for row in draws
-    ]
+    sparsity = np.random.default_rng(1).uniform(0.5, 0.99, (count, len(network.weighted)))
+    return ConfigArrays(tuple(layer.name for layer in network.weighted), 1, 4, sparsity, "binary_plus_sparse")
 
 
 def table_of(network: NetworkSpec, board: Board) -> CostTable:
@@ -104,13 +98,15 @@ def measure(network: NetworkSpec, board: Board, configurations: int) -> list[flo
     many = [table.config(row) for row in indices[: configurations // 5]]
     configs, first = many[:10], many[10:30]
     own = draw_densities(network, configurations // 10)
+    objects = [own.config(row) for row in range(len(own))]
     for config in first:  # a search meets the options of most choices in its first configurations
         scheduler.schedule(config)
     times = [1 / rate(1, lambda config=config: scheduler.schedule(config), repeats=1) for config in many[30:70]]
     return [
         rate(configurations, lambda: table.evaluate(indices)),
         rate(len(many), lambda: estimate_many(network, many, board, table.schedule)),
-        rate(len(own), lambda: estimate_many(network, own, board, table.schedule)),
+        rate(len(own), lambda: estimate_arrays(network, own, board, table.schedule)),
+        rate(len(own), lambda: estimate_many(network, objects, board, table.schedule)),
         rate(10, lambda: [estimate(network, config, board, table.schedule) for config in configs]),
         len(times) / sum(times),
         max(times),
@@ -151,16 +147,16 @@ def main() -> None:
     print(f"{datetime.now(UTC):%Y-%m-%d}, revision {revision()}, {processor()}, one core")
     print(f"python {platform.python_version()}, numpy {np.__version__}; {len(CHOICES)} choices per layer\n")
     print(
-        "| network | layers | board | gather/s | no table/s | formulas/s | reports/s | schedules/s | slowest schedule |"
+        "| network | layers | board | gather/s | no table/s | formulas/s | objects/s | reports/s | schedules/s "
+        "| slowest schedule |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     networks = [load_network(name) for name in ("yolov2_tiny_voc", "resnet20", "resnet50")]
     for network, board in [*((network, "u250") for network in networks), (networks[-1], "zcu102")]:
-        gather, many, formulas, reports, schedules, slowest = measure(network, load_board(board), args.configurations)
+        *rates, schedules, slowest = measure(network, load_board(board), args.configurations)
         print(
             f"| {network.name} | {len(network.weighted)} | {board} "
-            f"| {gather:,.0f} | {many:,.0f} | {formulas:,.0f} | {reports:,.0f} | "
-            f"{schedules:.1f} | {slowest:.2f} s |",
+            f"| {' | '.join(f'{one:,.0f}' for one in rates)} | {schedules:.1f} | {slowest:.2f} s |",
             flush=True,
         )
     print("\nresnet50 on u250, seconds of CPU time by configurations:")

@@ -1,10 +1,11 @@
 """What a quantized, pruned CNN costs on an FPGA.  numpy only; knows neither torch nor `qat`."""
 
+from hwmodel.arrays import ConfigArrays
 from hwmodel.board import Board, board_names, load_board, load_boards
 from hwmodel.compute import Multiplier
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
 from hwmodel.errors import BoardError, BudgetError, HwModelError, SpecError
-from hwmodel.estimation import estimate, estimate_many
+from hwmodel.estimation import estimate, estimate_arrays, estimate_many
 from hwmodel.memory import MemoryUse, map_memory
 from hwmodel.network import INPUT, LayerSpec, NetworkSpec, Op
 from hwmodel.networks import load_network, network_names
@@ -19,6 +20,7 @@ __all__ = [
     "Board",
     "BoardError",
     "BudgetError",
+    "ConfigArrays",
     "CostReport",
     "CostTable",
     "DataFlow",
@@ -43,6 +45,7 @@ __all__ = [
     "WeightStorage",
     "board_names",
     "estimate",
+    "estimate_arrays",
     "estimate_many",
     "load_board",
     "load_boards",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hwmodel.board import Board
+from hwmodel.compute import Count
 from hwmodel.cycles import layer_cycles, reach
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
 from hwmodel.energy import dram_energy_pj, mac_energy_pj, on_chip_energy_pj
@@ -24,6 +25,7 @@ from hwmodel.resources import (
     shared_array,
     shared_layer,
     shared_memories,
+    sparse_lanes,
     weight_memories,
 )
 from hwmodel.storage import BIAS_BITS, MULTIPLIER_BITS, SHIFT_BITS, WeightStorage, stored, weight_storage
@@ -121,8 +123,10 @@ def all_memories(
         if not plan.data_flow.is_pipelined:
             continue
         if layer.has_weights:
-            memories += weight_memories(layer, config[layer.name], storages[layer.name], plan)
-            memories += pipelined_memories(layer, config[layer.name], plan)
+            precision, storage = config[layer.name], storages[layer.name]
+            lanes = sparse_lanes(layer, precision, storage, plan.pe, plan.simd)
+            memories += weight_memories(layer, precision, storage, lanes, plan)
+            memories += pipelined_memories(layer, precision, plan)
         else:
             bit_width = operation_bit_width(layer, config, widths)
             memories += pipelined_operation_memories(network, layer, bit_width, plan)
@@ -201,8 +205,8 @@ def _stage_cycles(schedule: Schedule, cycles: Mapping[str, int]) -> dict[str, in
     return stages
 
 
-def dram_cycles(bits: int, board: Board) -> int:
-    """Cycles that off-chip traffic takes at the board's peak bandwidth."""
+def dram_cycles(bits: Count, board: Board) -> Count:
+    """Cycles that off-chip traffic takes at the board's peak bandwidth; of one number of bits or of an array."""
     return -(-bits * board.clock_hz // (8 * board.dram_bytes_per_s))
 
 
@@ -293,7 +297,8 @@ def _layer_cost(
         streamed_bits = weight_reads(layer, plan) * storage.weight_bits
         if plan.data_flow.is_pipelined:
             rescales = schedule.host.result_word_bits is None or layer.name not in network.outputs
-            array = pipelined_array(layer, precision, storage, plan, rescales, board.family)
+            lanes = sparse_lanes(layer, precision, storage, plan.pe, plan.simd)
+            array = pipelined_array(layer, precision, lanes, plan, rescales, board.family)
             lut, dsp = lut + array.lut, array.dsp
     else:
         stored_bits = bound = operation_stored_bits(layer)

@@ -28,6 +28,7 @@ from hwmodel.resources import (
     pipelined_memories,
     shared_array,
     shared_memories,
+    sparse_lanes,
     weight_memories,
 )
 from hwmodel.storage import WeightStorage
@@ -120,13 +121,15 @@ def weighted_options(
     ]
     pe, simd = np.array(pairs, dtype=np.int64).T
     ingest = np.array([ingest_channels(layer, *pair) for pair in pairs], dtype=np.int64)
+    lanes = sparse_lanes(layer, config, storage, pe, simd)
     parts = []
     for flow in space.data_flows:
         for multiplier in space.multipliers if config.weight_bit_width > 1 else space.multipliers[:1]:
             for place in places:
                 grid = Foldings(flow, pe, simd, ingest, multiplier, place)
-                array = pipelined_array(layer, config, storage, grid, rescales, family)
-                memories = (*weight_memories(layer, config, storage, grid), *pipelined_memories(layer, config, grid))
+                array = pipelined_array(layer, config, lanes, grid, rescales, family)
+                memories = weight_memories(layer, config, storage, lanes, grid)
+                memories += pipelined_memories(layer, config, grid)
                 use = resource_use(memories, array.lut, array.dsp, family, len(pe))
                 streamed = storage.weight_bits * layer.out_height if place is WeightPlace.STREAMED else 0
                 parts.append(_options(layer_cycles(layer, grid), use, np.full(len(pe), streamed), grid))

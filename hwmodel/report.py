@@ -72,7 +72,7 @@ class CostReport:
         total_weights: Weights of convolutions and fully connected layers.
         total_macs: Multiply-accumulates per frame.
         stored_bits: Everything that hardware stores: weights, indices, scales, biases, rescaling of additions.
-        entropy_bound_bits: The same with indices at their entropy.
+        entropy_bound_bits: The same with indices at their entropy, log2 of the ways to place the kept groups.
         bram18: Block RAMs of 18 Kibit.
         uram: UltraRAMs.
         lut: Look-up tables.

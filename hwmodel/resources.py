@@ -90,16 +90,17 @@ class SparseLanes:
     multipliers: Count
 
 
-def sparse_lanes(layer: LayerSpec, storage: WeightBits, pe: Count, pixel_folds: Count) -> SparseLanes:
+def sparse_lanes(layer: LayerSpec, config: LayerConfig, storage: WeightBits, pe: Count, simd: Count) -> SparseLanes:
     """Lanes for the significant weights of `binary_plus_sparse`, with the load imbalance between them.
 
     Args:
         layer: The layer.
+        config: Its precision; formats other than `binary_plus_sparse` have no lanes.
         storage: Its stored weights, of one density or of many.
         pe: Output channels in parallel; an array only with one density.
-        pixel_folds: Cycles per output pixel, for each of `pe`.
+        simd: Products per output channel in parallel, for each of `pe`.
     """
-    if not storage.keeps_any:
+    if config.weight_format is not WeightFormat.BINARY_PLUS_SPARSE or not storage.keeps_any:
         return SparseLanes(0, 0)
     weights_per_group = storage.weights_per_group
     groups = layer.weights // weights_per_group
@@ -111,11 +112,13 @@ def sparse_lanes(layer: LayerSpec, storage: WeightBits, pe: Count, pixel_folds: 
         load = np.array([lane_load(int(lane), groups, density) for lane in lanes])[inverse.reshape(pe.shape)]
     else:
         load = lane_load(pe, groups, density)
-    return SparseLanes(load, -(-load * weights_per_group // pixel_folds))
+    return SparseLanes(load, -(-load * weights_per_group // folds(layer, pe, simd)))
 
 
-def weight_memories(layer: LayerSpec, config: LayerConfig, storage: WeightBits, plan: Execution) -> tuple[Memory, ...]:
-    """Memories for the weights of a pipelined layer."""
+def weight_memories(
+    layer: LayerSpec, config: LayerConfig, storage: WeightBits, lanes: SparseLanes, plan: Execution
+) -> tuple[Memory, ...]:
+    """Memories for the weights of a pipelined layer, `lanes` its `sparse_lanes`."""
     pixel_folds = folds(layer, plan.pe, plan.simd)
     products = plan.pe * plan.simd
     parameters = Memory(
@@ -136,7 +139,6 @@ def weight_memories(layer: LayerSpec, config: LayerConfig, storage: WeightBits, 
         memories.append(Memory(layer.name, "index", pixel_folds, -(-storage.index_bits // pixel_folds), place))
     else:
         memories.append(Memory(layer.name, "weights", pixel_folds, products, place))
-        lanes = sparse_lanes(layer, storage, plan.pe, pixel_folds)
         if storage.keeps_any:
             per_lane = lanes.groups * storage.weights_per_group
             width = plan.pe * lanes.multipliers * SIGNIFICANT_BIT_WIDTH
@@ -184,14 +186,14 @@ def operation_memories(layer: LayerSpec, bit_width: int, plan: Execution) -> tup
 
 
 def pipelined_array(
-    layer: LayerSpec, config: LayerConfig, storage: WeightBits, plan: Execution, rescales: bool, family: str
+    layer: LayerSpec, config: LayerConfig, lanes: SparseLanes, plan: Execution, rescales: bool, family: str
 ) -> ArrayUse:
     """LUTs and DSP slices of a pipelined layer with weights, without its memories.
 
     Args:
         layer: The layer.
         config: Its precision.
-        storage: Its stored weights.
+        lanes: Its `sparse_lanes`.
         plan: Its folding.
         rescales: Whether it brings its sums to codes itself (one multiplier per output channel in parallel).
         family: Device family.
@@ -201,9 +203,7 @@ def pipelined_array(
         plan.pe, plan.simd, config.weight_bit_width, config.act_bit_width, sum_bits, plan.multiplier, family
     )
     lut, dsp = array.lut + CONTROL_LUTS, array.dsp
-    pixel_folds = folds(layer, plan.pe, plan.simd)
     if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE:
-        lanes = sparse_lanes(layer, storage, plan.pe, pixel_folds)
         # Each multiplier reads any activation of the window, from its own copy.
         lut = lut + plan.pe * lanes.multipliers * lutram_luts(reduction_length(layer), config.act_bit_width, family)
         dsp = dsp + plan.pe * lanes.multipliers
@@ -287,7 +287,7 @@ def shared_layer(
     elif keeps_weights:
         need = replace(need, weight_words=_resident_words(config, storage, pixel_folds, products))
     if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE and storage.keeps_any:
-        lanes = sparse_lanes(layer, storage, plan.pe, pixel_folds)
+        lanes = sparse_lanes(layer, config, storage, plan.pe, plan.simd)
         need = replace(need, lane_multipliers=lanes.multipliers, lane_window=reduction_length(layer))
         if plan.weight_place is not WeightPlace.STREAMED and keeps_weights:
             per_group = SIGNIFICANT_BIT_WIDTH * storage.weights_per_group

@@ -9,6 +9,7 @@ The space: the network is cut once, before a layer with weights.
   first k layers, any k.
 
 Order of goals: off-chip bits, then frame interval, then block RAM; within block RAM, UltraRAM, LUTs and DSP slices.
+Where a frame rate is asked for, only schedules that reach it count.
 
 The frame interval is the largest of the engines' cycles and of the cycles of the off-chip traffic, so off-chip bits
 and interval are bottlenecks, block RAM is a sum: the knapsacks of `hwmodel.knapsack`, for every cut that the bounds
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from math import ceil, prod
+from math import ceil, floor, isfinite, prod
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from hwmodel.board import Board, load_boards
 from hwmodel.cost import dram_cycles
 from hwmodel.cuts import Cuts
 from hwmodel.dataflow import Schedule
-from hwmodel.errors import BudgetError
+from hwmodel.errors import BudgetError, SpecError
 from hwmodel.exchanges import TINY, Floats
 from hwmodel.knapsack import (
     NO_LIMIT,
@@ -95,13 +96,17 @@ class Scheduler:
         self.space = space or Space()
         self._cache: OptionCache = {}
 
-    def schedule(self, config: NetworkConfig) -> Schedule:
+    def schedule(self, config: NetworkConfig, min_fps: float = 0.0) -> Schedule:
         """The best schedule of a configuration; arguments and errors as in `hwmodel.schedule`."""
         config.check_matches(self.network)
+        longest = longest_interval(self.board, min_fps)
         segments = self.segments(config)
-        best = search(segments, self.board)
+        best = search(segments, self.board, longest)
         if best is None:
-            raise BudgetError(_why_not(segments, self.board))
+            slow = search(segments, self.board) if min_fps else None
+            if slow is None:
+                raise BudgetError(_why_not(segments, self.board))
+            raise BudgetError(_too_slow(segments, self.board, min_fps, longest, slow.interval_cycles))
         return segments.write(best.candidate, best.groups, best.picks)
 
     def segments(self, config: NetworkConfig) -> Segments:
@@ -110,19 +115,36 @@ class Scheduler:
         return Segments(self.network, config, board.family, board.uram > 0, self.space, self._cache)
 
 
-def schedule(network: NetworkSpec, config: NetworkConfig, board: Board) -> Schedule:
+def schedule(network: NetworkSpec, config: NetworkConfig, board: Board, min_fps: float = 0.0) -> Schedule:
     """The best execution of a network on a board.
 
     Args:
         network: The network.
         config: Precision of each layer.
         board: The board.
+        min_fps: Frames per second that it has to reach at least, >= 0: the fewest off-chip bits may be slow where
+            memory is small.
 
     Raises:
-        SpecError: The configuration does not match the network.
-        BudgetError: Nothing fits; the message names the budget that binds, by how much, and a board that would do.
+        SpecError: The configuration does not match the network, or `min_fps` is out of range.
+        BudgetError: Nothing fits; the message names the budget that binds, by how much, and a board that would do.  Or
+            what fits is slower than `min_fps`; the message says how fast a schedule can be.
     """
-    return Scheduler(network, board).schedule(config)
+    return Scheduler(network, board).schedule(config, min_fps)
+
+
+def longest_interval(board: Board, min_fps: float) -> int:
+    """Cycles per frame at which a board is as fast as asked for.
+
+    Raises:
+        SpecError: `min_fps` is negative or not finite.
+    """
+    if not (isfinite(min_fps) and min_fps >= 0):
+        raise SpecError(f"min_fps={min_fps!r}, expected a finite number >= 0; 0 for any")
+    if not min_fps:
+        return NO_LIMIT - 1
+    # The frame rate of a whole number of cycles allows these, however their quotient was rounded.
+    return min(NO_LIMIT - 1, int(board.clock_hz / min_fps * (1 + 1e-12)))
 
 
 @dataclass(frozen=True)
@@ -138,15 +160,16 @@ class Reached:
     rows: tuple[int, ...] = ()
 
 
-def search(segments: Segments, board: Board) -> Best | None:
-    """The best schedule within a board's budgets, or None if nothing fits."""
-    return _Search(segments, board).best()
+def search(segments: Segments, board: Board, longest: int = NO_LIMIT - 1) -> Best | None:
+    """The best schedule within a board's budgets of a frame interval up to `longest`, or None if there is none."""
+    return _Search(segments, board, longest).best()
 
 
 class _Search:
-    def __init__(self, segments: Segments, board: Board) -> None:
+    def __init__(self, segments: Segments, board: Board, longest: int = NO_LIMIT - 1) -> None:
         self.segments = segments
         self.board = board
+        self.longest = longest
         self.budgets = np.array([getattr(board, name) for name in RESOURCES], dtype=np.int64)
         self.is_proven = True
         self._answers: Answers = {}
@@ -157,15 +180,25 @@ class _Search:
     def best(self) -> Best | None:
         """All three goals."""
         least = self.least_traffic()
-        return None if least is None else self.leanest(*self.fastest(*least))
+        if least is None or dram_cycles(least[0][0].offchip_bits, self.board) > self.longest:
+            return None
+        return self.leanest(*self.fastest(*least))
+
+    def any_interval(self) -> int | None:
+        """The frame interval of a schedule that is no longer than `longest`; None if there is none."""
+        least = self.least_traffic()
+        if least is None:
+            return None
+        interval = max(1, least[2], dram_cycles(least[0][0].offchip_bits, self.board))
+        return interval if interval <= self.longest else None
 
     # -- off-chip bits ----------------------------------------------------------------------------------------------
 
     def least_traffic(self) -> tuple[list[Split], Reached, int] | None:
-        """The splits of fewest off-chip bits that may fit, a choice of one of them, and its cycles."""
+        """The splits of fewest off-chip bits whose engines may fit, a choice of one of them, and its cycles."""
         candidates = self.segments.candidates
         resident = [self._all_resident(one) for one in candidates if one.map_bits == candidates[0].map_bits]
-        first = Cuts(self.segments, resident[:1])
+        first = Cuts(self.segments, resident[:1], self.longest, self.longest)
         reached, is_proven = self._any_choice(first, [0])
         if reached is not None:
             return resident, *reached
@@ -178,7 +211,7 @@ class _Search:
             splits = self._open_splits(tuple(group), best)
             start = 0
             while start < len(splits) and splits[start].offchip_bits < best:
-                part = Cuts(self.segments, splits[start : start + SPLITS_TOGETHER])
+                part = Cuts(self.segments, splits[start : start + SPLITS_TOGETHER], self.longest, self.longest)
                 start += SPLITS_TOGETHER
                 left = np.flatnonzero(self._fill(part) <= 1 + TINY).tolist()
                 for bits, same in groupby(left, key=lambda number: part.splits[number].offchip_bits):
@@ -203,7 +236,7 @@ class _Search:
         per_bit = scaled[:, 0] / RAMB18_BITS
         if self.board.uram:
             per_bit = np.minimum(per_bit, scaled[:, 1] / prod(URAM_SHAPE))
-        cuts = Cuts(self.segments, ())
+        cuts = Cuts(self.segments, (), self.longest, self.longest)
         before = cuts.before(cuts.own.use @ scaled.T)
         engines = self._bare_engines(candidates, scaled)
         found: list[Split] = []
@@ -360,6 +393,32 @@ def _why_not(segments: Segments, board: Board) -> str:
         f"network {segments.network.name!r} does not fit board {board.name!r}: {name} binds, {needed} needed at least, "
         f"{available} there, {needed - available} too many; {remedy}. Or store fewer bits: lower precision, higher "
         "sparsity"
+    )
+
+
+def _too_slow(segments: Segments, board: Board, min_fps: float, longest: int, possible: int) -> str:
+    """Why no schedule is fast enough.
+
+    Args:
+        segments: What was searched.
+        board: The board.
+        min_fps: What was asked for.
+        longest: The interval that this allows, which none has.
+        possible: An interval that a schedule has.
+    """
+    impossible = longest
+    while possible - impossible > 1:
+        middle = (possible + impossible) // 2
+        interval = _Search(segments, board, middle).any_interval()
+        if interval is None:
+            impossible = middle
+        else:
+            possible = interval
+    fps = floor(1000 * board.clock_hz / possible) / 1000  # not rounded up, so that it can be asked for
+    return (
+        f"network {segments.network.name!r} on board {board.name!r}: min_fps={min_fps:g} needs an interval of at most "
+        f"{longest} cycles, the fastest schedule that fits takes {possible} cycles, {fps} frames/s; ask for no more "
+        "than that, store fewer bits or take a larger board"
     )
 
 

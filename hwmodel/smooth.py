@@ -64,22 +64,31 @@ class Smooth:
             polynomial = self._pieces[key]
             if polynomial is not None:
                 at = 2 * (logits[start:stop] * (1 << halvings) - key[1]) - 1
-                found[start:stop] = np.polynomial.chebyshev.chebval(at, polynomial)
+                found[start:stop] = _evaluate(polynomial, at)
             elif halvings < HALVINGS:
                 self._fill(logits[start:stop], found[start:stop], halvings + 1)
 
     def _piece(self, halvings: int, number: int) -> Floats | None:
-        """Chebyshev coefficients of the piece that starts at logit number / 2**halvings; None if it is not exact."""
+        """Polynomial of the piece that starts at logit number / 2**halvings; None if it is not exact."""
         nodes = np.polynomial.chebyshev.chebpts1(DEGREE + 1)
         between = np.array([-0.999, *((nodes[:-1] + nodes[1:]) / 2)[:: DEGREE // 4], 0.999])
         fitted = np.polynomial.chebyshev.chebfit(nodes, self._at(halvings, number, nodes), DEGREE)
-        polynomial = np.asarray(fitted, dtype=np.float64)
-        errors = np.polynomial.chebyshev.chebval(between, polynomial) - self._at(halvings, number, between)
+        polynomial = np.asarray(np.polynomial.chebyshev.cheb2poly(fitted), dtype=np.float64)
+        errors = _evaluate(polynomial, between) - self._at(halvings, number, between)
         return polynomial if np.abs(errors).max() * CERTAIN < self._margin else None
 
     def _at(self, halvings: int, number: int, places: Floats) -> Floats:
         logits = (number + (places + 1) / 2) / (1 << halvings)
         return np.array([self._function(1 / (1 + exp(-logit))) for logit in logits.tolist()])
+
+
+def _evaluate(polynomial: Floats, at: Floats) -> Floats:
+    """Values of a polynomial, its constant first, by Horner's rule in place."""
+    values = np.full(len(at), polynomial[-1])
+    for coefficient in polynomial[-2::-1].tolist():
+        values *= at
+        values += coefficient
+    return values
 
 
 def ceilings(values: Floats, margin: float, exact: Callable[[int], int]) -> Array:

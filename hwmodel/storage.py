@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
-from math import ceil, log, log2, prod
+from math import ceil, lgamma, log, log2, prod
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -46,8 +46,8 @@ class WeightBits:
         index_bits: Positions of the kept groups, in the cheapest coding.
         scale_bits: Multipliers and the two shifts.
         bias_bits: Biases.
-        entropy_bound_bits: What remains if the positions cost their entropy (groups * H(density)), everything
-            else as stored.
+        entropy_bound_bits: What remains if the positions cost `index_bound_bits`, everything else as stored; never
+            more than `total_bits`.
         kept_groups: Groups in the sparse plane.
         kept_weights: Weights in the sparse plane.
     """
@@ -123,7 +123,7 @@ def weight_storage(layer: LayerSpec, config: LayerConfig) -> WeightStorage:
     else:
         kept = kept_groups(groups, config.sparsity)
         coding, parameter, index_bits = cheapest_index(groups, kept, layer.out_channels)
-        index_bound = _entropy_bits(groups, kept)
+        index_bound = index_bound_bits(groups, kept)
     counts = _counts(layer, config, groups, kept, index_bits, index_bound)
     return WeightStorage(**counts, index_coding=coding, index_parameter=parameter)
 
@@ -142,9 +142,8 @@ def many_weight_bits(layer: LayerSpec, config: LayerConfig, kept: Array) -> Weig
     groups = number_of_groups(layer, config)
     index_bits = np.minimum(groups, many_rice_index_bits(groups, kept))
     index_bits = np.minimum(index_bits, _list_bits(groups, kept, layer.out_channels)[0])
-    density = kept / groups
-    entropy = -(density * np.log(density) + (1 - density) * np.log(1 - density)) / log(2)
-    bound = ceilings(groups * entropy, MARGIN, lambda index: _entropy_bits(groups, int(kept[index])))
+    selections = _selections(groups).values(kept / groups) - ROUNDING
+    bound = ceilings(selections, MARGIN, lambda index: index_bound_bits(groups, int(kept[index])))
     return WeightBits(**_counts(layer, config, groups, kept, index_bits, bound))
 
 
@@ -318,16 +317,33 @@ def _rice(groups: int, parameter: int) -> Smooth:
     return Smooth(lambda density: rice_bits(groups, groups * density, parameter), MARGIN)
 
 
-def _entropy_bits(groups: int, kept: int) -> int:
-    return ceil(groups * binary_entropy(kept / groups))
+ROUNDING = 1e-6
+"""Bits taken off before rounding up, far more than `log2_selections` is wrong by: the bound must not be too high."""
 
 
-def binary_entropy(density: float) -> float:
-    """Bits per group that positions at this density cost at least; 0..1.
+def index_bound_bits(groups: int, kept: int) -> int:
+    """Bits that the positions of the kept groups cost at least, in any code, on average over all positions.
 
-    >>> binary_entropy(0.5)
-    1.0
+    There are C(groups, kept) ways to place them; a code that tells them apart has words of log2 of that on average.
+
+    Args:
+        groups: All groups.
+        kept: Groups in the sparse plane, 0..groups.
+
+    Source:
+        Shannon, Bell System Technical Journal 27, 1948, theorem 9.
+
+    >>> index_bound_bits(4, 2), index_bound_bits(1000, 20)  # of 6 ways, and of 3.4e41
+    (3, 138)
     """
-    if density in (0.0, 1.0):
-        return 0.0
-    return -(density * log(density) + (1 - density) * log(1 - density)) / log(2)
+    return ceil(log2_selections(groups, kept) - ROUNDING)
+
+
+def log2_selections(groups: int, kept: float) -> float:
+    """Log2 of C(groups, kept); a fraction interpolates."""
+    return (lgamma(groups + 1) - lgamma(kept + 1) - lgamma(groups - kept + 1)) / log(2)
+
+
+@lru_cache(maxsize=4096)
+def _selections(groups: int) -> Smooth:
+    return Smooth(lambda density: log2_selections(groups, groups * density), MARGIN)

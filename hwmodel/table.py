@@ -12,18 +12,18 @@ from math import prod
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hwmodel.arrays import by_kind
 from hwmodel.board import Board
-from hwmodel.cost import RESOURCES, dram_cycles, engine_cycles, latency, reference_energy_pj
-from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import Schedule
-from hwmodel.energy import DRAM_PJ_PER_BIT
 from hwmodel.errors import BudgetError, SpecError
-from hwmodel.network import INPUT, NetworkSpec
+from hwmodel.network import NetworkSpec
 from hwmodel.precision import LayerConfig, NetworkConfig
 from hwmodel.scheduler import schedule as best_schedule
 from hwmodel.storage import weight_storage
-from hwmodel.terms import MERGED_ROWS, RESCALE_BITS, TERMS, Terms
-from hwmodel.traffic import tensor_bits
+from hwmodel.terms import NEEDS, TERMS, LayerTerms, Terms, join_needs
+
+MERGED_ROWS = 1024
+"""Rows up to which tables of layers are merged into one."""
 
 CHUNK = 8192
 """Configurations that are scored at a time, so that intermediate results stay in the cache."""
@@ -90,13 +90,15 @@ class CostTable:
         self.schedule.check_matches(network)
         self._sizes = np.array([len(self.choices[name]) for name in names])
         self._offsets = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
-        self._terms = Terms(network, board, self.schedule, self.choices, self._widths)
-        cycles = {layer.name: layer_cycles(layer, self.schedule[layer.name]) for layer in network.layers}
-        self._engine_cycles = engine_cycles(self.schedule, cycles)
-        input_bits = tensor_bits(network, INPUT, input_bit_width, self.schedule.host)
-        self._latency_cycles = latency(network, self.schedule, cycles, dram_cycles(input_bits, board))
-        self._reference_energy_pj = reference_energy_pj(network)
-        self._constant, self._merged = self._merge()
+        act_bits = {name: [config.act_bit_width for config in self.choices[name]] for name in names}
+        self._act_bits = np.concatenate(list(act_bits.values()))
+        read = {name: set(bits) for name, bits in act_bits.items()}
+        self._terms = Terms(network, board, self.schedule, read, self._widths)
+        found = [self._terms.of_layer(network.by_name[name], by_kind(self.choices[name])) for name in names]
+        self._needs = self._merge_needs(
+            [found[column].needs[found[column].row_of] for column in self._terms.shared_columns]
+        )
+        self._merged = self._merge(found)
 
     def config(self, indices: Sequence[int] | Array) -> NetworkConfig:
         """The configuration that one row of indices means."""
@@ -137,16 +139,12 @@ class CostTable:
                 )
         sums, energy = self._gather(index)
         terms = self._terms
-        if terms.width_rows or terms.rescaled_inputs or not self._has_shared_table:
-            rows = index + self._offsets
-            for tensor, table in terms.width_rows.items():
-                sums += table[terms.widths(tensor, rows)]
-            for column, tensor in terms.rescaled_inputs:
-                wider = terms.widths(tensor, rows) > terms.act_bits[rows[:, column]]
-                sums[:, :2] += np.where(wider, RESCALE_BITS, 0)[:, None]
+        if terms.depends_on_widths or not self._has_shared_table:
+            act_bits = self._read_bits(index)
+            terms.add_tensors(sums, act_bits)
             if not self._has_shared_table:
-                self._add_shared(sums, rows)
-        return self._columns(sums, energy)
+                self._add_shared(sums, index, act_bits)
+        return terms.columns(sums, energy)
 
     # -- tables ---------------------------------------------------------------------------------------------------
 
@@ -172,23 +170,25 @@ class CostTable:
         columns = self._terms.shared_columns
         return not self._terms.buffers and prod(int(size) for size in self._sizes[columns]) <= MERGED_ROWS
 
-    def _merge(self) -> tuple[Array, list[tuple[Array, Array, Floats]]]:
-        """Constant terms, and tables of layers merged as long as the product of their choices stays small.
+    def _merge(self, found: Sequence[LayerTerms]) -> list[tuple[Array, Array, Floats]]:
+        """Tables of layers merged as long as the product of their choices stays small.
+
+        Args:
+            found: What each choice adds, of each layer.
 
         Returns:
-            The constant, and of each table its columns, their strides, and its rows (energy is the last column).
+            Of each table its columns, their strides, and its rows (energy is the last column).
         """
         terms = self._terms
-        rows = np.column_stack([terms.rows.astype(np.float64), terms.energy_pj])
         merged: list[tuple[Array, Array, Floats]] = []
         start = 0
         while start < len(self.layers):
             stop = start + 1
             while stop < len(self.layers) and np.prod(self._sizes[start : stop + 1]) <= MERGED_ROWS:
                 stop += 1
-            table = np.zeros((1, rows.shape[1]))
-            for layer in range(start, stop):
-                own = rows[self._offsets[layer] : self._offsets[layer] + self._sizes[layer]]
+            table = np.zeros((1, len(TERMS) + 1))
+            for one in found[start:stop]:
+                own = np.column_stack([one.rows.astype(np.float64), one.energy_pj])[one.row_of]
                 table = (table[:, None, :] + own[None, :, :]).reshape(-1, own.shape[1])
             merged.append((np.arange(start, stop), self._strides(np.arange(start, stop)), table))
             start = stop
@@ -198,12 +198,37 @@ class CostTable:
             index = np.zeros((len(choices), len(self.layers)), dtype=np.int64)
             index[:, columns] = choices
             costs = np.zeros((len(index), len(TERMS)), dtype=np.int64)
-            self._add_shared(costs, index + self._offsets)
+            self._add_shared(costs, index, self._read_bits(index))
             table = np.column_stack([costs.astype(np.float64), np.zeros(len(costs))])
             merged.append((columns, self._strides(columns), table))
         used = np.flatnonzero(np.concatenate([table for _, _, table in merged]).any(axis=0))
         self._used = used
-        return terms.constant, [(c, strides, np.ascontiguousarray(table[:, used])) for c, strides, table in merged]
+        return [(c, strides, np.ascontiguousarray(table[:, used])) for c, strides, table in merged]
+
+    def _merge_needs(self, needs: Sequence[Array]) -> list[tuple[Array, Array, Array]]:
+        """What the shared layers ask for, some layers together: one row of a table for each combination of choices.
+
+        Args:
+            needs: Shape (choices, `NEEDS`), of each of the shared layers.
+
+        Returns:
+            Of each table the columns of its layers, their strides, and its rows.
+        """
+        merged: list[tuple[Array, Array, Array]] = []
+        start = 0
+        while start < len(needs):
+            stop = start + 1
+            while stop < len(needs) and prod(len(own) for own in needs[start : stop + 1]) <= MERGED_ROWS:
+                stop += 1
+            table = np.zeros((1, len(NEEDS)), dtype=np.int64)
+            for own in needs[start:stop]:
+                together = np.repeat(table[:, None], len(own), axis=1)
+                join_needs(together, own)
+                table = together.reshape(-1, len(NEEDS))
+            columns = self._terms.shared_columns[start:stop]
+            merged.append((columns, self._strides(columns), table))
+            start = stop
+        return merged
 
     def _strides(self, columns: Array) -> Array:
         """Weights of the indices of some layers in the row number of their merged table."""
@@ -220,37 +245,38 @@ class CostTable:
             total = np.zeros((part.shape[1], len(self._used)))
             row = np.empty_like(total)
             for columns, strides, table in self._merged:
-                key = np.zeros(part.shape[1], dtype=np.int64)
-                for column, stride in zip(columns, strides, strict=True):
-                    key += part[column] * stride
-                total += np.take(table, key, axis=0, out=row, mode="clip")
+                total += np.take(table, _keys(part, columns, strides), axis=0, out=row, mode="clip")
             sums[start : start + CHUNK, self._used] = total
-        return sums[:, :-1].astype(np.int64) + self._constant, sums[:, -1]
+        return sums[:, :-1].astype(np.int64) + self._terms.constant, sums[:, -1]
 
-    def _add_shared(self, sums: Array, rows: Array) -> None:
+    def _read_bits(self, index: Array) -> Array:
+        """Bits that each layer reads, shape (n, layers); no columns if no tensor's width depends on them."""
+        if not self._terms.depends_on_widths:
+            return np.empty((len(index), 0), dtype=np.int64)
+        bits: Array = self._act_bits[index + self._offsets]
+        return bits
+
+    def _add_shared(self, sums: Array, index: Array, act_bits: Array) -> None:
         """Adds memories and array of the shared engine to `sums`, in place."""
-        terms = self._terms
-        if not terms.shared_columns.size:
+        if not self._terms.shared_columns.size:
             return
-        for start in range(0, len(rows), CHUNK):
-            part, own = sums[start : start + CHUNK], rows[start : start + CHUNK]
-            part += terms.of_shared_engine(terms.shared_needs(own[:, terms.shared_columns]))
-            for tensors in terms.buffers:
-                part += terms.of_frame_buffers(terms.buffer_bits(tensors, own))
+        for start in range(0, len(index), CHUNK):
+            part = slice(start, start + CHUNK)
+            self._terms.add_shared_engine(sums[part], self._shared_needs(index[part]), act_bits[part])
 
-    def _columns(self, sums: Array, energy: NDArray[np.float64]) -> dict[str, NDArray[np.generic]]:
-        columns: dict[str, NDArray[np.generic]] = {name: sums[:, i] for i, name in enumerate(TERMS)}
-        offchip = sums[:, 6:10].sum(axis=1)
-        network, board = self.network, self.board
-        dram = -(-offchip * board.clock_hz // (8 * board.dram_bytes_per_s))
-        interval = np.maximum(max(1, self._engine_cycles), dram)
-        columns["offchip_bits"] = offchip
-        columns["interval_cycles"] = interval
-        columns["latency_cycles"] = np.maximum(self._latency_cycles, dram)
-        columns["bits_per_weight"] = sums[:, 0] / network.total_weights
-        columns["compression"] = 32 * network.total_weights / sums[:, 0]
-        columns["fps"] = board.clock_hz / interval
-        columns["gops"] = 2 * network.total_macs * (board.clock_hz / interval) / 1e9
-        columns["fits"] = np.all([columns[name] <= getattr(board, name) for name in RESOURCES], axis=0)
-        columns["energy_rel"] = (energy + DRAM_PJ_PER_BIT * offchip) / self._reference_energy_pj
-        return columns
+    def _shared_needs(self, index: Array) -> Array:
+        """What the shared layers ask for together."""
+        needs: Array = np.zeros((len(index), len(NEEDS)), dtype=np.int64)
+        by_column, found = np.ascontiguousarray(index.T), np.empty_like(needs)
+        for columns, strides, table in self._needs:
+            np.take(table, _keys(by_column, columns, strides), axis=0, out=found, mode="clip")
+            join_needs(needs, found)
+        return needs
+
+
+def _keys(by_column: Array, columns: Array, strides: Array) -> Array:
+    """Rows of a merged table, shape (n,), from indices of all layers, shape (layers, n)."""
+    keys = np.zeros(by_column.shape[1], dtype=np.int64)
+    for column, stride in zip(columns, strides, strict=True):
+        keys += by_column[column] * stride
+    return keys

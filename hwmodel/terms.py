@@ -8,19 +8,30 @@ Three kinds of terms:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hwmodel.arrays import Floats, Kind
 from hwmodel.board import Board
-from hwmodel.choices import Floats, act_bits, by_kind
 from hwmodel.compute import Count
-from hwmodel.cost import operation_stored_bits, pipelined_operation_memories, shared_place, weight_reads
+from hwmodel.cost import (
+    RESOURCES,
+    dram_cycles,
+    engine_cycles,
+    latency,
+    operation_stored_bits,
+    pipelined_operation_memories,
+    reference_energy_pj,
+    shared_place,
+    weight_reads,
+)
+from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, Schedule
-from hwmodel.energy import mac_energy_pj, on_chip_energy_pj
+from hwmodel.energy import DRAM_PJ_PER_BIT, mac_energy_pj, on_chip_energy_pj
 from hwmodel.network import INPUT, LayerSpec, NetworkSpec
 from hwmodel.precision import LayerConfig, WeightFormat, kept_groups, operand_bit_width
 from hwmodel.resources import (
@@ -35,6 +46,7 @@ from hwmodel.resources import (
     shared_array,
     shared_layer,
     shared_memories,
+    sparse_lanes,
     weight_memories,
 )
 from hwmodel.storage import (
@@ -52,9 +64,6 @@ Array = NDArray[np.int64]
 
 WIDTHS = range(17)
 """Bit widths that a tensor can have (0 is a place holder)."""
-
-MERGED_ROWS = 1024
-"""Rows up to which tables of layers are merged into one."""
 
 TERMS = (
     "stored_bits",
@@ -83,6 +92,23 @@ RESCALE_BITS = MULTIPLIER_BITS + SHIFT_BITS
 """Stored bits of the rescaling on the way into a layer that reads fewer bits than were written."""
 
 
+@dataclass(frozen=True)
+class LayerTerms:
+    """What each of n configurations of one layer adds, a row for those that add the same.
+
+    Args:
+        rows: Shape (different, `TERMS`).
+        needs: Shape (different, `NEEDS`): what it asks of the shared engine.
+        energy_pj: Shape (different,): energy on chip.
+        row_of: Shape (n,): row of each configuration.
+    """
+
+    rows: Array
+    needs: Array
+    energy_pj: Floats
+    row_of: Array
+
+
 class Terms:
     """Terms of one network on one board under one schedule.
 
@@ -90,17 +116,13 @@ class Terms:
         network: The network.
         board: The board.
         schedule: How the network is executed.
-        choices: Configurations that each layer with weights can have, by name, in execution order.
+        act_bits: Bits that each layer with weights can read, by name.
         bit_widths: `sum_bit_width`, `input_bit_width` and `output_bit_width` as in `NetworkConfig`.
 
     Attributes:
-        rows: Shape (choices of all layers, `TERMS`): what each choice adds.
-        energy_pj: Shape (choices,): energy on chip of each choice.
-        act_bits: Shape (choices,): bits that each choice reads.
         constant: Shape (`TERMS`,): what no choice changes.
         width_rows: By tensor whose width depends on choices: shape (17, `TERMS`), what each width adds.
         rescaled_inputs: (column of a layer, tensor it reads) where the tensor's width depends on choices.
-        readers: By tensor: columns of the layers that set its width.
         shared_columns: Columns of the layers on the shared engine.
         buffers: Tensors of each frame buffer whose size depends on choices.
     """
@@ -110,86 +132,118 @@ class Terms:
         network: NetworkSpec,
         board: Board,
         schedule: Schedule,
-        choices: Mapping[str, Sequence[LayerConfig]],
+        act_bits: Mapping[str, Collection[int]],
         bit_widths: Mapping[str, int],
     ) -> None:
         self.network = network
         self.board = board
         self.schedule = schedule
-        self.choices = choices
         self.bit_widths = bit_widths
-        names = tuple(choices)
-        found = [self._of_choices(network.by_name[name], choices[name]) for name in names]
-        bits = {name: act_bits(choices[name]) for name in names}
-        self._act_widths: dict[str, frozenset[int]] = {name: frozenset(own.tolist()) for name, own in bits.items()}
-        self.rows = np.concatenate([rows for rows, _, _ in found])
-        self.energy_pj = np.concatenate([energy for _, _, energy in found])
-        self.act_bits = np.concatenate(list(bits.values()))
-        is_shared = [not schedule[name].data_flow.is_pipelined for name in names]
-        self.shared_columns = np.flatnonzero(is_shared)
-        self._needs = self._merge_needs(np.concatenate([needs for _, needs, _ in found]))
-        self.readers, self._floor = _width_readers(network, bit_widths)
-        self._add_tensors(names)
+        self._act_bits = act_bits
+        self.shared_columns = np.flatnonzero(
+            [not schedule[layer.name].data_flow.is_pipelined for layer in network.weighted]
+        )
+        self._readers, self._floor = _width_readers(network, bit_widths)
+        self._add_tensors()
+        cycles = {layer.name: layer_cycles(layer, schedule[layer.name]) for layer in network.layers}
+        self._engine_cycles = engine_cycles(schedule, cycles)
+        input_bits = tensor_bits(network, INPUT, bit_widths["input_bit_width"], schedule.host)
+        self._latency_cycles = latency(network, schedule, cycles, dram_cycles(input_bits, board))
+        self._reference_energy_pj = reference_energy_pj(network)
 
-    def fixed_width(self, tensor: str) -> int | None:
+    @property
+    def depends_on_widths(self) -> bool:
+        """Whether the width of any tensor that costs something depends on choices."""
+        return bool(self.width_rows or self.rescaled_inputs or self.buffers)
+
+    def of_layer(self, layer: LayerSpec, kinds: Sequence[Kind]) -> LayerTerms:
+        """What each configuration of a layer adds, the rescaling of its input included where that depends on no other.
+
+        Of a kind only the number of kept groups matters.  Many of them are arrays for the formulas; few, and those that
+        keep nothing or all, go through them one by one.
+        """
+        found = [self._of_kind(layer, kind) for kind in kinds]
+        row_of = np.empty(sum(len(kind.members) for kind in kinds), dtype=np.int64)
+        start = 0
+        for kind, own in zip(kinds, found, strict=True):
+            row_of[kind.members] = own.row_of + start
+            start += len(own.rows)
+        rows, needs, energy_pj = (
+            np.concatenate(parts)
+            for parts in zip(*((own.rows, own.needs, own.energy_pj) for own in found), strict=True)
+        )
+        return LayerTerms(rows, needs, energy_pj, row_of)
+
+    def add_tensors(self, sums: Array, act_bits: Array) -> None:
+        """Adds to sums of terms, in place, what depends on the widths of tensors.
+
+        Args:
+            sums: Shape (n, `TERMS`).
+            act_bits: Shape (n, layers): bits that each layer reads.
+        """
+        for tensor, table in self.width_rows.items():
+            sums += table[self._widths(tensor, act_bits)]
+        for column, tensor in self.rescaled_inputs:
+            wider = self._widths(tensor, act_bits) > act_bits[:, column]
+            sums[:, :2] += np.where(wider, RESCALE_BITS, 0)[:, None]
+
+    def add_shared_engine(self, sums: Array, needs: Array, act_bits: Array) -> None:
+        """Adds to sums of terms, in place, memories and array of the shared engine.
+
+        Args:
+            sums: Shape (n, `TERMS`).
+            needs: Shape (n, `NEEDS`): what its layers ask for together.
+            act_bits: Shape (n, layers): bits that each layer reads.
+        """
+        sums += self._of_shared_engine(needs)
+        for tensors in self.buffers:
+            sizes = [elements(self.network, tensor) * self._widths(tensor, act_bits) for tensor in tensors]
+            sums += self._of_frame_buffers(np.max(sizes, axis=0))
+
+    def columns(self, sums: Array, energy_pj: Floats) -> dict[str, NDArray[np.generic]]:
+        """Totals of configurations by name.
+
+        Args:
+            sums: Shape (n, `TERMS`): all terms.
+            energy_pj: Shape (n,): energy on chip.
+        """
+        columns: dict[str, NDArray[np.generic]] = {name: sums[:, i] for i, name in enumerate(TERMS)}
+        offchip = sums[:, 6:10].sum(axis=1)
+        network, board = self.network, self.board
+        dram = dram_cycles(offchip, board)
+        interval = np.maximum(max(1, self._engine_cycles), dram)
+        columns["offchip_bits"] = offchip
+        columns["interval_cycles"] = interval
+        columns["latency_cycles"] = np.maximum(self._latency_cycles, dram)
+        columns["bits_per_weight"] = sums[:, 0] / network.total_weights
+        columns["compression"] = 32 * network.total_weights / sums[:, 0]
+        columns["fps"] = board.clock_hz / interval
+        columns["gops"] = 2 * network.total_macs * (board.clock_hz / interval) / 1e9
+        columns["fits"] = np.all([columns[name] <= getattr(board, name) for name in RESOURCES], axis=0)
+        columns["energy_rel"] = (energy_pj + DRAM_PJ_PER_BIT * offchip) / self._reference_energy_pj
+        return columns
+
+    # -- terms ----------------------------------------------------------------------------------------------------
+
+    def _fixed_width(self, tensor: str) -> int | None:
         """Width of a tensor that no choice changes; None for the others."""
         if tensor == INPUT:
             return self.bit_widths["input_bit_width"]
-        names = [self.network.weighted[column].name for column in self.readers[tensor]]
-        if any(len(self._act_widths[name]) > 1 for name in names):
+        names = [self.network.weighted[column].name for column in self._readers[tensor]]
+        if any(len(self._act_bits[name]) > 1 for name in names):
             return None
-        return max([self._floor[tensor], *(width for name in names for width in self._act_widths[name])])
+        return max([self._floor[tensor], *(width for name in names for width in self._act_bits[name])])
 
-    def widths(self, tensor: str, rows: Array) -> Array:
-        """Width of a tensor in each configuration; `rows` has shape (n, layers)."""
-        fixed = self.fixed_width(tensor)
+    def _widths(self, tensor: str, act_bits: Array) -> Array:
+        """Width of a tensor in each configuration; `act_bits` has shape (n, layers)."""
+        fixed = self._fixed_width(tensor)
         if fixed is not None:
-            return np.full(len(rows), fixed)
-        widest: Array = self.act_bits[rows[:, self.readers[tensor]]].max(axis=1)
+            return np.full(len(act_bits), fixed)
+        widest: Array = act_bits[:, self._readers[tensor]].max(axis=1)
         return np.maximum(widest, self._floor[tensor])
 
-    def shared_needs(self, rows: Array) -> Array:
-        """What the shared layers ask for together; `rows` has shape (n, shared layers)."""
-        needs: Array = np.zeros((len(rows), len(SHARED_FIELDS)), dtype=np.int64)
-        columns, found = np.ascontiguousarray(rows.T), np.empty_like(needs)
-        sums, maxima = (slice(None, len(SUMMED)), slice(len(SUMMED), None))
-        for start, strides, first_key, table in self._needs:
-            key = sum(columns[start + i] * stride for i, stride in enumerate(strides)) - first_key
-            np.take(table, key, axis=0, out=found, mode="clip")
-            needs[:, sums] += found[:, sums]
-            np.maximum(needs[:, maxima], found[:, maxima], out=needs[:, maxima])
-        return needs
-
-    def _merge_needs(self, needs: Array) -> list[tuple[int, list[int], int, Array]]:
-        """What the shared layers ask for, some layers together: one row of a table for each combination of choices.
-
-        Args:
-            needs: Shape (choices of all layers, fields), first the summed ones.
-
-        Returns:
-            Of each table: the first of the shared layers that it is for; strides that turn their rows in `needs` into
-            its own, and what these give for first choices; its rows.
-        """
-        sizes = np.array([len(choices) for choices in self.choices.values()])
-        offsets = (np.cumsum(sizes) - sizes)[self.shared_columns]
-        sizes, summed = sizes[self.shared_columns], len(SUMMED)
-        merged, start = [], 0
-        while start < len(sizes):
-            stop = start + 1
-            while stop < len(sizes) and np.prod(sizes[start : stop + 1]) <= MERGED_ROWS:
-                stop += 1
-            table = np.zeros((1, needs.shape[1]), dtype=np.int64)
-            for first, size in zip(offsets[start:stop], sizes[start:stop], strict=True):
-                before, own = table[:, None], needs[None, first : first + size]
-                sums, maxima = before[..., :summed] + own[..., :summed], np.maximum(before, own)[..., summed:]
-                table = np.concatenate([sums, maxima], axis=2).reshape(-1, needs.shape[1])
-            strides = [int(np.prod(sizes[i + 1 : stop])) for i in range(start, stop)]
-            merged.append((start, strides, int(offsets[start:stop] @ strides), table))
-            start = stop
-        return merged
-
-    def of_shared_engine(self, needs: Array) -> Array:
-        """Terms of the shared engine's array and memories without frame buffers, from rows of `shared_needs`."""
+    def _of_shared_engine(self, needs: Array) -> Array:
+        """Terms of the shared engine's array and memories without frame buffers, from rows of needs."""
         terms = np.zeros((len(needs), len(TERMS)), dtype=np.int64)
         bits = needs[:, [NEEDS.index("weight_bit_width"), NEEDS.index("act_bit_width")]]
         kinds = bits @ (len(WIDTHS), 1)
@@ -205,55 +259,33 @@ class Terms:
             terms[same] = self._many_terms(len(same), memories, lut=array.lut, dsp=array.dsp)
         return terms
 
-    def of_frame_buffers(self, bits: Array) -> Array:
+    def _of_frame_buffers(self, bits: Array) -> Array:
         """Terms of frame buffers of the shared engine, by their bits."""
         shape = frame_buffer_shape(bits, self.schedule.shared[0].simd)
         return self._many_terms(len(bits), [Memory(FRAME_ENGINE, "frame_buffer", *shape)])
 
-    def buffer_bits(self, tensors: Sequence[str], rows: Array) -> Array:
-        """Bits of a frame buffer in each configuration."""
-        sizes = [elements(self.network, tensor) * self.widths(tensor, rows) for tensor in tensors]
-        return np.asarray(np.max(sizes, axis=0), dtype=np.int64)
-
-    def _of_choices(self, layer: LayerSpec, configs: Sequence[LayerConfig]) -> tuple[Array, Array, Floats]:
-        """What each choice of a layer adds: `rows`, what it asks of the shared engine, and `energy_pj`.
-
-        Of a kind only the number of kept groups matters.  Many of them are arrays for the formulas; few, and those that
-        keep nothing or all, go through them one by one.
-        """
-        size = len(configs)
-        rows = np.empty((size, len(TERMS)), dtype=np.int64)
-        needs = np.empty((size, len(NEEDS)), dtype=np.int64)
-        energy = np.empty(size)
-        if size < MANY:
-            for i, config in enumerate(configs):
-                rows[i], needs[i], energy[i] = self._of_choice(layer, config, weight_storage(layer, config))
-            return rows, needs, energy
-        for kind in by_kind(configs):
-            groups = number_of_groups(layer, kind.example)
-            if kind.example.weight_format is WeightFormat.DENSE:
-                each, inverse = np.array([groups]), np.zeros(len(kind.members), dtype=np.int64)
-            else:
-                each, inverse = np.unique(kept_groups(groups, kind.sparsity), return_inverse=True)
-            own = np.empty((len(each), len(TERMS)), dtype=np.int64)
-            own_needs = np.empty((len(each), len(NEEDS)), dtype=np.int64)
-            own_energy = np.empty(len(each))
-            many = slice(*np.searchsorted(each, [1, groups]).tolist())
-            if many.stop - many.start < MANY:
-                many = slice(0, 0)
-            else:
-                storage = many_weight_bits(layer, kind.example, each[many])
-                own[many], own_needs[many], own_energy[many] = self._of_choice(layer, kind.example, storage)
-            some = [*range(many.start), *range(many.stop, len(each))]
-            if some:
-                firsts = np.full(len(each), size)
-                np.minimum.at(firsts, inverse, kind.members)
-                for i in some:
-                    config = configs[firsts[i]]
-                    own[i], own_needs[i], own_energy[i] = self._of_choice(layer, config, weight_storage(layer, config))
-            rows[kind.members], needs[kind.members] = own[inverse], own_needs[inverse]
-            energy[kind.members] = own_energy[inverse]
-        return rows, needs, energy
+    def _of_kind(self, layer: LayerSpec, kind: Kind) -> LayerTerms:
+        """What each member of a kind adds."""
+        groups = number_of_groups(layer, kind.example)
+        if kind.example.weight_format is WeightFormat.DENSE:
+            each, firsts, inverse = np.array([groups]), np.array([0]), np.zeros(len(kind.members), dtype=np.int64)
+        else:
+            each, firsts, inverse = _distinct(kept_groups(groups, kind.sparsity))
+        rows = np.empty((len(each), len(TERMS)), dtype=np.int64)
+        needs = np.empty((len(each), len(NEEDS)), dtype=np.int64)
+        energy = np.empty(len(each))
+        many = slice(*np.searchsorted(each, [1, groups]).tolist())
+        if many.stop - many.start < MANY:
+            many = slice(0, 0)
+        else:
+            storage = many_weight_bits(layer, kind.example, each[many])
+            rows[many], needs[many], energy[many] = self._of_choice(layer, kind.example, storage)
+        for i in (*range(many.start), *range(many.stop, len(each))):
+            config = replace(kind.example, sparsity=float(kind.sparsity[firsts[i]]))
+            rows[i], needs[i], energy[i] = self._of_choice(layer, config, weight_storage(layer, config))
+        if (self._fixed_width(layer.inputs[0]) or 0) > kind.example.act_bit_width:
+            rows[:, :2] += RESCALE_BITS
+        return LayerTerms(rows, needs, energy, inverse)
 
     def _of_choice(self, layer: LayerSpec, config: LayerConfig, storage: WeightBits) -> tuple[Array, Array, Any]:
         """Shapes (`TERMS`,), (`NEEDS`,) and () of one density; with n of them in `storage`, (n, ...) each."""
@@ -270,9 +302,10 @@ class Terms:
         if plan.data_flow.is_pipelined:
             host = self.schedule.host
             rescales = host.result_word_bits is None or layer.name not in self.network.outputs
-            array = pipelined_array(layer, config, storage, plan, rescales, self.board.family)
+            lanes = sparse_lanes(layer, config, storage, plan.pe, plan.simd)
+            array = pipelined_array(layer, config, lanes, plan, rescales, self.board.family)
             row |= {"lut": array.lut, "dsp": array.dsp}
-            memories = (*weight_memories(layer, config, storage, plan), *pipelined_memories(layer, config, plan))
+            memories = (*weight_memories(layer, config, storage, lanes, plan), *pipelined_memories(layer, config, plan))
         else:
             need = shared_layer(layer, config, storage, plan, keeps_weights=self.schedule.keeps_weights(layer))
         energy = mac_energy_pj(layer, config, storage) + on_chip_energy_pj(layer, config, storage, plan)
@@ -303,39 +336,31 @@ class Terms:
                 terms[:, TERMS.index(name)] += taken
         return terms
 
-    def _add_tensors(self, names: Sequence[str]) -> None:
+    def _add_tensors(self) -> None:
         network = self.network
         placement = place(network, tuple(plan.data_flow for plan in self.schedule.layers))
         baseline = place(network, (DataFlow.SPILLED,) * len(network.layers))
         self.constant = np.zeros(len(TERMS), dtype=np.int64)
         self.buffers: list[tuple[str, ...]] = []
         for tensors in (buffer.tensors for buffer in placement.buffers):
-            widths = [self.fixed_width(tensor) for tensor in tensors]
+            widths = [self._fixed_width(tensor) for tensor in tensors]
             fixed_bits = [elements(network, t) * w for t, w in zip(tensors, widths, strict=True) if w is not None]
             if len(fixed_bits) == len(tensors):
-                self.constant += self.of_frame_buffers(np.array([max(fixed_bits)]))[0]
+                self.constant += self._of_frame_buffers(np.array([max(fixed_bits)]))[0]
             else:
                 self.buffers.append(tensors)
         self.constant[:2] = sum(operation_stored_bits(layer) for layer in network.layers)
         self.width_rows: dict[str, Array] = {}
         for tensor in (INPUT, *(layer.name for layer in network.layers)):
-            fixed = self.fixed_width(tensor)
+            fixed = self._fixed_width(tensor)
             if fixed is not None:
                 self.constant += self._of_tensor(tensor, fixed, placement, baseline)
                 continue
             table = np.array([self._of_tensor(tensor, width, placement, baseline) for width in WIDTHS])
             if table.any():
                 self.width_rows[tensor] = table
-        self.rescaled_inputs: list[tuple[int, str]] = []
-        start = 0
-        for column, name in enumerate(names):
-            own = slice(start, start + len(self.choices[name]))
-            producer, start = network.by_name[name].inputs[0], own.stop
-            fixed = self.fixed_width(producer)
-            if fixed is None:
-                self.rescaled_inputs.append((column, producer))
-            else:  # rescaling depends on the layer's own choice
-                self.rows[own, :2] += np.where(fixed > self.act_bits[own], RESCALE_BITS, 0)[:, None]
+        inputs = [(column, layer.inputs[0]) for column, layer in enumerate(network.weighted)]
+        self.rescaled_inputs = [(column, tensor) for column, tensor in inputs if self._fixed_width(tensor) is None]
 
     def _of_tensor(self, tensor: str, width: int, placement: Placement, baseline: Placement) -> Array:
         if not width:
@@ -353,6 +378,22 @@ class Terms:
         array = operation_array(layer, bit_width, plan)
         memories = pipelined_operation_memories(self.network, layer, bit_width, plan)
         return self._terms(memories, **row, lut=array.lut, dsp=array.dsp)
+
+
+def _distinct(counts: Array) -> tuple[Array, Array, Array]:
+    """`numpy.unique` of counts with an index of each and the inverse, quicker: values are sorted, no indices."""
+    size = len(counts)
+    ordered, places = np.divmod(np.sort(counts * size + np.arange(size)), size)
+    is_new = np.diff(ordered, prepend=-1) > 0
+    inverse = np.empty(size, dtype=np.int64)
+    inverse[places] = np.cumsum(is_new) - 1
+    return ordered[is_new], places[is_new], inverse
+
+
+def join_needs(together: Array, own: Array) -> None:
+    """Adds what one more layer asks of the shared engine to what others ask, in place; shapes (..., `NEEDS`)."""
+    together[..., : len(SUMMED)] += own[..., : len(SUMMED)]
+    np.maximum(together[..., len(SUMMED) :], own[..., len(SUMMED) :], out=together[..., len(SUMMED) :])
 
 
 def _width_readers(network: NetworkSpec, widths: Mapping[str, int]) -> tuple[dict[str, list[int]], dict[str, int]]:

@@ -22,7 +22,7 @@ from qat.errors import ConfigError
 from qat.files import write_bytes, write_rows, write_text
 from qat.report import cost_table, plots
 
-KEYS = ("network", "board", "precision", "out")
+KEYS = ("network", "board", "precision", "min_fps", "out")
 """What `split_arguments` takes for itself: layer tables before choices of `conf/network`, boards that `conf/board` has
 not."""
 
@@ -40,12 +40,15 @@ class CostArguments:
         boards: Names or YAML files; none for the configured board.
         precision: JSON file of a `NetworkConfig`, such as a run's `networks/<name>/config.json`; None for the uniform
             precisions of `baselines`.
+        min_fps: Frames per second that schedules have to reach, a number as it was typed; of those that do, the one of
+            fewest off-chip bits counts.
         out: Folder of JSON, CSV and plots; None writes nothing.
     """
 
     network: str | None = None
     boards: tuple[str, ...] = ()
     precision: Path | None = None
+    min_fps: str = "0"
     out: Path | None = None
 
 
@@ -56,8 +59,9 @@ def split_arguments(arguments: Sequence[str]) -> tuple[CostArguments, list[str]]
         arguments: A command line without the program's name.
 
     Returns:
-        `network=` of a layer table or ONNX file, `board=` of several boards, files or `all`, `precision=`, `out=`;
-        and the rest, in which the import path of a network (`network=module:callable`) is put as Hydra has it.
+        `network=` of a layer table or ONNX file, `board=` of several boards, files or `all`, `precision=`,
+        `min_fps=`, `out=`; and the rest, in which the import path of a network (`network=module:callable`) is put as
+        Hydra has it.
     """
     taken: dict[str, str] = {}
     rest: list[str] = []
@@ -74,7 +78,13 @@ def split_arguments(arguments: Sequence[str]) -> tuple[CostArguments, list[str]]
             rest.append(argument)
     boards = tuple(taken["board"].strip("[]").split(",")) if "board" in taken else ()
     files = {name: Path(taken[name]) if name in taken else None for name in ("precision", "out")}
-    return CostArguments(taken.get("network"), hwmodel.board_names() if boards == ("all",) else boards, **files), rest
+    asked = CostArguments(
+        taken.get("network"),
+        hwmodel.board_names() if boards == ("all",) else boards,
+        min_fps=taken.get("min_fps", "0"),
+        **files,
+    )
+    return asked, rest
 
 
 def cost(cfg: Config, arguments: CostArguments | None = None) -> None:
@@ -87,18 +97,19 @@ def cost(cfg: Config, arguments: CostArguments | None = None) -> None:
         arguments: What is asked beside it.
 
     Raises:
-        ConfigError: A file is missing or of another form.
+        ConfigError: A file is missing or of another form, or `min_fps` is no number.
         TraceError: The network cannot be mapped to hardware.
-        HwModelError: A network or board is unknown, or a single combination does not fit.
+        HwModelError: A network or board is unknown, or a single combination does not fit or is too slow.
     """
     arguments = arguments or CostArguments()
+    min_fps = _frame_rate(arguments.min_fps)
     network = _network(cfg, arguments.network)
     precisions = _precisions(cfg, network, arguments.precision)
     boards = [hwmodel.load_board(name) for name in arguments.boards] or [cfg.board.to_board()]
     console = Console() if sys.stdout.isatty() else Console(width=WIDE)
     if len(boards) == len(precisions) == 1:
         ((name, config),) = precisions.items()
-        found = [(name, boards[0], hwmodel.estimate(network, config, boards[0]))]
+        found = [(name, boards[0], _best_report(network, config, boards[0], min_fps))]
         console.print(cost_table(found[0][2], boards[0]))
         console.print(memory_table(found[0][2]))
     else:
@@ -106,7 +117,7 @@ def cost(cfg: Config, arguments: CostArguments | None = None) -> None:
         for board in boards:
             for name, config in precisions.items():
                 try:
-                    found.append((name, board, hwmodel.estimate(network, config, board)))
+                    found.append((name, board, _best_report(network, config, board, min_fps)))
                 except BudgetError as error:
                     refused.append(f"{name} on {board.name}: {error}")
         console.print(sweep_table(network, found))
@@ -115,6 +126,17 @@ def cost(cfg: Config, arguments: CostArguments | None = None) -> None:
     if arguments.out is not None:
         _write(arguments.out, found)
         console.print(f"written: {arguments.out}", highlight=False)
+
+
+def _frame_rate(typed: str) -> float:
+    try:
+        return float(typed)
+    except ValueError as error:
+        raise ConfigError(f"min_fps={typed}, expected a number of frames per second; 0 for any") from error
+
+
+def _best_report(network: NetworkSpec, config: NetworkConfig, board: Board, min_fps: float) -> CostReport:
+    return hwmodel.estimate(network, config, board, hwmodel.schedule(network, config, board, min_fps))
 
 
 def _network(cfg: Config, name: str | None) -> NetworkSpec:

@@ -22,12 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel.storage import IndexCoding, binary_entropy
+from hwmodel.storage import IndexCoding
 from qat.export.bits import BitStream, pack_fields, pack_flags, unpack_fields, unpack_flags
 
 STREAMS: Mapping[IndexCoding, tuple[str, ...]] = {
@@ -60,15 +59,6 @@ class CodedIndex:
     def bits(self) -> int:
         """Payload bits of all streams."""
         return sum(stream.bits for stream in self.streams.values())
-
-
-def entropy_bound_bits(groups: int, kept: int) -> int:
-    """Bits that positions of `kept` of `groups` groups cost at least, if every choice is equally likely.
-
-    >>> entropy_bound_bits(1000, 20)
-    142
-    """
-    return ceil(groups * binary_entropy(kept / groups)) if groups else 0
 
 
 def encode_cheapest(mask: NDArray[np.bool_]) -> CodedIndex:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hwmodel import (
     INPUT,
     Board,
+    BudgetError,
     DataFlow,
     LayerConfig,
     LayerSchedule,
@@ -23,6 +24,7 @@ from hwmodel import (
     NetworkSpec,
     Op,
     Schedule,
+    SpecError,
     WeightPlace,
     estimate,
     load_board,
@@ -89,8 +91,12 @@ def random_config(network: NetworkSpec, pick: np.random.Generator) -> NetworkCon
 
 def exhaustive(segments: Segments, board: Board) -> tuple[int, int, int] | None:
     """The best goals over every cut and every choice of options."""
+    return min(all_goals(segments, board), default=None)
+
+
+def all_goals(segments: Segments, board: Board) -> Iterator[tuple[int, int, int]]:
+    """The goals of every choice of options that fits."""
     budgets = np.array([getattr(board, name) for name in RESOURCES])
-    best: tuple[int, int, int] | None = None
     for candidate in segments.candidates:
         groups = segments.groups(candidate, streams=True)
         for picks in product(*(range(len(group.cycles)) for group in groups)):
@@ -99,15 +105,11 @@ def exhaustive(segments: Segments, board: Board) -> tuple[int, int, int] | None:
                 continue
             offchip = candidate.map_bits + sum(int(g.offchip_bits[p]) for g, p in zip(groups, picks, strict=True))
             cycles = max(int(g.cycles[p]) for g, p in zip(groups, picks, strict=True))
-            goals = (offchip, max(1, cycles, dram_cycles(offchip, board)), int(used[0]))
-            best = goals if best is None else min(best, goals)
-    return best
+            yield offchip, max(1, cycles, dram_cycles(offchip, board)), int(used[0])
 
 
-@settings(max_examples=300, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_equals_exhaustive_search(seed: int) -> None:
-    pick = np.random.default_rng(seed)
+def random_problem(pick: np.random.Generator) -> tuple[Segments, Board]:
+    """A network, its precision and a small board, with few enough schedules to try them all."""
     network = random_network(pick)
     config = random_config(network, pick)
     board = replace(
@@ -118,12 +120,18 @@ def test_equals_exhaustive_search(seed: int) -> None:
         dsp=int(pick.choice([3, 8, 30])),
     )
     segments = Segments(network, config, board.family, board.uram > 0, SPACE)
-    if (
-        np.prod([float(len(g.cycles)) for g in segments.groups(Candidate(len(network.layers), 0, 0), streams=True)])
-        > 3000
-    ):
+    whole = segments.groups(Candidate(len(network.layers), 0, 0), streams=True)
+    if np.prod([float(len(group.cycles)) for group in whole]) > 3000:
         segments = Segments(network, config, board.family, False, replace(SPACE, pipelined_products=1))
         board = replace(board, uram=0)
+    return segments, board
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_equals_exhaustive_search(seed: int) -> None:
+    segments, board = random_problem(np.random.default_rng(seed))
+    network, config = segments.network, segments.config
     best, want = search(segments, board), exhaustive(segments, board)
     assert (best is None) == (want is None)
     if best is not None:
@@ -132,6 +140,59 @@ def test_equals_exhaustive_search(seed: int) -> None:
         report = cost_of(network, config, board, segments.write(best.candidate, best.groups, best.picks))
         assert (report.offchip_bits, report.interval_cycles, report.bram18) == want
         assert report.fits
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_equals_exhaustive_search_among_the_fast_enough(seed: int) -> None:
+    """At any interval, mostly one that some schedule has; traffic alone takes long where DRAM is slow."""
+    pick = np.random.default_rng(seed)
+    segments, board = random_problem(pick)
+    board = replace(board, dram_bytes_per_s=int(pick.choice([10**8, 10**9, 10**10])))
+    goals = set(all_goals(segments, board))
+    intervals = sorted({interval for _, interval, _ in goals}) or [1]
+    longest = int(pick.choice(intervals)) - int(pick.integers(0, 2))
+    best = search(segments, board, longest)
+    want = min((one for one in goals if one[1] <= longest), default=None)
+    assert (best is None) == (want is None)
+    if best is not None:
+        assert (best.offchip_bits, best.interval_cycles, best.bram18) == want
+        assert best.is_proven
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_refusal_names_the_fastest_schedule(seed: int) -> None:
+    segments, board = random_problem(np.random.default_rng(seed))
+    goals = list(all_goals(segments, board))
+    if not goals:
+        return
+    fastest = min(interval for _, interval, _ in goals)
+    scheduler = Scheduler(segments.network, board, segments.space)
+    reached = scheduler.schedule(segments.config, board.clock_hz / fastest)
+    assert cost_of(segments.network, segments.config, board, reached).interval_cycles == fastest
+    with pytest.raises(BudgetError, match=f"the fastest schedule that fits takes {fastest} cycles"):
+        scheduler.schedule(segments.config, board.clock_hz / (fastest - 0.5))
+
+
+def test_frame_rate_for_traffic_on_a_small_board() -> None:
+    """The fewest off-chip bits are slow where memory is small."""
+    network, board = load_network("yolov2_tiny_voc"), load_board("pynq_z2")
+    config = uniform(network, 4, 4)
+    slow, fast = (cost_of(network, config, board, schedule(network, config, board, fps)) for fps in (0, 5))
+    assert slow.fps < 5 <= fast.fps
+    assert slow.offchip_bits < fast.offchip_bits
+    assert fast.fits
+    with pytest.raises(
+        BudgetError, match=r"'pynq_z2': min_fps=1000 needs an interval of at most \d+ cycles, the fastest"
+    ):
+        schedule(network, config, board, 1000)
+
+
+@pytest.mark.parametrize("rate", [-1, float("nan"), float("inf")])
+def test_frame_rate_out_of_range(plain_network: NetworkSpec, rate: float) -> None:
+    with pytest.raises(SpecError, match="min_fps=.*, expected a finite number >= 0; 0 for any"):
+        schedule(plain_network, uniform(plain_network, 4, 4), load_board("zcu102"), rate)
 
 
 def every_schedule(network: NetworkSpec, config: NetworkConfig, space: Space) -> Iterator[Schedule]:

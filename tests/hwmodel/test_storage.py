@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, comb
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwmodel import Granularity, IndexCoding, LayerConfig, LayerSpec, Op, SpecError, WeightFormat, weight_storage
-from hwmodel.storage import rice_bits, rice_index_bits
+from hwmodel.storage import index_bound_bits, rice_bits, rice_index_bits
 from tests.hwmodel.conftest import conv
 
 LAYER = conv("c", "input", 32, 64, 8)  # 18432 weights
@@ -78,8 +78,53 @@ def test_index_is_the_cheapest_and_above_the_bound(
     groups = {"element": 18432, "kernel": 2048, "channel_vector": 576, "filter": 64}[granularity]
     assert storage.index_bits <= groups
     assert 0 <= storage.kept_groups <= groups
-    # Rice's expectation may undercut the entropy of *fixed* counts by less than one bit per layer, never more.
-    assert storage.entropy_bound_bits <= storage.total_bits + 64
+    assert storage.entropy_bound_bits <= storage.total_bits
+
+
+@given(
+    out_channels=st.integers(1, 70),
+    in_channels=st.integers(1, 12),
+    kernel=st.sampled_from([1, 3]),
+    kept_share=st.floats(0, 1),
+    granularity=st.sampled_from(Granularity),
+    weight_format=st.sampled_from(WeightFormat),
+)
+def test_nothing_is_stored_in_less_than_the_bound(
+    out_channels: int,
+    in_channels: int,
+    kernel: int,
+    kept_share: float,
+    granularity: Granularity,
+    weight_format: WeightFormat,
+) -> None:
+    layer = conv("c", "input", in_channels, out_channels, 4, kernel)
+    sparsity = 0.0 if weight_format is WeightFormat.DENSE else 1 - kept_share
+    storage = weight_storage(layer, LayerConfig(1, 4, sparsity, weight_format, granularity))
+    assert storage.total_bits - storage.index_bits <= storage.entropy_bound_bits <= storage.total_bits
+
+
+@given(groups=st.integers(1, 400), share=st.floats(0, 1))
+def test_bound_is_the_logarithm_of_the_number_of_placements(groups: int, share: float) -> None:
+    kept = round(groups * share)
+    ways = comb(groups, kept)
+    exact = (ways - 1).bit_length()  # ceil(log2(ways)) in integers
+    assert exact - 1 <= index_bound_bits(groups, kept) <= exact
+    if ways & (ways - 1) and ways < 10**6:  # not so near to a power of two that rounding could hide the difference
+        assert index_bound_bits(groups, kept) == exact
+
+
+@pytest.mark.parametrize("groups", [2, 64, 4096, 1 << 20])
+def test_bound_of_a_power_of_two_is_not_rounded_up(groups: int) -> None:
+    """One of 2**n places is n bits, however logarithms of factorials round."""
+    assert index_bound_bits(groups, 1) == groups.bit_length() - 1 == index_bound_bits(groups, groups - 1)
+
+
+def test_few_filters_cost_less_than_their_entropy_with_replacement() -> None:
+    """One of two filters: 1 bit; 32 of 64: 61 bits, not the 64 of independent draws."""
+    layer = conv("c", "input", 3, 64, 8)
+    storage = weight_storage(layer, LayerConfig(4, 4, 0.5, WeightFormat.SPARSE, Granularity.FILTER))
+    assert storage.index_bits == 64
+    assert storage.total_bits - storage.entropy_bound_bits == 64 - 61
 
 
 def test_all_or_nothing_needs_no_index() -> None:

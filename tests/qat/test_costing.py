@@ -7,11 +7,22 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hwmodel import CostReport, SpecError, board_names, estimate, load_board, load_network, uniform
+from hwmodel import (
+    BudgetError,
+    CostReport,
+    SpecError,
+    board_names,
+    estimate,
+    load_board,
+    load_network,
+    schedule,
+    uniform,
+)
 from qat.compose import compose_config
 from qat.costing import CostArguments, cost, memory_table, roofline, split_arguments, sweep_table
 from qat.errors import ConfigError
@@ -28,6 +39,23 @@ def test_arguments_are_split() -> None:
     assert split_arguments(["board=[vc707,my.yaml]"])[0].boards == ("vc707", "my.yaml")
     assert split_arguments(["board=all"])[0].boards == board_names()
     assert split_arguments(["network=net.onnx", "precision=c.json"])[0] == CostArguments("net.onnx", (), Path("c.json"))
+
+
+def test_frame_rate_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    network, board = load_network("yolov2_tiny_voc"), load_board("pynq_z2")
+    arguments, rest = split_arguments(["network=yolov2_tiny_voc", "baselines=[4]", "min_fps=5"])
+    cost(compose_config(rest), arguments)
+    shown = capsys.readouterr().out
+    config = uniform(network, 4, 4)
+    report = estimate(network, config, board, schedule(network, config, board, 5))
+    assert report.fps >= 5
+    assert f"off chip {report.offchip_bits / 8192:.1f} KiB per frame" in shown
+    with pytest.raises(BudgetError, match="min_fps=500 needs an interval of at most 200000 cycles, the fastest"):
+        cost(compose_config(rest), replace(arguments, min_fps="500"))
+    cost(compose_config(rest), replace(arguments, min_fps="500", boards=("pynq_z2", "zcu102")))
+    assert "4 bit on pynq_z2: network 'yolov2_tiny_voc' on board 'pynq_z2': min_fps=500" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="min_fps=many, expected a number of frames per second; 0 for any"):
+        cost(compose_config(rest), replace(arguments, min_fps="many"))
 
 
 def test_import_path_becomes_a_network() -> None:

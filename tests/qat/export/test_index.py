@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hwmodel.storage import IndexCoding, cheapest_index
+from hwmodel.storage import IndexCoding, cheapest_index, index_bound_bits
 from qat.export.bits import BitStream
 from qat.export.index import (
     CodedIndex,
@@ -19,7 +19,6 @@ from qat.export.index import (
     encode_cheapest,
     encode_lists,
     encode_rice,
-    entropy_bound_bits,
 )
 
 Mask = NDArray[np.bool_]
@@ -73,12 +72,12 @@ def test_lists_as_specified() -> None:
 
 @pytest.mark.parametrize("density", [0.01, 0.02, 0.05])
 def test_near_the_entropy_bound(density: float) -> None:
-    """Random positions cost at most 3 % more than their entropy, and what hwmodel expects (within 1 %)."""
+    """Random positions cost at most 3 % more than the bound, and what hwmodel expects (within 1 %)."""
     groups, kept = 64 * 576, round(64 * 576 * density)
     mask = np.zeros(groups, np.bool_)
     mask[np.random.default_rng(1).permutation(groups)[:kept]] = True
     index = encode_cheapest(mask.reshape(64, 576))
-    assert index.bits < 1.03 * entropy_bound_bits(groups, kept)
+    assert index.bits < 1.03 * index_bound_bits(groups, kept)
     coding, parameter, bits = cheapest_index(groups, kept, 64)
     assert (index.coding, index.parameter) == (coding, parameter)
     assert index.bits == pytest.approx(bits, rel=0.01)

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from hwmodel.network import LayerSpec, Op
 from hwmodel.precision import Granularity, LayerConfig, WeightFormat
-from hwmodel.storage import IndexCoding, weight_storage
+from hwmodel.storage import IndexCoding, index_bound_bits, weight_storage
 from qat.export.bits import BitStream
-from qat.export.index import entropy_bound_bits
 from qat.export.packing import Folding, fold, pack_layer, stream_bits, unfold, unpack_weights
 from qat.integer import IntegerLayer, Rescale
 from tests.qat.export.nets import random_config, random_layer, random_weight
@@ -76,7 +75,7 @@ def test_binary_plus_sparse_is_within_two_percent_of_the_bound(density: float) -
     )
     assert mask is not None
     kept = int(mask.sum())
-    assert stored <= 1.02 * (spec.weights + 8 * kept + entropy_bound_bits(mask.size, kept))
+    assert stored <= 1.02 * (spec.weights + 8 * kept + index_bound_bits(mask.size, kept))
 
 
 @given(st.integers(1, 7), st.integers(1, 7), st.integers(1, 9), st.integers(1, 9))
