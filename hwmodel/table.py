@@ -25,6 +25,23 @@ from hwmodel.storage import weight_storage
 from hwmodel.terms import MERGED_ROWS, RESCALE_BITS, TERMS, Terms
 from hwmodel.traffic import tensor_bits
 
+COLUMNS = (
+    *TERMS,
+    "offchip_bits",
+    "interval_cycles",
+    "latency_cycles",
+    "bits_per_weight",
+    "compression",
+    "fps",
+    "gops",
+    "fits",
+    "energy_rel",
+)
+"""Columns of `CostTable.evaluate`."""
+
+HIGHER_IS_BETTER = frozenset({"compression", "fps", "gops", "fits"})
+"""Columns of which more is better; of the others less."""
+
 CHUNK = 8192
 """Configurations that are scored at a time, so that intermediate results stay in the cache."""
 

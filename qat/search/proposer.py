@@ -8,18 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from qat.errors import ConfigError, SearchError
 from qat.search.acquisition import LocalSearch
-from qat.search.model import SurrogateModel, log_expected_improvement
+from qat.search.front import Front
+from qat.search.goal import BestGoal, FrontGoal, Goal
 from qat.search.noise import relative_noise
 from qat.search.sensitivity import SensitivityProfile, lagrange_path
 from qat.search.space import SearchSpace
 from qat.search.surrogate import AccuracySurrogate
 from qat.search.trial import BoolArray, CostFunction, FloatArray, IntArray, Target, Trial, TrialState
-
-CENTRES = 4
-"""Best trials around which the acquisition is searched."""
 
 DRAW_EVERY = 2
 """One in so many proposals is the best point of the expected improvement, the others of a draw from the posterior."""
@@ -121,6 +120,8 @@ class Proposer:
         earlier = sum(trial.target == target.name for trial in trials)
         completed = sum(trial.is_completed for trial in trials)
         if earlier < self.settings.initial_trials or completed < 2:
+            if isinstance(target, Front):
+                return self._front_design([t.point for t in trials if t.target == target.name], taken, target, rng)
             return self._first_design(earlier, taken, target, rng)
         return self._improve(trials, taken, target, rng)
 
@@ -185,6 +186,38 @@ class Proposer:
             spread += 0.2
         return self._any_new(taken, target, rng)
 
+    def _front_design(
+        self, earlier: Sequence[tuple[int, ...]], taken: set[tuple[int, ...]], front: Front, rng: np.random.Generator
+    ) -> Proposal:
+        """The ends of the front, then what lies farthest from all that was designed so far.
+
+        In turn an allocation of the profile, a uniform one, and an allocation of the profile reweighted at random.
+        """
+        origin = ("lagrange", "uniform", "perturbed")[max(0, len(earlier) - 1) % 3]
+        factors = np.exp(rng.normal(0.0, self.settings.perturbation, len(self.space.sizes)))
+        if origin == "uniform":
+            points = np.array(self._uniform_designs(front), dtype=np.int64).reshape(-1, len(self.space.sizes))
+        else:
+            points = self._path(self.profile.reweighted(factors) if origin == "perturbed" else self.profile, front)
+        points = np.array([point for point in points.tolist() if tuple(point) not in taken], dtype=np.int64)
+        if not len(points):
+            return self._any_new(taken, front, rng)
+        if not earlier:
+            return self._proposal(points[int(np.argmin(self.profile.predicted(points)))], origin)
+        costs = self._costs_of(front)
+        before, now = costs(np.array(earlier, dtype=np.int64)), costs(points)
+        scale = np.ptp(np.concatenate([before, now]), axis=0)
+        apart = cdist(now / np.where(scale > 0, scale, 1.0), before / np.where(scale > 0, scale, 1.0))
+        return self._proposal(points[int(np.argmax(apart.min(axis=1)))], origin)
+
+    def _path(self, profile: SensitivityProfile, target: Target) -> IntArray:
+        """The part of the Lagrange path that is inside the bounds; shape (n, dimensions), n >= 0."""
+        path = lagrange_path(profile, self.space.dimension_bits)
+        return path[self.feasible(path, target)]
+
+    def _costs_of(self, front: Front) -> Callable[[IntArray], FloatArray]:
+        return lambda points: front.costs(self.cost(self.space.layer_indices(points)))
+
     def allocate(self, profile: SensitivityProfile, target: Target, rng: np.random.Generator) -> IntArray:
         """The feasible point of least predicted loss: the Lagrange path's best, then filled up to the bounds.
 
@@ -243,21 +276,16 @@ class Proposer:
         self, trials: Sequence[Trial], taken: set[tuple[int, ...]], target: Target, rng: np.random.Generator
     ) -> Proposal:
         surrogate = AccuracySurrogate.fit(self.space, self.profile, trials)
-        model = SurrogateModel(surrogate)
         failures = np.array([t.point for t in trials if t.state is TrialState.FAILED], dtype=np.int64)
         finished = np.array([t.point for t in trials if t.is_completed], dtype=np.int64)
-        centres, best = self._centres(surrogate, trials, target)
+        goal = self._goal(surrogate, finished, target)
+        centres = goal.centres
         # Expected improvement alone settles on small steps around the best trials, too small to be told from noise.
-        drawn = surrogate.draw(rng) if sum(t.predicted is not None for t in trials) % DRAW_EVERY else None
+        is_drawn = sum(t.predicted is not None for t in trials) % DRAW_EVERY
+        gain = goal.under(surrogate.draw(rng)) if is_drawn else goal.expected
 
         def score(points: IntArray) -> FloatArray:
-            if drawn:
-                gain = drawn(points)
-            elif np.isfinite(best):
-                gain = log_expected_improvement(model, points, best)
-            else:
-                gain = np.sum(surrogate.posterior(points), axis=0)
-            return gain + _log_success(points, failures, finished)
+            return gain(points) + _log_success(points, failures, finished)
 
         allowed = self._allowed(surrogate, trials, centres, taken, target)
         starts = self._starts(centres, target, rng)
@@ -284,7 +312,8 @@ class Proposer:
             SearchError: Fewer than two trials are completed, or nothing is inside the bounds.
         """
         surrogate = AccuracySurrogate.fit(self.space, self.profile, trials)
-        centres, _ = self._centres(surrogate, trials, target)
+        finished = np.array([t.point for t in trials if t.is_completed], dtype=np.int64)
+        centres = self._goal(surrogate, finished, target).centres
 
         def score(points: IntArray) -> FloatArray:
             return surrogate.posterior(points)[0]
@@ -298,14 +327,13 @@ class Proposer:
         wider = error_scale(trials, surrogate.observation_std)
         return self._proposal(found[0], "predicted", (float(mean[0]), wider * float(std[0])))
 
-    def _centres(self, surrogate: AccuracySurrogate, trials: Sequence[Trial], target: Target) -> tuple[IntArray, float]:
-        """The trials inside the bounds that are expected to be best, and what the best is expected to reach."""
-        finished = np.array([t.point for t in trials if t.is_completed], dtype=np.int64)
-        known = finished[self.feasible(finished, target)]
-        if not len(known):
-            return known, -np.inf
-        means = surrogate.posterior(known)[0]
-        return known[np.argsort(-means, kind="stable")[:CENTRES]], float(means.max())
+    def _goal(self, surrogate: AccuracySurrogate, finished: IntArray, target: Target) -> Goal:
+        """What is to be improved, from the points of all completed trials."""
+        inside = finished[self.feasible(finished, target)]
+        if not isinstance(target, Front):
+            return BestGoal(surrogate, inside)
+        known = np.concatenate([inside, self.check_reachable(target)])
+        return FrontGoal(surrogate, inside, self._costs_of(target), target.worst(self._costs_of(target)(known)))
 
     def _allowed(
         self,
@@ -338,9 +366,8 @@ class Proposer:
         for spread in (0.0, 0.3, 0.7, 1.0):
             for _ in range(4):
                 factors = np.exp(rng.normal(0.0, spread, len(self.space.sizes)))
-                path = lagrange_path(self.profile.reweighted(factors), self.space.dimension_bits)
-                inside = path[self.feasible(path, target)]
-                points.append(inside[-6:])
+                inside = self._path(self.profile.reweighted(factors), target)
+                points.append(inside if isinstance(target, Front) else inside[-6:])
         points.append(self.check_reachable(target)[-4:])
         return np.unique(np.concatenate(points), axis=0)
 

@@ -340,15 +340,15 @@ def _rules(names: Sequence[str], settings: SpaceSettings) -> dict[str, LayerRule
     rules[names[0]] = replace(settings.rule, act_bit_width=settings.first_act_bit_width)
     known = [f.name for f in fields(LayerRule)]
     for pattern, changes in settings.layers.items():
-        matching = _matching(pattern, names, "space.layers")
+        matching = _matching(pattern, names, "search.layers")
         unknown = [name for name in changes if name not in known]
         if unknown:
-            raise ConfigError(f"space.layers[{pattern!r}] has unknown fields {unknown}, expected some of {known}")
+            raise ConfigError(f"search.layers[{pattern!r}] has unknown fields {unknown}, expected some of {known}")
         for name in matching:
             try:
                 rules[name] = replace(rules[name], **changes)
             except (ConfigError, SpecError) as error:
-                raise ConfigError(f"space.layers[{pattern!r}]: {error}") from error
+                raise ConfigError(f"search.layers[{pattern!r}]: {error}") from error
     return rules
 
 
@@ -356,11 +356,11 @@ def _groups(names: Sequence[str], patterns: Sequence[Sequence[str]]) -> tuple[tu
     owner: dict[str, int] = {}
     for number, group in enumerate(patterns):
         if isinstance(group, str):
-            raise ConfigError(f"space.groups[{number}]={group!r}, expected a list of patterns")
+            raise ConfigError(f"search.groups[{number}]={group!r}, expected a list of patterns")
         for pattern in group:
-            for name in _matching(pattern, names, f"space.groups[{number}]"):
+            for name in _matching(pattern, names, f"search.groups[{number}]"):
                 if owner.setdefault(name, number) != number:
-                    raise ConfigError(f"layer {name!r} is in space.groups {owner[name]} and {number}, expected one")
+                    raise ConfigError(f"layer {name!r} is in search.groups {owner[name]} and {number}, expected one")
     groups: dict[object, list[int]] = {}
     for column, name in enumerate(names):
         groups.setdefault(owner.get(name, name), []).append(column)

@@ -88,13 +88,16 @@ def test_tied_layers_share_a_dimension() -> None:
     [
         (
             SpaceSettings(layers={"stem*": {}}),
-            r"space\.layers: pattern 'stem\*' matches no layer; layers .*'conv0'.*'fc'",
+            r"search\.layers: pattern 'stem\*' matches no layer; layers .*'conv0'.*'fc'",
         ),
-        (SpaceSettings(groups=[["head"]]), r"space\.groups\[0\]: pattern 'head' matches no layer; layers .*'fc'"),
-        (SpaceSettings(groups=["conv1"]), r"space\.groups\[0\]='conv1', expected a list of patterns"),
-        (SpaceSettings(groups=[["conv*"], ["conv1"]]), r"layer 'conv1' is in space\.groups 0 and 1"),
-        (SpaceSettings(layers={"fc": {"bits": [1]}}), r"space\.layers\['fc'\] has unknown fields \['bits'\], expected"),
-        (SpaceSettings(layers={"fc": {"weight_bit_widths": [9]}}), r"space\.layers\['fc'\]: weight_bit_widths=\[9\]"),
+        (SpaceSettings(groups=[["head"]]), r"search\.groups\[0\]: pattern 'head' matches no layer; layers .*'fc'"),
+        (SpaceSettings(groups=["conv1"]), r"search\.groups\[0\]='conv1', expected a list of patterns"),
+        (SpaceSettings(groups=[["conv*"], ["conv1"]]), r"layer 'conv1' is in search\.groups 0 and 1"),
+        (
+            SpaceSettings(layers={"fc": {"bits": [1]}}),
+            r"search\.layers\['fc'\] has unknown fields \['bits'\], exp",
+        ),
+        (SpaceSettings(layers={"fc": {"weight_bit_widths": [9]}}), r"search\.layers\['fc'\]: weight_bit_widths=\[9\]"),
         (
             SpaceSettings(groups=[["conv1", "fc"]], layers={"fc": {"weight_bit_widths": [8]}}),
             r"tied layers 'conv1' and 'fc' have different rules",
