@@ -190,6 +190,7 @@ class LayerChoices:
         significant_densities: Shares of 8-bit weights beside binary ones, each in (0, 1].
         sparse_densities: Shares of weights kept where the others are zero, each in (0, 1].
         granularity: Which weights are kept or dropped together: element, kernel, channel_vector or filter.
+        act_bit_widths: Bits of the codes that they may read, each 1..8 or 16.
     """
 
     pattern: str
@@ -197,6 +198,7 @@ class LayerChoices:
     significant_densities: list[float] | None = None
     sparse_densities: list[float] | None = None
     granularity: str | None = None
+    act_bit_widths: list[int] | None = None
 
 
 @dataclass(kw_only=True)
@@ -269,6 +271,8 @@ class SearchSettings:
         sparse_densities: Shares of weights kept where the others are zero (`sparse`), each in (0, 1].
         layers: Narrower choices of single layers; the last pattern that matches counts.
         granularity: Which weights are kept or dropped together: element, kernel, channel_vector or filter.
+        act_bit_widths: Bits of the codes that a layer may read, each 1..8 or 16, except where `quant` gives them: in
+            the first layer, by `end_bit_width` in the last, and by `quant.layers`.  Empty for `quant.act_bit_width`.
         groups: Lists of patterns of layer names; the layers of a list are tied, they take the same choice.
         min_compression: Compression to reach, one winner each: 32 bits per weight over everything stored.
             Not used with `front`.
@@ -300,6 +304,7 @@ class SearchSettings:
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
     # Run folders of before have none of these keys.
     granularity: str = "element"
+    act_bit_widths: list[int] = field(default_factory=list)
     groups: list[list[str]] = field(default_factory=list)
     front: list[str] = field(default_factory=list)
     front_networks: int = 4
@@ -342,6 +347,11 @@ class SearchSettings:
         require_all(f"{where}.weight_bit_widths", choices.weight_bit_widths or (), 1, 8)
         for name in ("significant_densities", "sparse_densities"):
             require_all(f"{where}.{name}", getattr(choices, name) or (), 0, 1, low_open=True)
+        widths = choices.act_bit_widths
+        ok = widths != [] or isinstance(choices, SearchSettings)
+        require(ok, f"{where}.act_bit_widths", widths, "at least one width, or null")
+        for bits in widths or ():
+            require(bits in (*range(1, 9), 16), f"{where}.act_bit_widths", bits, "1..8 or 16")
         words = [str(granularity) for granularity in Granularity]
         ok = choices.granularity is None or choices.granularity in words
         require(ok, f"{where}.granularity", choices.granularity, f"one of {words}")

@@ -59,14 +59,16 @@ def space_settings(cfg: Config, network: NetworkSpec) -> SpaceSettings:
         binary_densities=tuple(chosen.sparse_densities),
         sparse_densities=tuple(chosen.sparse_densities),
         granularity=Granularity(chosen.granularity),
-        act_bit_width=quant.act_bit_width,
+        act_bit_widths=tuple(chosen.act_bit_widths) or (quant.act_bit_width,),
     )
-    layers: dict[str, dict[str, Any]] = {network.weighted[-1].name: {"act_bit_width": end_bit_width}}
+    layers: dict[str, dict[str, Any]] = {}
+    if quant.end_bit_width is not None:
+        layers[network.weighted[-1].name] = {"act_bit_widths": (quant.end_bit_width,)}
     for activations in quant.layers:
-        layers.setdefault(activations.pattern, {})["act_bit_width"] = activations.act_bit_width
+        layers.setdefault(activations.pattern, {})["act_bit_widths"] = (activations.act_bit_width,)
     for choices in chosen.layers:
         changes = layers.setdefault(choices.pattern, {})
-        for name in ("weight_bit_widths", "significant_densities", "sparse_densities"):
+        for name in ("weight_bit_widths", "significant_densities", "sparse_densities", "act_bit_widths"):
             if getattr(choices, name) is not None:
                 changes[name] = tuple(getattr(choices, name))
         if choices.granularity is not None:

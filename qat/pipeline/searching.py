@@ -137,8 +137,9 @@ def _sensitivity(cfg: Config, setup: Setup, space: SearchSpace) -> SensitivityPr
 
 
 def _base(space: SearchSpace) -> NetworkConfig:
-    """8 weight bits everywhere, activations as in the space."""
-    layers = tuple((name, LayerConfig(8, choices[0].act_bit_width)) for name, choices in space.choices_by_layer.items())
+    """8 weight bits everywhere, activations as wide as the space allows."""
+    widest = {name: max(c.act_bit_width for c in choices) for name, choices in space.choices_by_layer.items()}
+    layers = tuple((name, LayerConfig(8, width)) for name, width in widest.items())
     return NetworkConfig(layers, space.sum_bit_width, space.input_bit_width, space.output_bit_width)
 
 

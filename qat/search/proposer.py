@@ -15,6 +15,7 @@ from qat.search.acquisition import LocalSearch
 from qat.search.front import Front
 from qat.search.goal import BestGoal, FrontGoal, Goal
 from qat.search.noise import relative_noise
+from qat.search.prices import Prices, prices_of
 from qat.search.sensitivity import SensitivityProfile, lagrange_path
 from qat.search.space import SearchSpace
 from qat.search.surrogate import AccuracySurrogate
@@ -211,9 +212,18 @@ class Proposer:
         return self._proposal(points[int(np.argmax(apart.min(axis=1)))], origin)
 
     def _path(self, profile: SensitivityProfile, target: Target) -> IntArray:
-        """The part of the Lagrange path that is inside the bounds; shape (n, dimensions), n >= 0."""
-        path = lagrange_path(profile, self.space.dimension_bits)
-        return path[self.feasible(path, target)]
+        """The parts of the Lagrange paths that are inside the bounds; shape (n, dimensions), n >= 0."""
+        return np.concatenate(self._paths(profile, self._prices(target), target))
+
+    def _paths(self, profile: SensitivityProfile, prices: Sequence[Prices], target: Target) -> list[IntArray]:
+        """Of each price of the choices the part of the Lagrange path that is inside the bounds."""
+        paths = [lagrange_path(profile, price) for price in prices]
+        return [path[self.feasible(path, target)] for path in paths]
+
+    def _prices(self, target: Target) -> list[Prices]:
+        """What the choices of each dimension cost, for Lagrange paths."""
+        named = (*target.bounds, *(target.columns if isinstance(target, Front) else ()))
+        return prices_of(self.space, self.cost, named)
 
     def _costs_of(self, front: Front) -> Callable[[IntArray], FloatArray]:
         return lambda points: front.costs(self.cost(self.space.layer_indices(points)))
@@ -232,9 +242,8 @@ class Proposer:
         Raises:
             SearchError: Nothing feasible exists.
         """
-        path = lagrange_path(profile, self.space.dimension_bits)
-        inside = self.feasible(path, target)
-        starts = path[inside] if inside.any() else self.check_reachable(target)
+        path = self._path(profile, target)
+        starts = path if len(path) else self.check_reachable(target)
         best = starts[np.argsort(profile.predicted(starts), kind="stable")[:1]]
         climb = LocalSearch(self.space, steps=60)
         found, _ = climb.run(best, lambda rows: -profile.predicted(rows), lambda rows: self.feasible(rows, target), rng)
@@ -244,8 +253,17 @@ class Proposer:
     def _uniform_designs(self, target: Target) -> list[IntArray]:
         """Feasible points with the same choice everywhere (or the nearest one that a layer has), least loss first."""
         noise = [np.log([relative_noise(c) for c in choices]) for choices in self.space.dimension_choices]
+        read = [np.array([c.act_bit_width for c in choices]) for choices in self.space.dimension_choices]
         levels = np.unique(np.concatenate(noise))
-        points = [[int(np.argmin(np.abs(row - level))) for row in noise] for level in levels]
+        points = []
+        for width in sorted({width for widths in self.space.act_bit_widths if len(widths) > 1 for width in widths}) or [
+            0
+        ]:
+            # Choices of another width than the nearest one are out of the question.
+            far = [np.where(np.abs(bits - width) > np.abs(bits - width).min(), np.inf, 0.0) for bits in read]
+            points += [
+                [int(np.argmin(np.abs(r - level) + f)) for r, f in zip(noise, far, strict=True)] for level in levels
+            ]
         unique = np.unique(np.array(points, dtype=np.int64), axis=0)
         inside = unique[self.feasible(unique, target)]
         return list(inside[np.argsort(self.profile.predicted(inside), kind="stable")])
@@ -363,11 +381,12 @@ class Proposer:
         points = []
         if len(centres):
             points.append(LocalSearch(self.space, singles=64, pairs=128).neighbours(centres, rng))
+        prices = self._prices(target)
         for spread in (0.0, 0.3, 0.7, 1.0):
             for _ in range(4):
                 factors = np.exp(rng.normal(0.0, spread, len(self.space.sizes)))
-                inside = self._path(self.profile.reweighted(factors), target)
-                points.append(inside if isinstance(target, Front) else inside[-6:])
+                paths = self._paths(self.profile.reweighted(factors), prices, target)
+                points += paths if isinstance(target, Front) else [inside[-6:] for inside in paths]
         points.append(self.check_reachable(target)[-4:])
         return np.unique(np.concatenate(points), axis=0)
 

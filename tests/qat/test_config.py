@@ -104,6 +104,8 @@ def test_wrong_keys_and_types_are_named(override: str, message: str) -> None:
             "search.bounds=[{column: compression, low: 9}]",
             "search.bounds=.*, expected no compression beside search.min",
         ),
+        ("search.act_bit_widths=[12]", "search.act_bit_widths=12, expected 1..8 or 16"),
+        ("search.layers=[{pattern: fc, act_bit_widths: []}]", r"search.layers\[fc\].act_bit_widths=\[\], expected at"),
         ("search.granularity=row", "search.granularity='row', expected one of "),
         ("search.layers=[{pattern: fc, granularity: row}]", r"search.layers\[fc\].granularity='row', expected one of"),
         ("search.bram18=0", "search.bram18=0, expected null or an integer >= 1"),

@@ -74,6 +74,19 @@ def test_groups_that_do_not_fit_the_network(groups: str, message: str) -> None:
         plan(config(f"search.groups={groups}"))
 
 
+def test_activation_bits_are_searched_where_quant_does_not_give_them() -> None:
+    quant = ["quant.act_bit_width=4", "quant.end_bit_width=8", "quant.layers=[{pattern: layer1.*, act_bit_width: 6}]"]
+    layers = "search.layers=[{pattern: layer2.0.conv2, act_bit_widths: [3]}]"
+    space, _, _ = plan(config(*quant, "search.act_bit_widths=[4,2]", layers))
+    found = dict(zip(space.layers, space.act_bit_widths, strict=True))
+    assert found.pop("conv1") == found.pop(space.layers[-1]) == (8,)
+    assert found.pop("layer2.0.conv2") == (3,)
+    assert {widths for name, widths in found.items() if name.startswith("layer1.")} == {(6,)}
+    assert {widths for name, widths in found.items() if not name.startswith("layer1.")} == {(2, 4)}
+    given, _, _ = plan(config(*quant))
+    assert set(given.act_bit_widths) == {(8,), (6,), (4,)}
+
+
 def test_granularity_for_all_layers_and_for_some() -> None:
     layers = "search.layers=[{pattern: conv1, granularity: element}]"
     space, _, _ = plan(config("search.granularity=kernel", "search.significant_densities=[0.05]", layers))
