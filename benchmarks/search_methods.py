@@ -9,6 +9,7 @@ import numpy as np
 from search_problems import FIDELITY
 from torch.quasirandom import SobolEngine
 
+from qat.search.front import Front
 from qat.search.proposer import Proposer, ProposerSettings
 from qat.search.sensitivity import SensitivityProfile, gaussian_profile
 from qat.search.space import SearchSpace
@@ -16,6 +17,9 @@ from qat.search.trial import CostColumns, FloatArray, IntArray, Target, Trial, T
 
 TURN = 5
 """Step from one budget of a front to the next one; has no factor in common with their number."""
+
+FRONT_DESIGNS = 8
+"""First designs of this project's search where a front is sought."""
 
 INITIAL = 10
 """Quasi-random points with which methods without a profile begin."""
@@ -103,11 +107,11 @@ Method = Callable[[Evaluations], None]
 
 
 def _proposed(run: Evaluations, profile: SensitivityProfile) -> None:
-    settings = ProposerSettings(initial_trials=2) if run.is_front else ProposerSettings()
+    settings = ProposerSettings(initial_trials=FRONT_DESIGNS) if run.is_front else ProposerSettings()
     proposer = Proposer(run.problem.space, run.problem.cost, profile, settings)
+    target = Front("front", run.targets[-1].bounds, ("bits_per_weight",)) if run.is_front else run.target
     trials: list[Trial] = []
     while not run.done:
-        target = run.target
         proposal = proposer.propose(trials, target, np.random.default_rng([run.seed, len(trials)]))
         metrics = {"accuracy": run(np.array(proposal.point))}
         config = run.problem.space.config(proposal.point)

@@ -76,7 +76,7 @@ class OneShot:
         normalization = Normalization(*kept["normalization"])
         model = build_network(compose_config(EXPERIMENT).network, 0)
         model.load_state_dict(kept["float"])
-        base = hwmodel.uniform(load_network("resnet20"), 8, RULE.act_bit_width)
+        base = hwmodel.uniform(load_network("resnet20"), 8, RULE.act_bit_widths[0])
         self.model = quantize(model.eval(), base, _Kept(kept["fit"]), normalization).train()
         parts = {PROBE: kept["fit"][0], ROW: kept["held_out"]}
         self.images = {fidelity: (normalization(x_NCHW), labels) for fidelity, (x_NCHW, labels) in parts.items()}

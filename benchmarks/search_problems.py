@@ -43,7 +43,7 @@ class SyntheticProblem:
     interactions: FloatArray  # (layers, layers), upper triangle
     profile: SensitivityProfile
     budget = 1.4
-    front_budgets = (1.1, 2.0)  # the narrowest and the widest
+    widest_budget = 2.0  # of a front, whose narrowest is the least size that there is
     lowest_accuracy = 0.82  # of the point from which a front's hypervolume is measured
 
     def cost(self, indices: IntArray) -> dict[str, FloatArray]:

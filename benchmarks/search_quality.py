@@ -73,10 +73,10 @@ def problem_of(name: str, seed: int) -> Any:
 
 
 def targets_of(problem: Any, goal: str, count: int = FRONT_TARGETS) -> list[Target]:
-    """The budgets of a goal, the widest last; those of a front are as far apart as each other."""
+    """The budgets of a goal, the widest last; those of a front are equally far apart, from about the least size on."""
     least = sum(row.min() for row in problem.space.dimension_bits) / sum(problem.space.weights)
-    low, high = problem.front_budgets
-    budgets = [problem.budget] if goal == "budget" else np.linspace(max(low, 1.02 * least), high, count).tolist()
+    widest = problem.widest_budget
+    budgets = [problem.budget] if goal == "budget" else np.linspace(1.02 * least, widest, count).tolist()
     return [Target(f"{bits:g}", {"bits_per_weight": (None, bits)}) for bits in budgets]
 
 
@@ -120,7 +120,7 @@ def scores(name: str, seed: int, goal: str, accuracy: FloatArray, bits: FloatArr
         gaps: FloatArray = 100 * (best_accuracy[0] - np.maximum.accumulate(accuracy))
         return gaps
     problem = problem_of(name, seed)
-    lowest, widest = problem.lowest_accuracy, problem.front_budgets[-1] + 1e-9
+    lowest, widest = problem.lowest_accuracy, problem.widest_budget + 1e-9
     whole = hypervolume(best_accuracy, best_bits, lowest, widest)
     counts = range(1, len(accuracy) + 1)
     return np.array([hypervolume(accuracy[:n], bits[:n], lowest, widest) / whole for n in counts])

@@ -15,7 +15,7 @@ RULE = LayerRule(
     weight_bit_widths=(1, 2, 3, 4, 6, 8),
     significant_densities=(0.02, 0.05),
     sparse_densities=(0.25, 0.5),
-    act_bit_width=8,
+    act_bit_widths=(8,),
 )
 """What every layer may be: 18 choices."""
 

@@ -91,7 +91,7 @@ class TabularProblem:
     surrogate: TableSurrogate = field(repr=False)
     error: float
     budget = 1.6
-    front_budgets = (1.2, 3.0)  # the narrowest and the widest
+    widest_budget = 3.0  # of a front, whose narrowest is the least size that there is
     lowest_accuracy = 0.5  # of the point from which a front's hypervolume is measured
 
     def cost(self, indices: IntArray) -> dict[str, FloatArray]:

@@ -25,6 +25,23 @@ from hwmodel.terms import NEEDS, TERMS, LayerTerms, Terms, join_needs
 MERGED_ROWS = 1024
 """Rows up to which tables of layers are merged into one."""
 
+COLUMNS = (
+    *TERMS,
+    "offchip_bits",
+    "interval_cycles",
+    "latency_cycles",
+    "bits_per_weight",
+    "compression",
+    "fps",
+    "gops",
+    "fits",
+    "energy_rel",
+)
+"""Columns of `CostTable.evaluate`."""
+
+HIGHER_IS_BETTER = frozenset({"compression", "fps", "gops", "fits"})
+"""Columns of which more is better; of the others less."""
+
 CHUNK = 8192
 """Configurations that are scored at a time, so that intermediate results stay in the cache."""
 

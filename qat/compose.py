@@ -31,7 +31,7 @@ GROUPS = {
     "data": "the images: data set, folder, batch size, augmentation, normalisation",
     "board": "the FPGA whose block RAM, DSP slices, LUTs, bandwidth and clock are the budget",
     "quant": "bit widths that are given: activations, additions, first and last layer",
-    "search": "what each layer may become, how many trials, what a trial may spend, which compression to reach",
+    "search": "what each layer may become, how many trials, what a trial may spend, which budgets or front to reach",
     "trainer": "epochs, learning rate, distillation, precision, devices",
 }
 """The groups of `conf/`, in words."""

@@ -7,29 +7,14 @@ A key that is misspelt, mistyped, missing or out of range is refused with its na
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from hwmodel.board import Board
 from hwmodel.errors import BoardError
+from hwmodel.precision import Granularity
+from qat.checks import require, require_all, require_columns, require_number
 from qat.errors import ConfigError
-
-
-def _require(ok: bool, name: str, value: object, expected: str) -> None:
-    if not ok:
-        raise ConfigError(f"{name}={value!r}, expected {expected}")
-
-
-def _require_number(name: str, value: float, low: float, high: float = math.inf, *, low_open: bool = False) -> None:
-    above = value > low if low_open else value >= low
-    expected = f"a number {'>' if low_open else '>='} {low:g}" + (f" and <= {high:g}" if math.isfinite(high) else "")
-    _require(math.isfinite(value) and above and value <= high, name, value, expected)
-
-
-def _require_all(name: str, values: Sequence[float], low: float, high: float, *, low_open: bool = False) -> None:
-    for value in values:
-        _require_number(name, value, low, high, low_open=low_open)
-    _require(len(set(values)) == len(values), name, list(values), "each value once")
+from qat.image_settings import DetectionSettings, FolderSettings
 
 
 @dataclass(kw_only=True)
@@ -53,85 +38,10 @@ class NetworkSettings:
     weights: str | None
 
     def __post_init__(self) -> None:
-        _require(bool(self.name), "network.name", self.name, "a word for reports")
-        _require(self.num_classes >= 2, "network.num_classes", self.num_classes, "an integer >= 2")
+        require(bool(self.name), "network.name", self.name, "a word for reports")
+        require(self.num_classes >= 2, "network.num_classes", self.num_classes, "an integer >= 2")
         ok = len(self.input_shape) == 3 and all(size >= 1 for size in self.input_shape)
-        _require(ok, "network.input_shape", self.input_shape, "[channels, rows, columns], each >= 1")
-
-
-@dataclass(kw_only=True)
-class DetectionSettings:
-    """What images with boxes need beside the settings of all images.
-
-    Args:
-        format: scenes (digits that ship with scikit-learn), or of files below `data.root`: voc, coco, yolo.
-        image_size: Rows and columns that every image is stretched to.
-        fit: Parts of the data set that are trained on.  For voc names of ImageSets lists ("train", "VOC2007/trainval"),
-            for coco "annotations.json:images folder", for yolo "images folder:labels folder".
-        val: Parts that select; empty holds `data.val_images` images out of `fit`.
-        test: Parts of the final number.
-        class_names: Names of the classes; null for what the files say (voc, coco).
-        fit_images: Number of scenes that are trained on; null for files.
-        workers: Processes that decode and augment; 0 for none beside the one that trains.
-        is_bgr: Whether colours are delivered in the order blue, green, red.
-        vertical_flip: Augmentation: turn half of the images upside down.
-        shift: Augmentation: shift by up to this share of the image, in [0, 1).
-        zoom: Augmentation: sizes change by a factor in [1 / zoom, zoom].
-        color: Augmentation: brightness, contrast, saturation change by up to this share, in [0, 1].
-        mosaic: Augmentation: share of images that are put together from four, in [0, 1].
-    """
-
-    format: str
-    image_size: list[int]
-    fit: list[str]
-    val: list[str]
-    test: list[str]
-    class_names: list[str] | None = None
-    fit_images: int | None = None
-    workers: int = 0
-    is_bgr: bool = False
-    vertical_flip: bool = False
-    shift: float = 0.0
-    zoom: float = 1.0
-    color: float = 0.0
-    mosaic: float = 0.0
-
-    def __post_init__(self) -> None:
-        formats = ("scenes", "voc", "coco", "yolo")
-        _require(self.format in formats, "data.detection.format", self.format, f"one of {list(formats)}")
-        ok = len(self.image_size) == 2 and all(size >= 32 for size in self.image_size)
-        _require(ok, "data.detection.image_size", self.image_size, "[rows, columns], each >= 32")
-        if self.format == "scenes":
-            count = self.fit_images
-            _require(count is not None and count >= 1, "data.detection.fit_images", count, "an integer >= 1")
-        else:
-            for name in ("fit", "test"):
-                _require(bool(getattr(self, name)), f"data.detection.{name}", getattr(self, name), "at least one part")
-            for part in [*self.fit, *self.val, *self.test] if self.format != "voc" else []:
-                _require(part.count(":") == 1, "data.detection", part, f"two names and a colon, for {self.format}")
-        known = self.format != "yolo" or bool(self.class_names)
-        _require(known, "data.detection.class_names", self.class_names, "the names of the classes, for yolo")
-        _require_number("data.detection.workers", self.workers, 0)
-        _require_number("data.detection.zoom", self.zoom, 1)
-        for name in ("shift", "color", "mosaic"):
-            _require_number(f"data.detection.{name}", getattr(self, name), 0, 1)
-        _require(self.shift < 1, "data.detection.shift", self.shift, "a number >= 0 and < 1")
-
-
-@dataclass(kw_only=True)
-class FolderSettings:
-    """Images in a folder for each class, in `train` and `val` below `data.root`; the latter give the final number.
-
-    Args:
-        image_size: Rows and columns that are cut out of every image.
-        workers: Processes that decode and augment; 0 for none beside the one that trains.
-    """
-
-    image_size: list[int]
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        _require_number("data.folder.workers", self.workers, 0)
+        require(ok, "network.input_shape", self.input_shape, "[channels, rows, columns], each >= 1")
 
 
 @dataclass(kw_only=True)
@@ -175,24 +85,24 @@ class DataSettings:
     def __post_init__(self) -> None:
         sources: dict[str, tuple[str, ...]] = {"digits": ("bundled",), "cifar10": ("auto", "archive", "torchvision")}
         if self.detection is not None:
-            _require(self.folder is None, "data.folder", self.folder, "null beside data.detection")
+            require(self.folder is None, "data.folder", self.folder, "null beside data.detection")
             sources = {self.name: ("bundled" if self.detection.format == "scenes" else "files",)}
         elif self.folder is not None:
             sources = {self.name: ("files",)}
-        _require(self.name in sources, "data.name", self.name, f"one of {list(sources)}")
-        _require(self.source in sources[self.name], "data.source", self.source, f"one of {list(sources[self.name])}")
-        _require(self.source == "bundled" or bool(self.root), "data.root", self.root, f"a folder for {self.name}")
+        require(self.name in sources, "data.name", self.name, f"one of {list(sources)}")
+        require(self.source in sources[self.name], "data.source", self.source, f"one of {list(sources[self.name])}")
+        require(self.source == "bundled" or bool(self.root), "data.root", self.root, f"a folder for {self.name}")
         for name in ("batch_size", "val_images"):
-            _require_number(f"data.{name}", getattr(self, name), 1)
+            require_number(f"data.{name}", getattr(self, name), 1)
         if self.source == "bundled":
             held_out = self.test_images
-            _require(held_out is not None and held_out >= 1, "data.test_images", held_out, "an integer >= 1")
+            require(held_out is not None and held_out >= 1, "data.test_images", held_out, "an integer >= 1")
         else:
-            _require(self.test_images is None, "data.test_images", self.test_images, "null: it has its own test set")
-        _require_number("data.split_seed", self.split_seed, 0)
-        _require_number("data.crop_padding", self.crop_padding, 0)
+            require(self.test_images is None, "data.test_images", self.test_images, "null: it has its own test set")
+        require_number("data.split_seed", self.split_seed, 0)
+        require_number("data.crop_padding", self.crop_padding, 0)
         ok = len(self.mean) == len(self.std) >= 1 and all(value > 0 for value in self.std)
-        _require(ok, "data.std", self.std, f"a value > 0 for each channel of data.mean={self.mean}")
+        require(ok, "data.std", self.std, f"a value > 0 for each channel of data.mean={self.mean}")
 
 
 @dataclass(kw_only=True)
@@ -264,10 +174,10 @@ class QuantSettings:
             widths["end_bit_width"] = self.end_bit_width
         widths.update({f"layers[{layer.pattern}].act_bit_width": layer.act_bit_width for layer in self.layers})
         for name, bits in widths.items():
-            _require(bits in (*range(1, 9), 16), f"quant.{name}", bits, "1..8 or 16")
+            require(bits in (*range(1, 9), 16), f"quant.{name}", bits, "1..8 or 16")
         roundings = ("nearest", "layerwise")
         rounding = self.one_shot_rounding
-        _require(rounding in roundings, "quant.one_shot_rounding", rounding, f"one of {list(roundings)}")
+        require(rounding in roundings, "quant.one_shot_rounding", rounding, f"one of {list(roundings)}")
 
 
 @dataclass(kw_only=True)
@@ -279,12 +189,38 @@ class LayerChoices:
         weight_bit_widths: Dense precisions, each 1..8.
         significant_densities: Shares of 8-bit weights beside binary ones, each in (0, 1].
         sparse_densities: Shares of weights kept where the others are zero, each in (0, 1].
+        granularity: Which weights are kept or dropped together: element, kernel, channel_vector or filter.
+        act_bit_widths: Bits of the codes that they may read, each 1..8 or 16.
     """
 
     pattern: str
     weight_bit_widths: list[int] | None = None
     significant_densities: list[float] | None = None
     sparse_densities: list[float] | None = None
+    granularity: str | None = None
+    act_bit_widths: list[int] | None = None
+
+
+@dataclass(kw_only=True)
+class CostBound:
+    """Values of a cost column that are allowed.
+
+    Args:
+        column: One of `hwmodel.table.COLUMNS`.
+        low: Lowest value; null for no bound on this side.
+        high: Highest value; null for no bound on this side.
+    """
+
+    column: str
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        require_columns("search.bounds", [self.column])
+        name = f"search.bounds[{self.column}]"
+        require(self.low is not None or self.high is not None, name, None, "low, high, or both")
+        low, high = -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
+        require(low <= high, name, [low, high], "low <= high")  # refuses NaN too
 
 
 @dataclass(kw_only=True)
@@ -312,15 +248,15 @@ class ExecutorSettings:
 
     def __post_init__(self) -> None:
         kinds = ("in_process", "processes", "ray")
-        _require(self.kind in kinds, "search.executor.kind", self.kind, f"one of {list(kinds)}")
-        _require_number("search.executor.workers", self.workers, 1)
+        require(self.kind in kinds, "search.executor.kind", self.kind, f"one of {list(kinds)}")
+        require_number("search.executor.workers", self.workers, 1)
         alone = self.kind != "in_process" or self.workers == 1
-        _require(alone, "search.executor.workers", self.workers, "1, or search.executor.kind=processes")
-        _require(self.threads is None or self.threads >= 1, "search.executor.threads", self.threads, "null or >= 1")
-        _require(self.cpus > 0, "search.executor.cpus", self.cpus, "> 0")
-        _require_number("search.executor.gpus", self.gpus, 0)
+        require(alone, "search.executor.workers", self.workers, "1, or search.executor.kind=processes")
+        require(self.threads is None or self.threads >= 1, "search.executor.threads", self.threads, "null or >= 1")
+        require(self.cpus > 0, "search.executor.cpus", self.cpus, "> 0")
+        require_number("search.executor.gpus", self.gpus, 0)
         limit = self.time_limit_s
-        _require(limit is None or limit > 0, "search.executor.time_limit_s", limit, "null or > 0")
+        require(limit is None or limit > 0, "search.executor.time_limit_s", limit, "null or > 0")
 
 
 @dataclass(kw_only=True)
@@ -334,7 +270,15 @@ class SearchSettings:
         significant_densities: Shares of 8-bit weights beside binary ones (`binary_plus_sparse`), each in (0, 1].
         sparse_densities: Shares of weights kept where the others are zero (`sparse`), each in (0, 1].
         layers: Narrower choices of single layers; the last pattern that matches counts.
+        granularity: Which weights are kept or dropped together: element, kernel, channel_vector or filter.
+        act_bit_widths: Bits of the codes that a layer may read, each 1..8 or 16, except where `quant` gives them: in
+            the first layer, by `end_bit_width` in the last, and by `quant.layers`.  Empty for `quant.act_bit_width`.
+        groups: Lists of patterns of layer names; the layers of a list are tied, they take the same choice.
         min_compression: Compression to reach, one winner each: 32 bits per weight over everything stored.
+            Not used with `front`.
+        front: One or two cost columns: seeks the best accuracy at every cost inside the bounds; empty for none.
+        front_networks: Networks of a front that are trained in full, spread by what they add to its hypervolume.
+        bounds: Of other cost columns, beside `min_compression` and `bram18`.
         bram18: Block RAMs that the network may use; null for all of the board.
         max_failed_share: The search gives up when more than this share of at least 4 trials failed.
         train_steps: Optimizer steps that a trial trains.
@@ -358,29 +302,59 @@ class SearchSettings:
     sensitivity_images: int
     seed: int
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
+    # Run folders of before have none of these keys.
+    granularity: str = "element"
+    act_bit_widths: list[int] = field(default_factory=list)
+    groups: list[list[str]] = field(default_factory=list)
+    front: list[str] = field(default_factory=list)
+    front_networks: int = 4
+    bounds: list[CostBound] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name, low in (("trials", 1), ("initial_trials", 1), ("train_steps", 0), ("sensitivity_images", 1)):
-            _require_number(f"search.{name}", getattr(self, name), low)
+        counts = (("trials", 1), ("initial_trials", 1), ("train_steps", 0), ("sensitivity_images", 1))
+        for name, low in (*counts, ("front_networks", 1)):
+            require_number(f"search.{name}", getattr(self, name), low)
         bound = f"at most search.trials={self.trials}"
-        _require(self.initial_trials <= self.trials, "search.initial_trials", self.initial_trials, bound)
+        require(self.initial_trials <= self.trials, "search.initial_trials", self.initial_trials, bound)
         for name in ("bram18", "eval_images"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"search.{name}", value, "null or an integer >= 1")
-        _require_number("search.max_failed_share", self.max_failed_share, 0, 1)
-        _require(len(self.min_compression) >= 1, "search.min_compression", self.min_compression, "at least one value")
-        _require_all("search.min_compression", self.min_compression, 1, math.inf)
+            require(value is None or value >= 1, f"search.{name}", value, "null or an integer >= 1")
+        require_number("search.max_failed_share", self.max_failed_share, 0, 1)
+        self._require_targets()
         self._require_choices("search", self)
         for choices in self.layers:
             self._require_choices(f"search.layers[{choices.pattern}]", choices)
 
+    def _require_targets(self) -> None:
+        enough = bool(self.min_compression or self.front or self.bounds)
+        require(enough, "search.min_compression", [], "at least one value, or search.front, or search.bounds")
+        require_all("search.min_compression", self.min_compression, 1, math.inf)
+        require_columns("search.front", self.front)
+        ok = len(self.front) <= 2 and len(set(self.front)) == len(self.front) and "fits" not in self.front
+        require(ok, "search.front", list(self.front), "one or two different cost columns that are numbers")
+        bounded = [bound.column for bound in self.bounds]
+        require(len(set(bounded)) == len(bounded), "search.bounds", bounded, "each column once")
+        twice = {"bram18": self.bram18 is not None, "compression": not self.front and bool(self.min_compression)}
+        for column, is_set in twice.items():
+            own = "search.bram18" if column == "bram18" else "search.min_compression"
+            ok = column not in bounded or not is_set
+            require(ok, "search.bounds", bounded, f"no {column} beside {own}, which bounds it")
+
     @staticmethod
     def _require_choices(where: str, choices: SearchSettings | LayerChoices) -> None:
         given = [choices.weight_bit_widths, choices.significant_densities, choices.sparse_densities]
-        _require(given != [[], [], []], f"{where}.weight_bit_widths", [], "at least one choice")
-        _require_all(f"{where}.weight_bit_widths", choices.weight_bit_widths or (), 1, 8)
+        require(given != [[], [], []], f"{where}.weight_bit_widths", [], "at least one choice")
+        require_all(f"{where}.weight_bit_widths", choices.weight_bit_widths or (), 1, 8)
         for name in ("significant_densities", "sparse_densities"):
-            _require_all(f"{where}.{name}", getattr(choices, name) or (), 0, 1, low_open=True)
+            require_all(f"{where}.{name}", getattr(choices, name) or (), 0, 1, low_open=True)
+        widths = choices.act_bit_widths
+        ok = widths != [] or isinstance(choices, SearchSettings)
+        require(ok, f"{where}.act_bit_widths", widths, "at least one width, or null")
+        for bits in widths or ():
+            require(bits in (*range(1, 9), 16), f"{where}.act_bit_widths", bits, "1..8 or 16")
+        words = [str(granularity) for granularity in Granularity]
+        ok = choices.granularity is None or choices.granularity in words
+        require(ok, f"{where}.granularity", choices.granularity, f"one of {words}")
 
 
 @dataclass(kw_only=True)
@@ -434,14 +408,14 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         for name in ("float_epochs", "epochs", "mask_update_steps", "devices"):
-            _require_number(f"trainer.{name}", getattr(self, name), 1)
+            require_number(f"trainer.{name}", getattr(self, name), 1)
         for name in ("float_learning_rate", "learning_rate", "temperature"):
-            _require_number(f"trainer.{name}", getattr(self, name), 0, low_open=True)
+            require_number(f"trainer.{name}", getattr(self, name), 0, low_open=True)
         for name in ("weight_decay", "gradient_clip"):
-            _require_number(f"trainer.{name}", getattr(self, name), 0)
+            require_number(f"trainer.{name}", getattr(self, name), 0)
         for name in ("warmup_share", "distillation_weight", "mask_update_share"):
-            _require_number(f"trainer.{name}", getattr(self, name), 0, 1)
-        _require(self.warmup_share < 1, "trainer.warmup_share", self.warmup_share, "a number >= 0 and < 1")
+            require_number(f"trainer.{name}", getattr(self, name), 0, 1)
+        require(self.warmup_share < 1, "trainer.warmup_share", self.warmup_share, "a number >= 0 and < 1")
         for name, words in (
             ("precision", ("32-true", "bf16-mixed")),
             ("accelerator", ("auto", "cpu", "gpu")),
@@ -449,9 +423,9 @@ class TrainerSettings:
             ("mask_saliency", ("magnitude", "taylor")),
             ("mask_schedule", ("immediate", "gradual")),
         ):
-            _require(getattr(self, name) in words, f"trainer.{name}", getattr(self, name), f"one of {list(words)}")
+            require(getattr(self, name) in words, f"trainer.{name}", getattr(self, name), f"one of {list(words)}")
         threads = self.num_threads
-        _require(threads is None or threads >= 1, "trainer.num_threads", threads, "null or an integer >= 1")
+        require(threads is None or threads >= 1, "trainer.num_threads", threads, "null or an integer >= 1")
 
 
 @dataclass(kw_only=True)
@@ -485,16 +459,16 @@ class Config:
     trainer: TrainerSettings
 
     def __post_init__(self) -> None:
-        _require(bool(self.name), "name", self.name, "a name for the run")
-        _require(bool(self.run_dir), "run_dir", self.run_dir, "a folder")
+        require(bool(self.name), "name", self.name, "a name for the run")
+        require(bool(self.run_dir), "run_dir", self.run_dir, "a folder")
         for name, seed in (("seed", self.seed), ("search.seed", self.search.seed)):
-            _require(seed >= 0, name, seed, "an integer >= 0")
-        _require_all("baselines", self.baselines, 1, 8)
+            require(seed >= 0, name, seed, "an integer >= 0")
+        require_all("baselines", self.baselines, 1, 8)
         channels = self.network.input_shape[0]
         expected = f"{channels} values, one for each channel of network.input_shape"
-        _require(len(self.data.mean) == channels, "data.mean", self.data.mean, expected)
+        require(len(self.data.mean) == channels, "data.mean", self.data.mean, expected)
         for name in ("detection", "folder"):
             images = getattr(self.data, name)
             size, own = images and list(images.image_size), list(self.network.input_shape[1:])
             expected = f"{own}, the rows and columns of network.input_shape"
-            _require(images is None or size == own, f"data.{name}.image_size", size, expected)
+            require(images is None or size == own, f"data.{name}.image_size", size, expected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qat.config import DataSettings, FolderSettings
+from qat.config import DataSettings
 from qat.data.augmentation import Augmentation
 from qat.data.cifar10 import from_archive, from_torchvision, has_archive
 from qat.data.detection_build import build_detection
@@ -12,6 +12,7 @@ from qat.data.digits import digits
 from qat.data.folder import FolderDataModule, FolderSplits
 from qat.data.module import ImageDataModule, LabelDataModule
 from qat.data.splits import Splits
+from qat.image_settings import FolderSettings
 from qat.normalization import Normalization
 
 

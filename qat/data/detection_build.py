@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qat.config import DataSettings, DetectionSettings
+from qat.config import DataSettings
 from qat.data.boxes import BoxReport
 from qat.data.detection import Annotated, DetectionDataModule, DetectionSplits
 from qat.data.detection_augmentation import DetectionAugmentation
@@ -16,6 +16,7 @@ from qat.data.detection_files import Files, open_files
 from qat.data.detection_formats import AnnotatedFiles, download_voc, read_coco, read_voc, read_yolo
 from qat.data.scenes import digit_scenes
 from qat.errors import DataError
+from qat.image_settings import DetectionSettings
 from qat.normalization import Normalization
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import hwmodel
 from hwmodel import CostTable, NetworkConfig, NetworkSpec
+from hwmodel.precision import Granularity
 from qat.config import Config
 from qat.graph import trace
 from qat.models import build_network
+from qat.search.front import Front
 from qat.search.proposer import Proposer
 from qat.search.sensitivity import gaussian_profile
 from qat.search.space import LayerRule, SearchSpace, SpaceSettings
@@ -56,28 +58,44 @@ def space_settings(cfg: Config, network: NetworkSpec) -> SpaceSettings:
         significant_densities=tuple(chosen.significant_densities),
         binary_densities=tuple(chosen.sparse_densities),
         sparse_densities=tuple(chosen.sparse_densities),
-        act_bit_width=quant.act_bit_width,
+        granularity=Granularity(chosen.granularity),
+        act_bit_widths=tuple(chosen.act_bit_widths) or (quant.act_bit_width,),
     )
-    layers: dict[str, dict[str, Any]] = {network.weighted[-1].name: {"act_bit_width": end_bit_width}}
+    layers: dict[str, dict[str, Any]] = {}
+    if quant.end_bit_width is not None:
+        layers[network.weighted[-1].name] = {"act_bit_widths": (quant.end_bit_width,)}
     for activations in quant.layers:
-        layers.setdefault(activations.pattern, {})["act_bit_width"] = activations.act_bit_width
+        layers.setdefault(activations.pattern, {})["act_bit_widths"] = (activations.act_bit_width,)
     for choices in chosen.layers:
         changes = layers.setdefault(choices.pattern, {})
-        for name in ("weight_bit_widths", "significant_densities", "sparse_densities"):
+        for name in ("weight_bit_widths", "significant_densities", "sparse_densities", "act_bit_widths"):
             if getattr(choices, name) is not None:
                 changes[name] = tuple(getattr(choices, name))
+        if choices.granularity is not None:
+            changes["granularity"] = Granularity(choices.granularity)
         if choices.sparse_densities is not None:
             changes["binary_densities"] = tuple(choices.sparse_densities)
-    return SpaceSettings(rule=rule, first_act_bit_width=end_bit_width, layers=layers, sum_bit_width=quant.sum_bit_width)
+    return SpaceSettings(
+        rule=rule,
+        first_act_bit_width=end_bit_width,
+        layers=layers,
+        groups=chosen.groups,
+        sum_bit_width=quant.sum_bit_width,
+    )
 
 
 def targets_of(cfg: Config) -> list[Target]:
-    """One budget per compression to reach, all under the board's block RAM."""
-    bram18 = float(cfg.search.bram18 or cfg.board.bram18)
-    return [
-        Target(f"{value:g}x", {"compression": (value, None), "bram18": (None, bram18)})
-        for value in cfg.search.min_compression
-    ]
+    """The front, or one budget per compression to reach, under the board's block RAM and all other bounds."""
+    chosen = cfg.search
+    bounds: dict[str, tuple[float | None, float | None]] = {
+        "bram18": (None, float(chosen.bram18 or cfg.board.bram18)),
+        **{bound.column: (bound.low, bound.high) for bound in chosen.bounds},
+    }
+    if chosen.front:
+        return [Front("front", bounds, tuple(chosen.front))]
+    if not chosen.min_compression:
+        return [Target("bounds", bounds)]
+    return [Target(f"{value:g}x", {"compression": (value, None), **bounds}) for value in chosen.min_compression]
 
 
 def uniform_of(cfg: Config, network: NetworkSpec, bits: int) -> NetworkConfig:

@@ -40,6 +40,7 @@ def report(cfg: Config, run: RunFolder) -> Path:
         results=found,
         foretold=[(one.observed, one.predicted, one.std) for one in leave_one_out(space, profile, trials)],
         trials=[(trial.id, trial.target, trial.cost["compression"], trial.accuracy) for trial in trials],
+        fronts={name: [(trial.cost[name], trial.accuracy) for trial in trials] for name in cfg.search.front},
         costs={
             name: CostReport.from_dict(json.loads((path / "cost.json").read_text())) for name, path in folders.items()
         },

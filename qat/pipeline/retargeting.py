@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qat.config import Config
-from qat.errors import SearchError
+from qat.errors import ConfigError, SearchError
 from qat.files import write_text
 from qat.pipeline.evaluation import executor_of
 from qat.pipeline.planning import plan
@@ -46,10 +46,16 @@ def retarget_run(cfg: Config, more_trials: int = 0) -> list[Retargeted]:
             kept in `retarget/<board>/trials.sqlite`, so that the same call goes on where it stopped.
 
     Raises:
+        ConfigError: A front is asked for.
         RunFolderError: There is no such run.
         SearchError: The run has too few trials, nothing fits, or more trials would not be comparable.
         BudgetError: The board is too small for the network.
     """
+    if cfg.search.front:
+        raise ConfigError(
+            f"search.front={list(cfg.search.front)}: another board is answered for budgets; give search.front=[] and "
+            "search.min_compression=[...]"
+        )
     run = RunFolder.open(cfg.run_dir)
     space, costs, budgets = plan(cfg)
     # Beside the bounds of the search, the schedule must exist on the new board.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,13 +24,14 @@ from qat.report import Result
 from qat.runs import RunFolder
 from qat.search.display import SearchDisplay
 from qat.search.export import export_parquet
-from qat.search.loop import SearchSettings, search_on
+from qat.search.front import Front, select_front
+from qat.search.loop import SearchResult, SearchSettings, search_on
 from qat.search.proposer import ProposerSettings
 from qat.search.sensitivity import SensitivityProfile, measure
 from qat.search.space import SearchSpace
 from qat.search.store import TrialStore
 from qat.search.tracking import installed_tracking
-from qat.search.trial import Fidelity
+from qat.search.trial import Fidelity, Target
 from qat.tasks import Recipe, evaluate
 from qat.tasks.quantize import SensitivityProbe, finetune
 
@@ -76,11 +78,25 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
             f"no completed trial meets the targets {missing}; raise search.trials (now {cfg.search.trials}), or run "
             "again after removing what made trials fail: trials.csv has the errors"
         )
-    chosen = {f"mix_{name}": winner.trial.config for name, winner in found.winners.items()}
+    chosen = found_mixes(space, found, targets, cfg.search.front_networks)
     chosen |= {f"uniform_w{bits}": uniform_of(cfg, setup.network, bits) for bits in cfg.baselines}
     for name, config in chosen.items():
         train_in_full(cfg, run, setup, name, config)
     return results(run)
+
+
+def found_mixes(
+    space: SearchSpace, found: SearchResult, targets: Sequence[Target], front_networks: int
+) -> dict[str, NetworkConfig]:
+    """What is trained in full, by name: the winner of each budget, some points of a front (named by their trial)."""
+    mixes: dict[str, NetworkConfig] = {}
+    for target in targets:
+        if isinstance(target, Front):
+            winners = select_front(space, found.profile, found.trials, target, front_networks)
+            mixes |= {f"mix_trial{winner.trial.id}": winner.trial.config for winner in winners}
+        else:
+            mixes[f"mix_{target.name}"] = found.winners[target.name].trial.config
+    return mixes
 
 
 def fidelity_of(cfg: Config, setup: Setup) -> Fidelity:
@@ -121,8 +137,9 @@ def _sensitivity(cfg: Config, setup: Setup, space: SearchSpace) -> SensitivityPr
 
 
 def _base(space: SearchSpace) -> NetworkConfig:
-    """8 weight bits everywhere, activations as in the space."""
-    layers = tuple((name, LayerConfig(8, choices[0].act_bit_width)) for name, choices in space.choices_by_layer.items())
+    """8 weight bits everywhere, activations as wide as the space allows."""
+    widest = {name: max(c.act_bit_width for c in choices) for name, choices in space.choices_by_layer.items()}
+    layers = tuple((name, LayerConfig(8, width)) for name, width in widest.items())
     return NetworkConfig(layers, space.sum_bit_width, space.input_bit_width, space.output_bit_width)
 
 

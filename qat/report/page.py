@@ -12,6 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from hwmodel import CostReport
+from hwmodel.table import HIGHER_IS_BETTER
 from qat.files import write_bytes
 from qat.report import plots
 from qat.report.results import Result, result_rows
@@ -37,6 +38,7 @@ class ReportData:
         bram18_available: RAMB18 of the board.
         results: Networks trained in full; the first row's float accuracy is the reference.
         trials: (number, target, compression, validation accuracy) of completed trials.
+        fronts: By cost column of a front that was sought, (cost, validation accuracy) of completed trials.
         costs: Cost report of each network trained in full, by name.
         foretold: (observed, predicted, standard deviation) of the trials, each predicted from the others.
         sensitivity: Loss increase of each layer at its lowest precision.
@@ -52,6 +54,7 @@ class ReportData:
     results: Sequence[Result]
     trials: Sequence[tuple[int, str, float, float]] = ()
     foretold: Sequence[tuple[float, float, float]] = ()
+    fronts: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     costs: Mapping[str, CostReport] = field(default_factory=dict)
     sensitivity: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
@@ -91,6 +94,13 @@ def write_report(data: ReportData, folder: Path) -> Path:
         "Grey: trials of the search after their short training. Colour: networks trained in full, equally.",
         plots.front(points, data.results),
     )
+    for column, costs in data.fronts.items():
+        show(
+            f"front_{column}",
+            f"Accuracy against {column}",
+            "The front that was sought; with two costs, each alone.",
+            plots.cost_front(costs, column, higher_is_better=column in HIGHER_IS_BETTER),
+        )
     if data.trials:
         searched = [(number, target, accuracy) for number, target, _, accuracy in data.trials]
         show("search", "The search", "Best accuracy so far for each target.", plots.progress(searched))

@@ -64,6 +64,28 @@ def front(trials: Sequence[tuple[float, float]], results: Sequence[Result]) -> F
     return figure
 
 
+def cost_front(trials: Sequence[tuple[float, float]], column: str, *, higher_is_better: bool) -> Figure:
+    """Accuracy of the trials against a cost, and what no other trial beats in both.
+
+    Args:
+        trials: (cost, validation accuracy after the trial's short training).
+        column: Name of the cost.
+        higher_is_better: Of the cost.
+    """
+    figure = _figure(7.0, 3.6)
+    axes = figure.subplots()
+    cost, accuracy = np.array(trials).T
+    order = np.argsort(-cost if higher_is_better else cost, kind="stable")
+    axes.scatter(cost, 100 * accuracy, s=18, color=GREY, label="trials (short training, validation)")
+    best = np.maximum.accumulate(accuracy[order])
+    axes.plot(cost[order], 100 * best, color=BLUE, drawstyle="steps-post", label="best at this cost")
+    axes.set_xlabel(column)
+    axes.set_ylabel("validation score in %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="best")
+    return figure
+
+
 def precision(report: CostReport, sensitivity: Mapping[str, float]) -> Figure:
     """Stored bits per weight of each layer of a configuration, above the layer's sensitivity.
 

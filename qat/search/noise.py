@@ -52,12 +52,19 @@ def relative_noise(config: LayerConfig) -> float:
     return rest + kept_energy * UNIFORM_NOISE[8]
 
 
+def activation_noise(bit_width: int) -> float:
+    """Noise energy over signal energy of Gaussian codes of 1..8 or 16 bits; each bit beyond 8 takes three quarters."""
+    return UNIFORM_NOISE[min(bit_width, 8)] / 4.0 ** max(0, bit_width - 8)
+
+
 def at_least_as_precise(first: LayerConfig, second: LayerConfig) -> bool:
-    """Whether `first` can represent weights no worse than `second`: a partial order.
+    """Whether `first` can represent weights and the codes it reads no worse than `second`: a partial order.
 
     Not comparable: one or two bits at different densities, since zero is a level more (three values against two), and
     two or more bits against a few significant weights.
     """
+    if first.act_bit_width < second.act_bit_width:
+        return False
     a, b = first.weight_format, second.weight_format
     both = WeightFormat.BINARY_PLUS_SPARSE
     if a is both or b is both:

@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from qat.errors import ConfigError, SearchError
 from qat.search.acquisition import LocalSearch
-from qat.search.model import SurrogateModel, log_expected_improvement
+from qat.search.front import Front
+from qat.search.goal import BestGoal, FrontGoal, Goal
 from qat.search.noise import relative_noise
+from qat.search.prices import Prices, prices_of
 from qat.search.sensitivity import SensitivityProfile, lagrange_path
 from qat.search.space import SearchSpace
 from qat.search.surrogate import AccuracySurrogate
 from qat.search.trial import BoolArray, CostFunction, FloatArray, IntArray, Target, Trial, TrialState
-
-CENTRES = 4
-"""Best trials around which the acquisition is searched."""
 
 DRAW_EVERY = 2
 """One in so many proposals is the best point of the expected improvement, the others of a draw from the posterior."""
@@ -121,6 +121,8 @@ class Proposer:
         earlier = sum(trial.target == target.name for trial in trials)
         completed = sum(trial.is_completed for trial in trials)
         if earlier < self.settings.initial_trials or completed < 2:
+            if isinstance(target, Front):
+                return self._front_design([t.point for t in trials if t.target == target.name], taken, target, rng)
             return self._first_design(earlier, taken, target, rng)
         return self._improve(trials, taken, target, rng)
 
@@ -185,6 +187,47 @@ class Proposer:
             spread += 0.2
         return self._any_new(taken, target, rng)
 
+    def _front_design(
+        self, earlier: Sequence[tuple[int, ...]], taken: set[tuple[int, ...]], front: Front, rng: np.random.Generator
+    ) -> Proposal:
+        """The ends of the front, then what lies farthest from all that was designed so far.
+
+        In turn an allocation of the profile, a uniform one, and an allocation of the profile reweighted at random.
+        """
+        origin = ("lagrange", "uniform", "perturbed")[max(0, len(earlier) - 1) % 3]
+        factors = np.exp(rng.normal(0.0, self.settings.perturbation, len(self.space.sizes)))
+        if origin == "uniform":
+            points = np.array(self._uniform_designs(front), dtype=np.int64).reshape(-1, len(self.space.sizes))
+        else:
+            points = self._path(self.profile.reweighted(factors) if origin == "perturbed" else self.profile, front)
+        points = np.array([point for point in points.tolist() if tuple(point) not in taken], dtype=np.int64)
+        if not len(points):
+            return self._any_new(taken, front, rng)
+        if not earlier:
+            return self._proposal(points[int(np.argmin(self.profile.predicted(points)))], origin)
+        costs = self._costs_of(front)
+        before, now = costs(np.array(earlier, dtype=np.int64)), costs(points)
+        scale = np.ptp(np.concatenate([before, now]), axis=0)
+        apart = cdist(now / np.where(scale > 0, scale, 1.0), before / np.where(scale > 0, scale, 1.0))
+        return self._proposal(points[int(np.argmax(apart.min(axis=1)))], origin)
+
+    def _path(self, profile: SensitivityProfile, target: Target) -> IntArray:
+        """The parts of the Lagrange paths that are inside the bounds; shape (n, dimensions), n >= 0."""
+        return np.concatenate(self._paths(profile, self._prices(target), target))
+
+    def _paths(self, profile: SensitivityProfile, prices: Sequence[Prices], target: Target) -> list[IntArray]:
+        """Of each price of the choices the part of the Lagrange path that is inside the bounds."""
+        paths = [lagrange_path(profile, price) for price in prices]
+        return [path[self.feasible(path, target)] for path in paths]
+
+    def _prices(self, target: Target) -> list[Prices]:
+        """What the choices of each dimension cost, for Lagrange paths."""
+        named = (*target.bounds, *(target.columns if isinstance(target, Front) else ()))
+        return prices_of(self.space, self.cost, named)
+
+    def _costs_of(self, front: Front) -> Callable[[IntArray], FloatArray]:
+        return lambda points: front.costs(self.cost(self.space.layer_indices(points)))
+
     def allocate(self, profile: SensitivityProfile, target: Target, rng: np.random.Generator) -> IntArray:
         """The feasible point of least predicted loss: the Lagrange path's best, then filled up to the bounds.
 
@@ -199,9 +242,8 @@ class Proposer:
         Raises:
             SearchError: Nothing feasible exists.
         """
-        path = lagrange_path(profile, self.space.dimension_bits)
-        inside = self.feasible(path, target)
-        starts = path[inside] if inside.any() else self.check_reachable(target)
+        path = self._path(profile, target)
+        starts = path if len(path) else self.check_reachable(target)
         best = starts[np.argsort(profile.predicted(starts), kind="stable")[:1]]
         climb = LocalSearch(self.space, steps=60)
         found, _ = climb.run(best, lambda rows: -profile.predicted(rows), lambda rows: self.feasible(rows, target), rng)
@@ -211,8 +253,17 @@ class Proposer:
     def _uniform_designs(self, target: Target) -> list[IntArray]:
         """Feasible points with the same choice everywhere (or the nearest one that a layer has), least loss first."""
         noise = [np.log([relative_noise(c) for c in choices]) for choices in self.space.dimension_choices]
+        read = [np.array([c.act_bit_width for c in choices]) for choices in self.space.dimension_choices]
         levels = np.unique(np.concatenate(noise))
-        points = [[int(np.argmin(np.abs(row - level))) for row in noise] for level in levels]
+        points = []
+        for width in sorted({width for widths in self.space.act_bit_widths if len(widths) > 1 for width in widths}) or [
+            0
+        ]:
+            # Choices of another width than the nearest one are out of the question.
+            far = [np.where(np.abs(bits - width) > np.abs(bits - width).min(), np.inf, 0.0) for bits in read]
+            points += [
+                [int(np.argmin(np.abs(r - level) + f)) for r, f in zip(noise, far, strict=True)] for level in levels
+            ]
         unique = np.unique(np.array(points, dtype=np.int64), axis=0)
         inside = unique[self.feasible(unique, target)]
         return list(inside[np.argsort(self.profile.predicted(inside), kind="stable")])
@@ -243,21 +294,16 @@ class Proposer:
         self, trials: Sequence[Trial], taken: set[tuple[int, ...]], target: Target, rng: np.random.Generator
     ) -> Proposal:
         surrogate = AccuracySurrogate.fit(self.space, self.profile, trials)
-        model = SurrogateModel(surrogate)
         failures = np.array([t.point for t in trials if t.state is TrialState.FAILED], dtype=np.int64)
         finished = np.array([t.point for t in trials if t.is_completed], dtype=np.int64)
-        centres, best = self._centres(surrogate, trials, target)
+        goal = self._goal(surrogate, finished, target)
+        centres = goal.centres
         # Expected improvement alone settles on small steps around the best trials, too small to be told from noise.
-        drawn = surrogate.draw(rng) if sum(t.predicted is not None for t in trials) % DRAW_EVERY else None
+        is_drawn = sum(t.predicted is not None for t in trials) % DRAW_EVERY
+        gain = goal.under(surrogate.draw(rng)) if is_drawn else goal.expected
 
         def score(points: IntArray) -> FloatArray:
-            if drawn:
-                gain = drawn(points)
-            elif np.isfinite(best):
-                gain = log_expected_improvement(model, points, best)
-            else:
-                gain = np.sum(surrogate.posterior(points), axis=0)
-            return gain + _log_success(points, failures, finished)
+            return gain(points) + _log_success(points, failures, finished)
 
         allowed = self._allowed(surrogate, trials, centres, taken, target)
         starts = self._starts(centres, target, rng)
@@ -284,7 +330,8 @@ class Proposer:
             SearchError: Fewer than two trials are completed, or nothing is inside the bounds.
         """
         surrogate = AccuracySurrogate.fit(self.space, self.profile, trials)
-        centres, _ = self._centres(surrogate, trials, target)
+        finished = np.array([t.point for t in trials if t.is_completed], dtype=np.int64)
+        centres = self._goal(surrogate, finished, target).centres
 
         def score(points: IntArray) -> FloatArray:
             return surrogate.posterior(points)[0]
@@ -298,14 +345,13 @@ class Proposer:
         wider = error_scale(trials, surrogate.observation_std)
         return self._proposal(found[0], "predicted", (float(mean[0]), wider * float(std[0])))
 
-    def _centres(self, surrogate: AccuracySurrogate, trials: Sequence[Trial], target: Target) -> tuple[IntArray, float]:
-        """The trials inside the bounds that are expected to be best, and what the best is expected to reach."""
-        finished = np.array([t.point for t in trials if t.is_completed], dtype=np.int64)
-        known = finished[self.feasible(finished, target)]
-        if not len(known):
-            return known, -np.inf
-        means = surrogate.posterior(known)[0]
-        return known[np.argsort(-means, kind="stable")[:CENTRES]], float(means.max())
+    def _goal(self, surrogate: AccuracySurrogate, finished: IntArray, target: Target) -> Goal:
+        """What is to be improved, from the points of all completed trials."""
+        inside = finished[self.feasible(finished, target)]
+        if not isinstance(target, Front):
+            return BestGoal(surrogate, inside)
+        known = np.concatenate([inside, self.check_reachable(target)])
+        return FrontGoal(surrogate, inside, self._costs_of(target), target.worst(self._costs_of(target)(known)))
 
     def _allowed(
         self,
@@ -335,12 +381,12 @@ class Proposer:
         points = []
         if len(centres):
             points.append(LocalSearch(self.space, singles=64, pairs=128).neighbours(centres, rng))
+        prices = self._prices(target)
         for spread in (0.0, 0.3, 0.7, 1.0):
             for _ in range(4):
                 factors = np.exp(rng.normal(0.0, spread, len(self.space.sizes)))
-                path = lagrange_path(self.profile.reweighted(factors), self.space.dimension_bits)
-                inside = path[self.feasible(path, target)]
-                points.append(inside[-6:])
+                paths = self._paths(self.profile.reweighted(factors), prices, target)
+                points += paths if isinstance(target, Front) else [inside[-6:] for inside in paths]
         points.append(self.check_reachable(target)[-4:])
         return np.unique(np.concatenate(points), axis=0)
 

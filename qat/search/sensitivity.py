@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from hwmodel.precision import LayerConfig, NetworkConfig
 from qat.errors import SearchError
-from qat.search.noise import at_least_as_precise, relative_noise
+from qat.search.noise import activation_noise, at_least_as_precise, relative_noise
 from qat.search.space import SearchSpace
 from qat.search.trial import FloatArray, IntArray
 
@@ -96,8 +96,17 @@ class SensitivityProfile:
 
 
 def gaussian_profile(space: SearchSpace) -> SensitivityProfile:
-    """What is assumed without a measurement: every dimension counts alike, by the noise of Gaussian weights."""
-    rows = tuple(tuple(relative_noise(choice) for choice in choices) for choices in space.dimension_choices)
+    """What is assumed without a measurement: every dimension counts alike, by the noise of Gaussian weights and codes.
+
+    Of activations counts what is lost against the widest choice.
+    """
+    rows = tuple(
+        tuple(
+            relative_noise(choice) + activation_noise(choice.act_bit_width) - activation_noise(widths[-1])
+            for choice in choices
+        )
+        for choices, widths in zip(space.dimension_choices, space.act_bit_widths, strict=True)
+    )
     return SensitivityProfile(space.dimensions, rows, "gaussian")
 
 
@@ -109,10 +118,14 @@ def measure(
 ) -> SensitivityProfile:
     """Measures the profile, one dimension at a time.
 
+    Where a dimension chooses among widths of activations too, weights and activations are measured one by one, and
+    the increases added.
+
     Args:
         loss_of: Loss of a configuration, such as the cross-entropy on calibration data.
         space: What to measure.
-        base: The configuration of the other layers, such as 8 bits everywhere; need not be in the space.
+        base: The configuration of the other layers, such as 8 bits everywhere; need not be in the space.  Activations
+            as wide as the widest choice.
         on_progress: Called after each measurement.
 
     Returns:
@@ -121,25 +134,30 @@ def measure(
     Raises:
         SearchError: The loss of the base configuration, or every other loss, is not finite.
     """
-    total = 1 + int(space.sizes.sum())
+    plans = [_measurements(space, base, dimension) for dimension in range(len(space.sizes))]
+    total = 1 + sum(len(weights) + len(acts) for weights, acts in plans)
     base_loss = float(loss_of(base))
     if not np.isfinite(base_loss):
         raise SearchError(f"sensitivity: the loss of the base configuration is {base_loss}, expected a finite number")
     done = 1
     if on_progress:
         on_progress(done, total)
+
+    def increase(changed: Mapping[str, LayerConfig]) -> float:
+        nonlocal done
+        layers = tuple((name, changed.get(name, layer)) for name, layer in base.layers)
+        config = NetworkConfig(layers, base.sum_bit_width, base.input_bit_width, base.output_bit_width)
+        loss = base_loss if config == base else float(loss_of(config))
+        done += 1
+        if on_progress:
+            on_progress(done, total)
+        return loss - base_loss
+
     measured: list[FloatArray] = []
-    for group, choices in zip(space.groups, space.dimension_choices, strict=True):
-        row = []
-        for i in range(len(choices)):
-            changed = {space.layers[column]: space.choices[column][i] for column in group}
-            layers = tuple((name, changed.get(name, layer)) for name, layer in base.layers)
-            config = NetworkConfig(layers, base.sum_bit_width, base.input_bit_width, base.output_bit_width)
-            row.append(base_loss if config == base else float(loss_of(config)))
-            done += 1
-            if on_progress:
-                on_progress(done, total)
-        measured.append(np.array(row) - base_loss)
+    for choices, (weights, acts) in zip(space.dimension_choices, plans, strict=True):
+        of_weights = {key: increase(changed) for key, changed in weights.items()}
+        of_acts = {width: increase(changed) for width, changed in acts.items()}
+        measured.append(np.array([of_weights[_weights(c)] + of_acts.get(c.act_bit_width, 0.0) for c in choices]))
     finite = np.concatenate([row[np.isfinite(row)] for row in measured])
     if not finite.size:
         raise SearchError(
@@ -151,6 +169,33 @@ def measure(
     rows = [np.where(np.isfinite(row), row, finite.max()) for row in measured]
     cleaned = [monotone(row, choices) for row, choices in zip(rows, space.dimension_choices, strict=True)]
     return SensitivityProfile(space.dimensions, tuple(tuple(row) for row in cleaned))
+
+
+def _weights(choice: LayerConfig) -> LayerConfig:
+    """The choice whatever it reads."""
+    return replace(choice, act_bit_width=8)
+
+
+Changes = Mapping[str, LayerConfig]
+"""Layers that differ from the base."""
+
+
+def _measurements(
+    space: SearchSpace, base: NetworkConfig, dimension: int
+) -> tuple[Mapping[LayerConfig, Changes], Mapping[int, Changes]]:
+    """What is measured of a dimension: each choice of weights with the widest codes, each narrower width by itself."""
+    columns, widths = space.groups[dimension], space.act_bit_widths[dimension]
+    weights: dict[LayerConfig, Changes] = {}
+    acts: dict[int, Changes] = {}
+    for i, lead in enumerate(space.dimension_choices[dimension]):
+        own = {space.layers[column]: space.choices[column][i] for column in columns}
+        if lead.act_bit_width == widths[-1]:
+            weights[_weights(lead)] = own
+        elif lead.act_bit_width not in acts:
+            acts[lead.act_bit_width] = {
+                name: replace(base[name], act_bit_width=choice.act_bit_width) for name, choice in own.items()
+            }
+    return weights, acts
 
 
 def monotone(loss_increase: FloatArray, choices: Sequence[LayerConfig]) -> FloatArray:

@@ -33,7 +33,7 @@ class LayerRule:
         binary_densities: For `sparse` with 1 bit: shares of weights kept, in (0, 1).
         sparse_densities: For `sparse` with two or more bits: shares of weights kept, in (0, 1).
         granularity: Which weights are kept together.
-        act_bit_width: Bits of the codes that the layer reads: 1..8 or 16.
+        act_bit_widths: Bits of the codes that the layer may read, each 1..8 or 16.
 
     Raises:
         ConfigError: A field is out of range.
@@ -44,10 +44,11 @@ class LayerRule:
     binary_densities: tuple[float, ...] = ()
     sparse_densities: tuple[float, ...] = (0.5, 0.25)
     granularity: Granularity = Granularity.ELEMENT
-    act_bit_width: int = 4
+    act_bit_widths: tuple[int, ...] = (4,)
 
     def __post_init__(self) -> None:
-        for name in ("weight_bit_widths", "significant_densities", "binary_densities", "sparse_densities"):
+        lists = ("weight_bit_widths", "significant_densities", "binary_densities", "sparse_densities", "act_bit_widths")
+        for name in lists:
             value = getattr(self, name)
             if isinstance(value, str) or not isinstance(value, Sequence):
                 raise ConfigError(f"{name}={value!r}, expected a list of numbers")
@@ -69,23 +70,33 @@ class LayerRule:
             raise ConfigError(
                 f"granularity={self.granularity!r}, expected one of {[str(g) for g in Granularity]}"
             ) from None
-        if self.act_bit_width not in (*range(1, 9), 16):
-            raise ConfigError(f"act_bit_width={self.act_bit_width!r}, expected 1..8 or 16")
+        widths = self.act_bit_widths
+        if not widths or any(width not in (*range(1, 9), 16) for width in widths):
+            raise ConfigError(f"act_bit_widths={list(widths)!r}, expected at least one of 1..8 and 16")
 
     def choices(self) -> tuple[LayerConfig, ...]:
-        """Every configuration that the rule allows, without repetition."""
+        """Every configuration that the rule allows, without repetition; activation bits change fastest."""
         found: list[LayerConfig] = []
+        widest = max(self.act_bit_widths)
         for bits in sorted(set(self.weight_bit_widths)):
-            found.append(LayerConfig(bits, self.act_bit_width))
+            found.append(LayerConfig(bits, widest))
             for density in sorted(set(self.binary_densities if bits == 1 else self.sparse_densities)):
                 found.append(self._with_plane(bits, density, WeightFormat.SPARSE))
             for density in sorted(set(self.significant_densities) - {0}) if bits == 1 else ():
                 found.append(self._with_plane(1, density, WeightFormat.BINARY_PLUS_SPARSE))
-        return tuple(found)
+        widths = sorted(set(self.act_bit_widths))
+        return tuple(replace(choice, act_bit_width=width) for choice in found for width in widths)
 
     def _with_plane(self, bits: int, density: float, weight_format: WeightFormat) -> LayerConfig:
         # Rounding keeps 1 - 0.02 from becoming 0.97999..., so that files and tables stay readable.
-        return LayerConfig(bits, self.act_bit_width, round(1 - density, 9), weight_format, self.granularity)
+        widest = max(self.act_bit_widths)
+        return LayerConfig(bits, widest, round(1 - density, 9), weight_format, self.granularity)
+
+    def may_be_tied_to(self, other: LayerRule) -> bool:
+        """Whether both offer the same choices; given activation bits may differ, searched ones may not."""
+        given = len(self.act_bit_widths) == len(other.act_bit_widths) == 1
+        alike = self if not given else replace(self, act_bit_widths=other.act_bit_widths)
+        return alike == other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +182,7 @@ class SearchSpace:
             members = [names[column] for column in group]
             lead = rules[members[0]]
             for name in members[1:]:
-                if replace(rules[name], act_bit_width=lead.act_bit_width) != lead:
+                if not rules[name].may_be_tied_to(lead):
                     raise ConfigError(
                         f"tied layers {members[0]!r} and {name!r} have different rules; give them the same, "
                         "or do not tie them"
@@ -220,6 +231,16 @@ class SearchSpace:
         return tuple(
             np.sum([self.stored_bits[column] for column in group], axis=0, dtype=np.float64) for group in self.groups
         )
+
+    @cached_property
+    def act_bit_widths(self) -> tuple[tuple[int, ...], ...]:
+        """Per dimension the activation bits among which it chooses, fewest first."""
+        return tuple(tuple(sorted({choice.act_bit_width for choice in row})) for row in self.dimension_choices)
+
+    @property
+    def searches_activations(self) -> bool:
+        """Whether a dimension has more than one width of activations."""
+        return any(len(widths) > 1 for widths in self.act_bit_widths)
 
     @cached_property
     def choices_by_layer(self) -> dict[str, tuple[LayerConfig, ...]]:
@@ -337,18 +358,18 @@ def _matching(pattern: str, names: Sequence[str], where: str) -> list[str]:
 
 def _rules(names: Sequence[str], settings: SpaceSettings) -> dict[str, LayerRule]:
     rules = dict.fromkeys(names, settings.rule)
-    rules[names[0]] = replace(settings.rule, act_bit_width=settings.first_act_bit_width)
+    rules[names[0]] = replace(settings.rule, act_bit_widths=(settings.first_act_bit_width,))
     known = [f.name for f in fields(LayerRule)]
     for pattern, changes in settings.layers.items():
-        matching = _matching(pattern, names, "space.layers")
+        matching = _matching(pattern, names, "search.layers")
         unknown = [name for name in changes if name not in known]
         if unknown:
-            raise ConfigError(f"space.layers[{pattern!r}] has unknown fields {unknown}, expected some of {known}")
+            raise ConfigError(f"search.layers[{pattern!r}] has unknown fields {unknown}, expected some of {known}")
         for name in matching:
             try:
                 rules[name] = replace(rules[name], **changes)
             except (ConfigError, SpecError) as error:
-                raise ConfigError(f"space.layers[{pattern!r}]: {error}") from error
+                raise ConfigError(f"search.layers[{pattern!r}]: {error}") from error
     return rules
 
 
@@ -356,11 +377,11 @@ def _groups(names: Sequence[str], patterns: Sequence[Sequence[str]]) -> tuple[tu
     owner: dict[str, int] = {}
     for number, group in enumerate(patterns):
         if isinstance(group, str):
-            raise ConfigError(f"space.groups[{number}]={group!r}, expected a list of patterns")
+            raise ConfigError(f"search.groups[{number}]={group!r}, expected a list of patterns")
         for pattern in group:
-            for name in _matching(pattern, names, f"space.groups[{number}]"):
+            for name in _matching(pattern, names, f"search.groups[{number}]"):
                 if owner.setdefault(name, number) != number:
-                    raise ConfigError(f"layer {name!r} is in space.groups {owner[name]} and {number}, expected one")
+                    raise ConfigError(f"layer {name!r} is in search.groups {owner[name]} and {number}, expected one")
     groups: dict[object, list[int]] = {}
     for column, name in enumerate(names):
         groups.setdefault(owner.get(name, name), []).append(column)

@@ -14,11 +14,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from hwmodel.precision import NetworkConfig
+from hwmodel.precision import LayerConfig, NetworkConfig
 from qat.convert import QuantNetwork, prepare
 from qat.errors import CheckpointError
+from qat.layers import QuantWeighted
 from qat.normalization import Normalization
-from qat.quantizers import WeightQuantizer
+from qat.quantizers import ActQuantizer, WeightQuantizer
 from qat.rounding import Rounding, quantize_after_training
 from qat.tasks.classification import Classification
 from qat.tasks.fit import Machine, fit, read_checkpoint, write_checkpoint
@@ -114,10 +115,11 @@ class TrialEvaluator:
 
 
 class SensitivityProbe:
-    """Loss of configurations that differ from a base in the weights of some layers, one forward pass each.
+    """Loss of configurations that differ from a base in some layers' weights or codes read, one forward pass each.
 
     The base is quantized and calibrated once.  Batch norm uses the statistics of the probe's batch: a layer whose
-    weights change is judged with the statistics that training would give it, at no cost.
+    weights change is judged with the statistics that training would give it, at no cost.  A layer that reads fewer
+    bits rounds what is written for it in the base.
 
     Args:
         float_model: Trained float model.
@@ -140,6 +142,7 @@ class SensitivityProbe:
         self.base = base
         self.objective = objective
         self.model = quantize(float_model, base, data, normalization).train()
+        self._inputs = {node.name: node.inputs[0] for node in self.model.graph.nodes}
         batches, count = [], 0
         for batch in data.train_dataloader():
             batches.append(batch)
@@ -154,20 +157,30 @@ class SensitivityProbe:
         """Loss on the probe's images.
 
         Raises:
-            ValueError: More than weights differs from the base.
+            ValueError: A layer reads more bits than in the base.
         """
         changed = {name: layer for name, layer in config.layers if layer != self.base[name]}
         layers = self.model.weighted_layers
-        if any(layer.act_bit_width != self.base[name].act_bit_width for name, layer in changed.items()):
-            raise ValueError("the probe compares weights only: activation bits must be those of the base")
-        kept = {name: layers[name].weight_quantizer for name in changed}
+        wider = [name for name, layer in changed.items() if layer.act_bit_width > self.base[name].act_bit_width]
+        if wider:
+            raise ValueError(f"layers {wider} read more bits than in the base, which has to be the widest")
+        kept = {name: (layers[name].weight_quantizer, layers[name].input_quantizer) for name in changed}
         try:
             for name, layer in changed.items():
-                layers[name].weight_quantizer = WeightQuantizer(layers[name].weight_OIHW, layer)
+                self._change(layers[name], layer, self.base[name], name)
             return float(self.objective.loss(as_float32(self.model(self.x_NCHW)), self.targets))
         finally:
-            for name, quantizer in kept.items():
-                layers[name].weight_quantizer = quantizer
+            for name, (weights, codes) in kept.items():
+                layers[name].weight_quantizer, layers[name].input_quantizer = weights, codes
+
+    def _change(self, layer: QuantWeighted, config: LayerConfig, base: LayerConfig, name: str) -> None:
+        """Gives a layer other weights, and reads fewer bits, whose step is fitted to the probe's images."""
+        layer.weight_quantizer = WeightQuantizer(layer.weight_OIHW, config)
+        if config.act_bit_width < base.act_bit_width:
+            source = self.model.written_by(self._inputs[name])
+            reader = ActQuantizer(config.act_bit_width, source.signed, source.scale_rule)
+            reader.calibrating = True
+            layer.input_quantizer = reader.to(source.log2_scale.device)
 
 
 def finetune(

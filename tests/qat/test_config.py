@@ -85,6 +85,29 @@ def test_wrong_keys_and_types_are_named(override: str, message: str) -> None:
         ("search.sparse_densities=[0.0]", "search.sparse_densities=0.0, expected a number > 0 and <= 1"),
         ("search.significant_densities=[.nan]", "search.significant_densities"),
         ("search.min_compression=[]", r"search.min_compression=\[\], expected at least one value"),
+        ("search.front=[ofchip_bits]", r"search.front: 'ofchip_bits' is no cost column; did you mean offchip_bits\?"),
+        ("search.front=[fps, bram18, lut]", "search.front=.*, expected one or two different cost columns"),
+        ("search.front=[fits]", "search.front=.*, expected one or two different cost columns that are numbers"),
+        ("search.front_networks=0", "search.front_networks=0, expected a number >= 1"),
+        (
+            "search.bounds=[{column: power, high: 3}]",
+            "search.bounds: 'power' is no cost column; there are stored_bits, ",
+        ),
+        ("search.bounds=[{column: lut}]", r"search.bounds\[lut\]=None, expected low, high, or both"),
+        ("search.bounds=[{column: lut, low: 2, high: 1}]", r"search.bounds\[lut\]=\[2.0, 1.0\], expected low <= high"),
+        ("search.bounds=[{column: lut, low: .nan}]", r"search.bounds\[lut\]=\[nan, inf\], expected low <= high"),
+        (
+            "search.bounds=[{column: lut, low: 1}, {column: lut, high: 9}]",
+            "search.bounds=.*, expected each column once",
+        ),
+        (
+            "search.bounds=[{column: compression, low: 9}]",
+            "search.bounds=.*, expected no compression beside search.min",
+        ),
+        ("search.act_bit_widths=[12]", "search.act_bit_widths=12, expected 1..8 or 16"),
+        ("search.layers=[{pattern: fc, act_bit_widths: []}]", r"search.layers\[fc\].act_bit_widths=\[\], expected at"),
+        ("search.granularity=row", "search.granularity='row', expected one of "),
+        ("search.layers=[{pattern: fc, granularity: row}]", r"search.layers\[fc\].granularity='row', expected one of"),
         ("search.bram18=0", "search.bram18=0, expected null or an integer >= 1"),
         ("search.max_failed_share=1.5", "search.max_failed_share=1.5"),
         ("search.layers=[{pattern: fc, weight_bit_widths: [16]}]", r"search.layers\[fc\].weight_bit_widths=16"),
@@ -102,6 +125,12 @@ def test_values_out_of_range_are_named(values: dict[str, Any], override: str, me
     OmegaConf.update(changed, key, yaml.safe_load(value))
     with pytest.raises(ConfigError, match=message):
         to_config(changed)
+
+
+def test_block_ram_is_bounded_once(values: dict[str, Any]) -> None:
+    values["search"].update(bram18=100, bounds=[{"column": "bram18", "high": 90}])
+    with pytest.raises(ConfigError, match="search.bounds=.*, expected no bram18 beside search.bram18"):
+        to_config(config_from_dict(values, "here"))
 
 
 def test_no_choice_at_all_is_refused(values: dict[str, Any]) -> None:

@@ -204,6 +204,30 @@ def test_sparse_planes_by_gradients_thin_out_and_trials_may_train_nothing(tmp_pa
     assert json.loads((run.path / "networks" / "mix_16x" / "result.json").read_text())
 
 
+def test_a_front_of_searched_activation_bits_and_tied_layers(tmp_path: Path) -> None:
+    """From the command line to packed files that agree code for code, at whatever widths layers read."""
+    overrides = ["search.front=[bram18,offchip_bits]", "search.front_networks=2", "search.act_bit_widths=[2,4,8]"]
+    overrides += ["search.groups=[[layer1.*]]", "search.trials=5", "search.initial_trials=4", "baselines=[]"]
+    overrides += ["search.bounds=[{column: compression, low: 6}]", "search.granularity=kernel"]
+    config = _config(tmp_path / "front", *overrides)
+    run = RunFolder.create(config)
+    assert pipeline.demo(config, run) == 0
+    with TrialStore(run.path / "trials.sqlite", read_only=True) as store:
+        trials = {f"mix_trial{trial.id}": trial for trial in store.trials()}
+    assert [trial.origin for trial in trials.values()][-1] == "acquisition"
+    found = pipeline.results(run)
+    assert 1 <= len(found) <= 2
+    assert {result.name for result in found} <= set(trials)
+    assert all(result.differing_codes == 0 and result.compression >= 6 for result in found)
+    read = [{layer.act_bit_width for name, layer in t.config.layers if name != "conv1"} for t in trials.values()]
+    assert set().union(*read) == {2, 4, 8}
+    assert any(len(widths) > 2 for widths in read)
+    for trial in trials.values():
+        assert trial.cost["compression"] >= 6
+        assert len({layer for name, layer in trial.config.layers if name.startswith("layer1.")}) == 1
+    assert {path.name for path in (run.path / "plots").iterdir()} >= {"front_bram18.png", "front_offchip_bits.png"}
+
+
 def test_a_board_too_small_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     config = _config(tmp_path / "run", "board.bram18=2", "board.lut=900", "board.dsp=2", "board.uram=0")
     with pytest.raises(BudgetError, match=r"(bram18|lut|dsp)"):

@@ -99,6 +99,7 @@ def test_page_stands_alone(tmp_path: Path) -> None:
         bram18_available=1824,
         results=[MIX, UNIFORM],
         trials=[(1, "16x", 16.2, 0.8), (2, "16x", 16.4, 0.82)],
+        fronts={"bram18": [(40, 0.8), (30, 0.82)], "fps": [(90, 0.8), (80, 0.82)]},
         costs={"mix_16x": report, "uniform_w2": report},
         sensitivity={layer.name: 0.1 for layer in network.weighted},
         curves={"mix_16x": [(0, 0.7), (1, 0.8)], "uniform_w2": []},
@@ -111,7 +112,7 @@ def test_page_stands_alone(tmp_path: Path) -> None:
     assert "read &lt; with care" in page
     assert "http" not in page  # readable without a network
     pictures = {path.name for path in (tmp_path / "plots").iterdir()}
-    assert {"front.png", "search.png", "training.png", "precision_mix_16x.png"} <= pictures
+    assert {"front.png", "search.png", "training.png", "precision_mix_16x.png", "front_fps.png"} <= pictures
     assert "precision_uniform_w2.png" not in pictures
     assert page.count("data:image/png;base64,") == len(pictures)
     assert not list(tmp_path.rglob("*.tmp"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from hwmodel.precision import LayerConfig, NetworkConfig, WeightFormat, uniform
 from qat.errors import SearchError
-from qat.search.noise import at_least_as_precise, relative_noise
+from qat.search.noise import activation_noise, at_least_as_precise, relative_noise
 from qat.search.sensitivity import SensitivityProfile, gaussian_profile, lagrange_path, measure, monotone
 from qat.search.space import LayerRule, SearchSpace, SpaceSettings
 from tests.qat.search.problems import RULE, chain
@@ -34,6 +35,44 @@ def test_measure_finds_each_layers_own_increase() -> None:
     total = 1 + int(SPACE.sizes.sum())
     assert seen == [(i, total) for i in range(1, total + 1)]
     assert SensitivityProfile.from_dict(profile.to_dict()) == profile
+
+
+def test_measure_adds_what_weights_and_activations_lose() -> None:
+    rule = replace(RULE, act_bit_widths=(2, 4, 8))
+    space = SearchSpace.from_network(NETWORK, SpaceSettings(rule=rule))
+    base = uniform(NETWORK, 8, 8)
+    seen = []
+
+    def loss_of(config: NetworkConfig) -> float:
+        seen.append(config)
+        return additive_loss(config) + sum(2.0**-layer.act_bit_width for _, layer in config.layers)
+
+    profile = measure(loss_of, space, base)
+    for i, choices in enumerate(space.choices):
+        clean = [
+            (i + 1) * (relative_noise(c) - relative_noise(LayerConfig(8, 8))) + 2.0**-c.act_bit_width - 2.0**-8
+            for c in choices
+        ]
+        np.testing.assert_allclose(profile.table[i], clean, atol=1e-12)
+    # Per layer its choices of weights and two narrower widths, not their product; 8 bits throughout are the base.
+    weights = len(RULE.choices())
+    assert len(seen) == 1 + 4 * (weights - 1) + 3 * 2
+
+
+def test_narrower_activations_are_less_precise() -> None:
+    rule = LayerRule(weight_bit_widths=(1, 4), significant_densities=(), sparse_densities=(), act_bit_widths=(2, 8))
+    precise = {(a, b) for a, b in itertools.permutations(range(4), 2) if at_least_as_precise(*_pair(rule, a, b))}
+    assert precise == {(1, 0), (2, 0), (3, 0), (3, 1), (3, 2)}  # 1 bit reading 8 and 4 bits reading 2: not comparable
+    noise = [activation_noise(bits) for bits in (*range(1, 9), 16)]
+    assert noise == sorted(noise, reverse=True)
+    space = SearchSpace.from_network(NETWORK, SpaceSettings(rule=rule))
+    profile = gaussian_profile(space)
+    assert profile.table[1][0] - profile.table[1][1] == pytest.approx(activation_noise(2) - activation_noise(8))
+
+
+def _pair(rule: LayerRule, a: int, b: int) -> tuple[LayerConfig, LayerConfig]:
+    choices = rule.choices()
+    return choices[a], choices[b]
 
 
 def test_measure_changes_tied_layers_together() -> None:

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hwmodel.precision import LayerConfig, WeightFormat
@@ -21,7 +21,7 @@ RULES = st.builds(
     significant_densities=st.lists(st.sampled_from([0, 0.01, 0.05]), unique=True),
     binary_densities=st.lists(st.sampled_from([0.25, 0.5]), unique=True),
     sparse_densities=st.lists(st.sampled_from([0.1, 0.5]), unique=True),
-    act_bit_width=st.sampled_from([2, 4, 8]),
+    act_bit_widths=st.sampled_from([(2,), (4,), (2, 8)]),
 )
 GROUPS = st.sampled_from([(), (("conv0", "conv1"),), (("conv*",),), (("conv[01]",), ("conv[23]", "fc"))])
 
@@ -29,6 +29,7 @@ GROUPS = st.sampled_from([(), (("conv0", "conv1"),), (("conv*",),), (("conv[01]"
 @settings(max_examples=60, deadline=None)
 @given(rule=RULES, groups=GROUPS, seed=st.integers(0, 1000))
 def test_points_and_configurations_are_inverse(rule: LayerRule, groups: tuple[tuple[str, ...], ...], seed: int) -> None:
+    assume(len(rule.act_bit_widths) == 1 or not groups)  # the first layer's are given: it cannot be tied
     space = SearchSpace.from_network(NETWORK, SpaceSettings(rule=rule, groups=groups))
     for point in space.sample(5, np.random.default_rng(seed)):
         config = space.config(point)
@@ -38,7 +39,7 @@ def test_points_and_configurations_are_inverse(rule: LayerRule, groups: tuple[tu
         for name, choices, index in zip(space.layers, space.choices, indices, strict=True):
             assert config[name] == choices[index]
         assert config["conv0"].act_bit_width == 8
-        assert {config[name].act_bit_width for name in space.layers[1:]} == {rule.act_bit_width}
+        assert {config[name].act_bit_width for name in space.layers[1:]} <= set(rule.act_bit_widths)
 
 
 @given(rule=RULES)
@@ -46,7 +47,8 @@ def test_points_and_configurations_are_inverse(rule: LayerRule, groups: tuple[tu
 def test_choices_are_unique_and_ordered_by_stored_bits(rule: LayerRule) -> None:
     space = SearchSpace.from_network(NETWORK, SpaceSettings(rule=rule))
     for name, choices, bits in zip(space.layers, space.choices, space.stored_bits, strict=True):
-        assert len(set(choices)) == len(choices) == len(rule.choices())
+        widths = len(rule.act_bit_widths) if name == "conv0" else 1  # its activations are given
+        assert len(set(choices)) == len(choices) == len(rule.choices()) // widths
         assert list(bits) == sorted(bits)
         assert list(bits) == [weight_storage(NETWORK.by_name[name], choice).total_bits for choice in choices]
 
@@ -65,7 +67,7 @@ def test_formats_follow_the_rule() -> None:
 
 
 def test_later_patterns_override_field_by_field() -> None:
-    layers = {"conv*": {"weight_bit_widths": [1, 2]}, "conv0": {"sparse_densities": []}, "fc": {"act_bit_width": 8}}
+    layers = {"conv*": {"weight_bit_widths": [1, 2]}, "conv0": {"sparse_densities": []}, "fc": {"act_bit_widths": [8]}}
     space = SearchSpace.from_network(NETWORK, SpaceSettings(rule=RULE, layers=layers))
     assert {choice.weight_bit_width for choice in space.choices_by_layer["conv1"]} == {1, 2}
     assert all(c.weight_bit_width == 1 for c in space.choices_by_layer["conv0"] if c.weight_format == "sparse")
@@ -83,18 +85,42 @@ def test_tied_layers_share_a_dimension() -> None:
         space.point(untied)
 
 
+def test_activation_bits_are_choices_of_all_but_the_first_layer() -> None:
+    rule = LayerRule(weight_bit_widths=(1, 4), significant_densities=(), sparse_densities=(), act_bit_widths=(8, 2))
+    space = SearchSpace.from_network(NETWORK, SpaceSettings(rule=rule, layers={"fc": {"act_bit_widths": [4]}}))
+    assert space.act_bit_widths == ((8,), (2, 8), (2, 8), (2, 8), (4,))
+    assert space.searches_activations
+    found = [(c.weight_bit_width, c.act_bit_width) for c in space.choices_by_layer["conv1"]]
+    assert found == [(1, 2), (1, 8), (4, 2), (4, 8)]
+    assert not SearchSpace.from_network(NETWORK, SpaceSettings(rule=RULE)).searches_activations
+
+
+def test_layers_of_given_activation_bits_can_be_tied_searched_ones_only_alike() -> None:
+    given_ = SpaceSettings(rule=RULE, groups=[["conv1", "fc"]], layers={"fc": {"act_bit_widths": [8]}})
+    space = SearchSpace.from_network(NETWORK, given_)
+    config = space.config([0, 2, 1, 1])
+    assert [config[name].act_bit_width for name in ("conv1", "fc")] == [4, 8]
+    assert config["conv1"].weight_bit_width == config["fc"].weight_bit_width
+    searched = SpaceSettings(rule=RULE, groups=[["conv1", "fc"]], layers={"fc": {"act_bit_widths": [4, 8]}})
+    with pytest.raises(ConfigError, match="tied layers 'conv1' and 'fc' have different rules"):
+        SearchSpace.from_network(NETWORK, searched)
+
+
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
         (
             SpaceSettings(layers={"stem*": {}}),
-            r"space\.layers: pattern 'stem\*' matches no layer; layers .*'conv0'.*'fc'",
+            r"search\.layers: pattern 'stem\*' matches no layer; layers .*'conv0'.*'fc'",
         ),
-        (SpaceSettings(groups=[["head"]]), r"space\.groups\[0\]: pattern 'head' matches no layer; layers .*'fc'"),
-        (SpaceSettings(groups=["conv1"]), r"space\.groups\[0\]='conv1', expected a list of patterns"),
-        (SpaceSettings(groups=[["conv*"], ["conv1"]]), r"layer 'conv1' is in space\.groups 0 and 1"),
-        (SpaceSettings(layers={"fc": {"bits": [1]}}), r"space\.layers\['fc'\] has unknown fields \['bits'\], expected"),
-        (SpaceSettings(layers={"fc": {"weight_bit_widths": [9]}}), r"space\.layers\['fc'\]: weight_bit_widths=\[9\]"),
+        (SpaceSettings(groups=[["head"]]), r"search\.groups\[0\]: pattern 'head' matches no layer; layers .*'fc'"),
+        (SpaceSettings(groups=["conv1"]), r"search\.groups\[0\]='conv1', expected a list of patterns"),
+        (SpaceSettings(groups=[["conv*"], ["conv1"]]), r"layer 'conv1' is in search\.groups 0 and 1"),
+        (
+            SpaceSettings(layers={"fc": {"bits": [1]}}),
+            r"search\.layers\['fc'\] has unknown fields \['bits'\], exp",
+        ),
+        (SpaceSettings(layers={"fc": {"weight_bit_widths": [9]}}), r"search\.layers\['fc'\]: weight_bit_widths=\[9\]"),
         (
             SpaceSettings(groups=[["conv1", "fc"]], layers={"fc": {"weight_bit_widths": [8]}}),
             r"tied layers 'conv1' and 'fc' have different rules",
@@ -115,7 +141,7 @@ def test_settings_that_do_not_fit_the_network(settings_: SpaceSettings, message:
         ({"sparse_densities": (0,)}, r"sparse_densities holds 0, expected a share in \(0, 1\)"),
         ({"binary_densities": (1.0,)}, r"binary_densities holds 1\.0"),
         ({"significant_densities": (float("nan"),)}, r"significant_densities holds nan, expected a share in \[0, 1\)"),
-        ({"act_bit_width": 12}, r"act_bit_width=12, expected 1\.\.8 or 16"),
+        ({"act_bit_widths": [12]}, r"act_bit_widths=\[12\], expected at least one of 1\.\.8 and 16"),
         ({"granularity": "row"}, r"granularity='row', expected one of"),
     ],
 )

@@ -340,8 +340,11 @@ def test_the_probe_ranks_precisions_and_leaves_the_base_alone(trained: nn.Module
 
     losses = [probe(changed(bits)) for bits in (1, 2, 8)]
     assert losses[0] > losses[1] > losses[2] == probe(base)
-    with pytest.raises(ValueError, match="weights only"):
-        probe(changed(4, act=3))
+    narrower = [probe(changed(8, act)) for act in (1, 2, 3)]
+    assert narrower[0] > narrower[1] > narrower[2] > losses[2]
+    assert probe(base) == losses[2]
+    with pytest.raises(ValueError, match=r"layers \['conv2'\] read more bits than in the base"):
+        probe(changed(4, act=5))
 
 
 @pytest.mark.filterwarnings("default")  # of torch's own code

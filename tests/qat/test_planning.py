@@ -1,0 +1,103 @@
+"""From the settings of a search to its space and its targets; nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hwmodel.precision import Granularity
+from qat.compose import compose_config
+from qat.config import Config
+from qat.errors import ConfigError, SearchError
+from qat.pipeline.planning import plan, targets_of
+from qat.pipeline.retargeting import retarget_run
+from qat.search.front import Front
+from qat.search.trial import Target
+
+
+def config(*overrides: str) -> Config:
+    return compose_config(["experiment=digits_demo", "baselines=[]", *overrides])
+
+
+def test_one_budget_for_each_compression() -> None:
+    found = targets_of(
+        config(
+            "search.min_compression=[16,12]",
+            "search.bounds=[{column: offchip_bits, high: 9e5}, {column: fps, low: 30}]",
+        )
+    )
+    others = {"bram18": (None, 280), "offchip_bits": (None, 9e5), "fps": (30, None)}
+    assert found == [
+        Target("16x", {"compression": (16, None), **others}),
+        Target("12x", {"compression": (12, None), **others}),
+    ]
+
+
+def test_bounds_alone_are_a_target() -> None:
+    found = targets_of(
+        config("search.min_compression=[]", "search.bounds=[{column: bits_per_weight, high: 2}]", "search.bram18=50")
+    )
+    assert found == [Target("bounds", {"bram18": (None, 50), "bits_per_weight": (None, 2)})]
+
+
+def test_a_front_takes_the_place_of_the_budgets() -> None:
+    found = targets_of(config("search.front=[bram18,offchip_bits]", "search.bounds=[{column: compression, low: 8}]"))
+    assert found == [Front("front", {"bram18": (None, 280), "compression": (8, None)}, ("bram18", "offchip_bits"))]
+
+
+def test_a_bound_that_nothing_reaches_is_named() -> None:
+    with pytest.raises(SearchError, match=r"target '16x': no configuration .*; fps must be >= 1e\+09, the best"):
+        plan(config("search.min_compression=[16]", "search.bounds=[{column: fps, low: 1e9}]"))
+
+
+def test_tied_layers_share_a_dimension() -> None:
+    space, _, _ = plan(config("search.groups=[[layer2.*],[conv1,layer1.0.conv1]]"))
+    tied = [tuple(space.layers[column] for column in group) for group in space.groups if len(group) > 1]
+    assert ("conv1", "layer1.0.conv1") in tied
+    assert all(name.startswith("layer2.") for group in tied[1:] for name in group)
+    assert len(space.groups) < len(space.layers)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (
+            "[[layer9.*]]",
+            r"search\.groups\[0\]: pattern 'layer9\.\*' matches no layer; layers with weights are",
+        ),
+        ("[[layer1.*],[conv1,layer1.0.conv1]]", r"layer 'layer1\.0\.conv1' is in search\.groups 0 and 1, expected one"),
+    ],
+)
+def test_groups_that_do_not_fit_the_network(groups: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(config(f"search.groups={groups}"))
+
+
+def test_activation_bits_are_searched_where_quant_does_not_give_them() -> None:
+    quant = ["quant.act_bit_width=4", "quant.end_bit_width=8", "quant.layers=[{pattern: layer1.*, act_bit_width: 6}]"]
+    layers = "search.layers=[{pattern: layer2.0.conv2, act_bit_widths: [3]}]"
+    space, _, _ = plan(config(*quant, "search.act_bit_widths=[4,2]", layers))
+    found = dict(zip(space.layers, space.act_bit_widths, strict=True))
+    assert found.pop("conv1") == found.pop(space.layers[-1]) == (8,)
+    assert found.pop("layer2.0.conv2") == (3,)
+    assert {widths for name, widths in found.items() if name.startswith("layer1.")} == {(6,)}
+    assert {widths for name, widths in found.items() if not name.startswith("layer1.")} == {(2, 4)}
+    given, _, _ = plan(config(*quant))
+    assert set(given.act_bit_widths) == {(8,), (6,), (4,)}
+
+
+def test_granularity_for_all_layers_and_for_some() -> None:
+    layers = "search.layers=[{pattern: conv1, granularity: element}]"
+    space, _, _ = plan(config("search.granularity=kernel", "search.significant_densities=[0.05]", layers))
+    found = {
+        name: {choice.granularity for choice in choices if choice.sparsity > 0}
+        for name, choices in space.choices_by_layer.items()
+    }
+    assert found.pop("conv1") == {Granularity.ELEMENT}
+    assert set().union(*found.values()) == {Granularity.KERNEL}
+
+
+def test_retargeting_answers_budgets(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"search\.front=\['bram18'\]: another board is answered for budgets; give"):
+        retarget_run(config(f"run_dir={tmp_path}", "search.front=[bram18]"))
