@@ -61,6 +61,7 @@ class CostTable:
         sum_bit_width: As in `NetworkConfig`.
         input_bit_width: As in `NetworkConfig`.
         output_bit_width: As in `NetworkConfig`.
+        min_fps: Frames per second of the schedule where none was given.
 
     Attributes:
         layers: Names of the layers with weights: the order of the columns of `indices`.
@@ -69,7 +70,7 @@ class CostTable:
     Raises:
         SpecError: Choices are missing, empty, or name unknown layers, or differ between layers that share weights; the
             schedule does not match the network.
-        BudgetError: No schedule was given, and not even the cheapest choices fit.
+        BudgetError: No schedule was given, and not even the cheapest choices fit, or are fast enough.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class CostTable:
         sum_bit_width: int = 8,
         input_bit_width: int = 8,
         output_bit_width: int = 16,
+        min_fps: float = 0.0,
     ) -> None:
         names = tuple(layer.name for layer in network.weighted)
         missing = [name for name in names if not choices.get(name)]
@@ -103,7 +105,7 @@ class CostTable:
             "input_bit_width": input_bit_width,
             "output_bit_width": output_bit_width,
         }
-        self.schedule = self._default_schedule() if schedule is None else schedule
+        self.schedule = self._default_schedule(min_fps) if schedule is None else schedule
         self.schedule.check_matches(network)
         self._sizes = np.array([len(self.choices[name]) for name in names])
         self._offsets = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
@@ -165,15 +167,15 @@ class CostTable:
 
     # -- tables ---------------------------------------------------------------------------------------------------
 
-    def _default_schedule(self) -> Schedule:
+    def _default_schedule(self, min_fps: float) -> Schedule:
         ranked = {name: self._by_size(name) for name in self.layers}
         for share in (1.0, 0.75, 0.5, 0.25):
             picked = [ranked[name][round(share * (len(ranked[name]) - 1))] for name in self.layers]
             try:
-                return best_schedule(self.network, self.config(picked), self.board)
+                return best_schedule(self.network, self.config(picked), self.board, min_fps)
             except BudgetError:
                 continue
-        return best_schedule(self.network, self.config([ranked[name][0] for name in self.layers]), self.board)
+        return best_schedule(self.network, self.config([ranked[name][0] for name in self.layers]), self.board, min_fps)
 
     def _by_size(self, name: str) -> list[int]:
         """Choices of a layer, fewest stored bits first."""

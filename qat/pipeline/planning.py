@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import hwmodel
-from hwmodel import CostTable, NetworkConfig, NetworkSpec
+from hwmodel import Board, CostTable, NetworkConfig, NetworkSpec, Schedule
+from hwmodel.errors import BudgetError
+from hwmodel.options import RESOURCES
 from hwmodel.precision import Granularity
 from qat.config import Config
 from qat.graph import trace
@@ -23,13 +26,22 @@ def plan(cfg: Config) -> tuple[SearchSpace, CostTable, list[Target]]:
     Raises:
         ConfigError: A pattern of the configuration matches no layer, or a setting is out of range.
         TraceError: The network cannot be mapped to hardware.
-        BudgetError: The board is too small for the network.
+        BudgetError: The board, or what the bounds leave of it, is too small for the network, or too slow.
         SearchError: No configuration of the space meets a target.
     """
     network = untrained(cfg)
     space = SearchSpace.from_network(network, space_settings(cfg, network))
     board = cfg.board.to_board()
-    costs = CostTable(network, board, space.choices_by_layer, sum_bit_width=cfg.quant.sum_bit_width)
+    try:
+        costs = CostTable(
+            network,
+            bounded_board(cfg),
+            space.choices_by_layer,
+            sum_bit_width=cfg.quant.sum_bit_width,
+            min_fps=required_fps(cfg),
+        )
+    except BudgetError as error:
+        raise BudgetError(f"on {board.name} inside search.bounds and search.bram18: {error}") from error
     targets = targets_of(cfg)
     proposer = Proposer(space, costs.evaluate, gaussian_profile(space))
     for target in targets:
@@ -96,6 +108,34 @@ def targets_of(cfg: Config) -> list[Target]:
     if not chosen.min_compression:
         return [Target("bounds", bounds)]
     return [Target(f"{value:g}x", {"compression": (value, None), **bounds}) for value in chosen.min_compression]
+
+
+def bounded_board(cfg: Config) -> Board:
+    """The board with no more of each resource than the search's bounds allow."""
+    board = cfg.board.to_board()
+    highest = {"bram18": cfg.search.bram18, **{bound.column: bound.high for bound in cfg.search.bounds}}
+    resources = {name: highest.get(name) for name in RESOURCES}
+    return replace(
+        board, **{name: min(getattr(board, name), int(high)) for name, high in resources.items() if high is not None}
+    )
+
+
+def required_fps(cfg: Config) -> float:
+    """Frames per second that the search's bounds ask for; 0 for any."""
+    bounds = {bound.column: bound for bound in cfg.search.bounds}
+    fps, interval = bounds.get("fps"), bounds.get("interval_cycles")
+    from_fps = 0.0 if fps is None else max(0.0, fps.low or 0.0)
+    from_interval = 0.0 if interval is None or not interval.high else cfg.board.clock_hz / interval.high
+    return max(from_fps, from_interval)
+
+
+def bounded_schedule(cfg: Config, network: NetworkSpec, config: NetworkConfig) -> Schedule:
+    """The best schedule inside the search's bounds on resources and frame rate.
+
+    Raises:
+        BudgetError: There is none.
+    """
+    return hwmodel.schedule(network, config, bounded_board(cfg), required_fps(cfg))
 
 
 def uniform_of(cfg: Config, network: NetworkSpec, bits: int) -> NetworkConfig:

@@ -13,11 +13,11 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import hwmodel
-from hwmodel import LayerConfig, NetworkConfig
+from hwmodel import LayerConfig, NetworkConfig, Schedule
 from qat.config import Config
 from qat.errors import SearchError
 from qat.pipeline.evaluation import executor_of
-from qat.pipeline.planning import plan, uniform_of
+from qat.pipeline.planning import bounded_schedule, plan, uniform_of
 from qat.pipeline.records import NETWORKS, TRIALS, results
 from qat.pipeline.setup import Setup, train
 from qat.report import Result
@@ -78,10 +78,13 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
             f"no completed trial meets the targets {missing}; raise search.trials (now {cfg.search.trials}), or run "
             "again after removing what made trials fail: trials.csv has the errors"
         )
-    chosen = found_mixes(space, found, targets, cfg.search.front_networks)
-    chosen |= {f"uniform_w{bits}": uniform_of(cfg, setup.network, bits) for bits in cfg.baselines}
-    for name, config in chosen.items():
-        train_in_full(cfg, run, setup, name, config)
+    mixes = found_mixes(space, found, targets, cfg.search.front_networks)
+    for name, config in mixes.items():
+        train_in_full(cfg, run, setup, name, config, bounded_schedule(cfg, setup.network, config))
+    for bits in cfg.baselines:
+        config = uniform_of(cfg, setup.network, bits)
+        schedule = hwmodel.schedule(setup.network, config, setup.board)  # need not keep the bounds
+        train_in_full(cfg, run, setup, f"uniform_w{bits}", config, schedule)
     return results(run)
 
 
@@ -143,15 +146,16 @@ def _base(space: SearchSpace) -> NetworkConfig:
     return NetworkConfig(layers, space.sum_bit_width, space.input_bit_width, space.output_bit_width)
 
 
-def train_in_full(cfg: Config, run: RunFolder, setup: Setup, name: str, config: NetworkConfig) -> None:
-    """Trains one network and measures it; what is there already is not done again."""
+def train_in_full(
+    cfg: Config, run: RunFolder, setup: Setup, name: str, config: NetworkConfig, schedule: Schedule
+) -> None:
+    """Trains one network and measures it, under its schedule; what is there already is not done again."""
     folder = run.path / NETWORKS / name
     relative = folder.relative_to(run.path)
     if (folder / "result.json").is_file():
         return
     logger.info("training %s in full", name)
     run.write_json(relative / "config.json", config.to_dict())
-    schedule = hwmodel.schedule(setup.network, config, setup.board)
     report = hwmodel.estimate(setup.network, config, setup.board, schedule)
     run.write_json(relative / "schedule.json", schedule.to_dict())
     run.write_json(relative / "cost.json", report.to_dict())

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from hwmodel import estimate, load_board
+from hwmodel.errors import BudgetError
 from hwmodel.precision import Granularity
 from qat.compose import compose_config
 from qat.config import Config
 from qat.errors import ConfigError, SearchError
-from qat.pipeline.planning import plan, targets_of
+from qat.pipeline.planning import bounded_schedule, plan, required_fps, targets_of, uniform_of, untrained
 from qat.pipeline.retargeting import retarget_run
 from qat.search.front import Front
 from qat.search.trial import Target
@@ -47,8 +49,36 @@ def test_a_front_takes_the_place_of_the_budgets() -> None:
 
 
 def test_a_bound_that_nothing_reaches_is_named() -> None:
-    with pytest.raises(SearchError, match=r"target '16x': no configuration .*; fps must be >= 1e\+09, the best"):
-        plan(config("search.min_compression=[16]", "search.bounds=[{column: fps, low: 1e9}]"))
+    with pytest.raises(SearchError, match=r"target '16x': no configuration .*; latency_cycles must be <= 9, the best"):
+        plan(config("search.min_compression=[16]", "search.bounds=[{column: latency_cycles, high: 9}]"))
+
+
+@pytest.mark.parametrize("bound", ["{column: fps, low: 1e9}", "{column: interval_cycles, high: 0.1}"])
+def test_a_frame_rate_that_no_schedule_reaches(bound: str) -> None:
+    with pytest.raises(
+        BudgetError, match=r"on pynq_z2 inside search\.bounds .*: min_fps=1e\+09 .* the fastest schedule"
+    ):
+        plan(config(f"search.bounds=[{bound}]"))
+
+
+def test_schedules_keep_the_bounds_of_the_search() -> None:
+    """The best schedule of the whole board takes more block RAM and DSP slices than the search allowed."""
+    free, board = config(), load_board("pynq_z2")
+    network = untrained(free)
+    precision = uniform_of(free, network, 1)
+    whole = estimate(network, precision, board, bounded_schedule(free, network, precision))
+    assert whole.bram18 > 30 and whole.dsp > 100
+    few_memories = bounded_schedule(config("search.bram18=30"), network, precision)
+    assert estimate(network, precision, board, few_memories).bram18 <= 30
+    few_slices = bounded_schedule(config("search.bounds=[{column: dsp, high: 100}]"), network, precision)
+    assert estimate(network, precision, board, few_slices).dsp <= 100
+
+
+def test_the_frame_rate_that_bounds_ask_for() -> None:
+    clock = load_board("pynq_z2").clock_hz
+    assert required_fps(config()) == required_fps(config("search.bounds=[{column: fps, high: 30}]")) == 0
+    both = config("search.bounds=[{column: fps, low: 30},{column: interval_cycles, high: 1000}]")
+    assert required_fps(both) == clock / 1000
 
 
 def test_tied_layers_share_a_dimension() -> None:
