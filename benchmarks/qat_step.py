@@ -1,4 +1,4 @@
-"""Time and memory of a training step: float, this package in each format, Brevitas, torchao's PT2E.
+"""Time and memory of a training step: float, this package in each format, Brevitas, torchao's PT2E, PQuantML.
 
     python benchmarks/qat_step.py
     python benchmarks/qat_step.py --peer-python <venv>/bin/python --variants float w4a4 brevitas_learned torchao_pt2e
@@ -7,8 +7,8 @@ One run measures all variants in lock-step: in every round each variant makes th
 backward, AdamW), in an order that rotates.  Figures are medians of the ratios to `float` round by round, with
 quartiles, so that what else the machine does hits all of them alike; `--clock cpu` counts the time that the process
 got on its core in place of the time that passed, for machines that others use (CPU, one thread).  Each variant lives
-in a process of its own, so that peers may have their own environment (`pip install brevitas torchao`) and memory is
-counted apart: the peak of the resident set beyond imports and model, or of the device's allocator.
+in a process of its own, so that peers may have their own environment (`pip install brevitas torchao pquant-ml`) and
+memory is counted apart: the peak of the resident set beyond imports and model, or of the device's allocator.
 
 How many quantizers a variant runs is printed: nobody is compared with a model that quantizes less.
 """
@@ -43,7 +43,7 @@ OWN = {
     "sparse": (4, 4, "sparse", 0.8),
     "binary_plus_sparse": (1, 4, "binary_plus_sparse", 0.98),
 }
-PEERS = ("brevitas_learned", "brevitas_constant", "torchao_pt2e")
+PEERS = ("brevitas_learned", "brevitas_constant", "torchao_pt2e", "pquant")
 MODES = ("channels_last", "compiled")
 DEFAULT = ("float", *OWN, "float+channels_last", "w4a4+channels_last", "float+compiled", "w4a4+compiled")
 
@@ -146,6 +146,30 @@ def _unsigned(fixed: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fixed.items() if key != "min_val"}
 
 
+def pquant_model(name: str) -> tuple[nn.Module, int]:
+    """The same network of PQuantML's layers at 4 bits (powers of two as steps, no pruning), and its quantizers."""
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    from pquant.core.hyperparameter_optimization import PQConfig
+    from pquant.core.torch.activations import PQActivation
+    from pquant.core.torch.layers import PQConv2d, PQDense
+    from pquant.core.utils import get_default_config
+
+    config = PQConfig.load_from_config(get_default_config("pdp"))
+    weight = {"weight_quant_bits": (1.0, 0.0, 3.0), "weight_quant_granularity": "per_channel"}
+    weight |= {"quantize_input": False, "enable_pruning": False}
+    output = {"quantize_input": False, "quantize_output": True}
+    signed, unsigned = (1.0, 2.0, 1.0), (0.0, 2.0, 2.0)  # sign, integer and fractional bits
+    layers: dict[str, Factory] = {
+        "conv": lambda *args, **kwargs: PQConv2d(config, *args, **weight, **kwargs),
+        "linear": lambda *args: PQDense(config, *args, **weight),
+        "relu": lambda: PQActivation(config, "relu", out_quant_bits=unsigned, **output),
+        "identity": lambda: PQActivation(config, nn.Identity(), out_quant_bits=signed, **output),
+    }
+    model = network(name, layers)
+    biases = sum(isinstance(module, PQDense) for module in model.modules())  # a bias is quantized too
+    return model, biases + sum(isinstance(module, PQConv2d | PQDense | PQActivation) for module in model.modules())
+
+
 def torchao_model(name: str, x_NCHW: Tensor) -> tuple[nn.Module, int]:
     """The same network by torchao's PT2E flow (8 bits), and its number of fake quantizers."""
     import torchao.quantization.pt2e as pt2e
@@ -179,6 +203,8 @@ def worker(arguments: argparse.Namespace) -> None:
         model, quantizers = own_model(arguments.network, variant, x_NCHW)
     elif variant == "torchao_pt2e":
         model, quantizers = torchao_model(arguments.network, x_NCHW)
+    elif variant == "pquant":
+        model, quantizers = pquant_model(arguments.network)
     else:
         model, quantizers = brevitas_model(arguments.network, variant)
     model = model.to(device).train() if variant != "torchao_pt2e" else model.to(device)
@@ -258,7 +284,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has brevitas and torchao")
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has the peers")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

@@ -382,7 +382,7 @@ class TrainerSettings:
         strategy: auto or ddp.
         num_threads: CPU threads; null for torch's choice.
         progress_bar: Whether progress is shown live.
-        compile: Whether training in full compiles the network (torch.compile; needs a C++ compiler, pays on GPUs).
+        compile: Whether training in full compiles the network (torch.compile; needs a C++ compiler and some minutes).
     """
 
     float_epochs: int

@@ -55,12 +55,11 @@ def quant_range(bit_width: int, signed: bool) -> tuple[int, int]:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """LSQ in few passes over memory; one step for the whole tensor, a leaky ReLU before it.
+    """LSQ run eagerly, in few passes over memory; one step for the whole tensor, a leaky ReLU before it.
 
     The step's gradient, sum(g * (code - x/scale)) inside the range and sum(g * code) outside, is computed as
     sum(g * out) / scale - sum(g_x * x/scale): two dot products instead of the codes once more.  x/scale is kept in
-    place of x, so that the range's ends are plain numbers: no step is read back from a device, and torch.compile
-    takes forward and backward whole.
+    place of x, so that the range's ends are plain numbers and no step is read back from a device.
 
     On a CPU a pass over new memory costs several times one over memory that was touched before: with `consume` the
     result is written over x, which needs float32.
@@ -77,7 +76,7 @@ class _FakeQuantize(torch.autograd.Function):
             out = torch.round(steps, out=x).clamp_(quant_min, quant_max).mul_(scale)
             ctx.mark_dirty(x)
         else:
-            out = _times(steps.round().clamp_(quant_min, quant_max), scale)
+            out = steps.round().clamp_(quant_min, quant_max).mul_(scale)
             out = out if x.dtype == torch.float32 else out.to(x.dtype)
         ctx.save_for_backward(steps.to(x.dtype), scale, out)
         return out
@@ -93,6 +92,33 @@ class _FakeQuantize(torch.autograd.Function):
             backward = torch.ops.aten.leaky_relu_backward.grad_input  # x/scale has the sign of the ReLU's input
             backward(grad_x, steps, ctx.negative_slope, True, grad_input=grad_x)
         return grad_x, grad_scale.reshape(scale.shape), None, None, None, None
+
+
+class _FusedFakeQuantize(torch.autograd.Function):
+    """The same for torch.compile, which joins operations by itself where they keep to the order of values in memory.
+
+    Hence no flat views: convolutions hand their results on channels last, and a dot product over the flattened tensor
+    made inductor gather its operands value by value.  The step's gradient is one sum, whose terms are computed from x
+    anew; codes are those of `_FakeQuantize`, bit for bit.
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale, quant_min, quant_max):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, scale)
+        ctx.quant_range = quant_min, quant_max
+        out = (x.float() * (1.0 / scale)).round().clamp(quant_min, quant_max) * scale
+        return out if x.dtype == torch.float32 else out.to(x.dtype)  # see `_times` on operations that do nothing
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, scale = ctx.saved_tensors
+        quant_min, quant_max = ctx.quant_range
+        steps = x.float() * (1.0 / scale)
+        inside = (steps > quant_min) & (steps < quant_max)
+        codes = steps.round().clamp(quant_min, quant_max)
+        slope = torch.where(inside, codes - steps, codes)
+        lsq = 1.0 / math.sqrt(steps.numel() * max(quant_max, 1))
+        return torch.where(inside, grad, 0.0), (grad * slope).sum() * lsq, None, None
 
 
 def _times(codes: Tensor, scale: Tensor) -> Tensor:
@@ -156,8 +182,10 @@ _END_MARGIN = 2.0**-10
 
 def _row_dots(a_OIHW: Tensor, b_OIHW: Tensor) -> Tensor:
     """Sum of products per output channel, shape (O, 1, 1, 1)."""
+    if torch.compiler.is_compiling():
+        return (a_OIHW * b_OIHW).sum((1, 2, 3), keepdim=True)
     a_ON, b_ON = a_OIHW.flatten(1), b_OIHW.flatten(1)
-    if a_ON.is_cpu and not torch.compiler.is_compiling():  # a part's products stay in the cache
+    if a_ON.is_cpu:  # a part's products stay in the cache
         rows = max(1, CACHED_VALUES // a_ON.shape[1])
         parts = zip(torch.split(a_ON, rows), torch.split(b_ON, rows), strict=True)
         dots = torch.cat([torch.linalg.vecdot(*part) for part in parts])
@@ -208,11 +236,15 @@ class ActQuantizer(nn.Module):
             consume: Whether the result may be written over `x`.  What made `x` must not need it for its gradient, or
                 torch refuses the backward pass.
         """
-        fuses = x.dtype == torch.float32 and not torch.compiler.is_compiling()  # which fuses more than is done here
+        compiling = torch.compiler.is_compiling()
+        fuses = x.dtype == torch.float32 and not compiling
         if negative_slope != 1 and (self.calibrating or not fuses):
             x, negative_slope = F.leaky_relu(x, negative_slope), 1.0
         if self.calibrating:
             self.fit_scale(x)
+        if compiling:
+            fused: Tensor = _FusedFakeQuantize.apply(x, self.scale, self.quant_min, self.quant_max)
+            return fused
         quantize: Callable[..., Tensor] = _FakeQuantize.apply
         return quantize(x, self.scale, self.quant_min, self.quant_max, negative_slope, consume and fuses)
 

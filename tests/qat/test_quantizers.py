@@ -109,15 +109,17 @@ def test_significant_weights_reduce_the_error_of_signs() -> None:
     assert (mixed(weight) - weight).square().mean() < 0.75 * (plain(weight) - weight).square().mean()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("signed", [False, True])
-def test_activation_gradients_are_those_of_lsq(dtype: torch.dtype, signed: bool) -> None:
+def test_activation_gradients_are_those_of_lsq(dtype: torch.dtype, signed: bool, compiled: bool) -> None:
     x = (torch.randn(4000, generator=torch.Generator().manual_seed(1)) * 2).to(dtype).requires_grad_()
     quantizer = ActQuantizer(4, signed)
     with torch.no_grad():
         quantizer.log2_scale.fill_(-2.0)
     grad = torch.randn(4000, generator=torch.Generator().manual_seed(2)).to(dtype)
-    quantizer(x).backward(grad)
+    quantize = torch.compile(quantizer, fullgraph=True, backend="aot_eager") if compiled else quantizer
+    quantize(x).backward(grad)
     # The definition, written out: Esser et al., eq. 2, 3 and 5, then the chain rule through 2**log2_scale.
     scale, quant_min, quant_max = 0.25, *quant_range(4, signed)
     steps = x.detach().double() / scale
@@ -149,6 +151,27 @@ def test_consuming_is_a_leaky_relu_and_the_quantizer(dtype: torch.dtype, slope: 
         out.backward(grad)
         found.append((out.detach(), x.grad, quantizer.log2_scale.grad))
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    bit_width=st.integers(1, 16),
+    signed=st.booleans(),
+    log2_scale=st.floats(-12, 2),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_compiled_activations_are_the_eager_ones(
+    bit_width: int, signed: bool, log2_scale: float, dtype: torch.dtype
+) -> None:
+    """Bit for bit, halves between two codes and values beyond the range among them."""
+    quantizer = ActQuantizer(bit_width, signed)
+    with torch.no_grad():
+        quantizer.log2_scale.fill_(log2_scale)
+        halves = (torch.arange(-300, 300) / 2 * quantizer.scale).to(dtype).reshape(2, 3, 10, 10)
+    compiled = torch.compile(quantizer, fullgraph=True, dynamic=False, backend="eager")
+    for x in (halves, torch.randn(2, 3, 10, 10).to(dtype)):
+        torch.testing.assert_close(compiled(x, 0.125), quantizer(x, 0.125), rtol=0, atol=0)
+    torch.compiler.reset()
 
 
 def test_what_made_the_consumed_values_must_not_need_them() -> None:
