@@ -182,15 +182,13 @@ class DataSettings:
         _require(self.name in sources, "data.name", self.name, f"one of {list(sources)}")
         _require(self.source in sources[self.name], "data.source", self.source, f"one of {list(sources[self.name])}")
         _require(self.source == "bundled" or bool(self.root), "data.root", self.root, f"a folder for {self.name}")
-        for name in ("batch_size", "val_images"):
-            _require_number(f"data.{name}", getattr(self, name), 1)
+        for name, low in (("batch_size", 1), ("val_images", 1), ("split_seed", 0), ("crop_padding", 0)):
+            _require_number(f"data.{name}", getattr(self, name), low)
         if self.source == "bundled":
             held_out = self.test_images
             _require(held_out is not None and held_out >= 1, "data.test_images", held_out, "an integer >= 1")
         else:
             _require(self.test_images is None, "data.test_images", self.test_images, "null: it has its own test set")
-        _require_number("data.split_seed", self.split_seed, 0)
-        _require_number("data.crop_padding", self.crop_padding, 0)
         ok = len(self.mean) == len(self.std) >= 1 and all(value > 0 for value in self.std)
         _require(ok, "data.std", self.std, f"a value > 0 for each channel of data.mean={self.mean}")
 
@@ -245,8 +243,7 @@ class QuantSettings:
     Args:
         act_bit_width: Of the codes that a layer reads: 1..8 or 16.
         sum_bit_width: Of the operands of additions: 1..8 or 16.
-        end_bit_width: Activations of the first and last layer, and their weights in uniform configurations; null
-            treats them like the others.
+        end_bit_width: Activations of first and last layer, and weights in uniform configurations; null: as the others.
         layers: Activation bits of single layers; the last pattern that matches counts.
         one_shot_rounding: How the weights of trials without training (search.train_steps=0) become codes: nearest,
             or layerwise (so that each layer's result changes least).
@@ -342,6 +339,7 @@ class SearchSettings:
         sensitivity_images: Validation images of the sensitivity profile.
         seed: Of everything random in the search.
         executor: Where trials run.
+        screening_share: Share of a trial's training after which a bad one is stopped, in [0, 1); null stops none.
     """
 
     trials: int
@@ -358,6 +356,7 @@ class SearchSettings:
     sensitivity_images: int
     seed: int
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
+    screening_share: float | None = None  # run folders of before have no such key
 
     def __post_init__(self) -> None:
         for name, low in (("trials", 1), ("initial_trials", 1), ("train_steps", 0), ("sensitivity_images", 1)):
@@ -368,6 +367,8 @@ class SearchSettings:
             value = getattr(self, name)
             _require(value is None or value >= 1, f"search.{name}", value, "null or an integer >= 1")
         _require_number("search.max_failed_share", self.max_failed_share, 0, 1)
+        share = self.screening_share
+        _require(share is None or 0 <= share < 1, "search.screening_share", share, "null or a share in [0, 1)")
         _require(len(self.min_compression) >= 1, "search.min_compression", self.min_compression, "at least one value")
         _require_all("search.min_compression", self.min_compression, 1, math.inf)
         self._require_choices("search", self)
@@ -400,8 +401,7 @@ class TrainerSettings:
         mask_update_share: Share of the steps in which the kept weights are chosen anew, in [0, 1].
         mask_update_steps: Steps between two choices.
         mask_saliency: What decides the choice: magnitude (error of the weights) or taylor (change of the loss).
-        mask_schedule: immediate (densities exact from the first step) or gradual (they fall from 1 until the last
-            choice).
+        mask_schedule: immediate (densities exact at once) or gradual (they fall from 1 until the last choice).
         precision: 32-true or bf16-mixed.
         accelerator: auto, cpu or gpu.
         devices: Number of devices.
