@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,9 @@ def searched(store: Path, settings: SearchSettings, evaluator: Timed, **argument
         return run_search(evaluator=evaluator, store=opened, settings=settings, **arguments)
 
 
-def synthetic(seed: int, trials: int, share: float | None, folder: Path) -> Measured:
+def synthetic(layers: int, seed: int, trials: int, share: float | None, folder: Path) -> Measured:
     """One search of the synthetic problem."""
-    problem = synthetic_problem(20, seed)
+    problem = synthetic_problem(layers, seed)
     target = Target("budget", {"bits_per_weight": (None, problem.budget)})
     evaluator = Timed(Early(problem, seed))
     settings = SearchSettings(trials=trials, seed=seed, screening_share=share)
@@ -181,11 +182,12 @@ def main() -> None:
     parser.add_argument("problem", choices=("synthetic", "digits"))
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--trials", type=int, default=30)
-    parser.add_argument("--share", type=float, nargs="+", default=[0.5], help="shares of the training to look after")
+    parser.add_argument("--share", type=float, nargs="+", default=[0.0], help="shares of the training to look after")
+    parser.add_argument("--layers", type=int, default=20, help="of the synthetic problem")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    search = {"synthetic": synthetic, "digits": digits}[arguments.problem]
+    logging.disable(logging.WARNING)
+    search = {"synthetic": partial(synthetic, arguments.layers), "digits": digits}[arguments.problem]
     print(environment())
     print("| share | seed | score | training | stopped | CPU s of the evaluations |\n|---|---|---|---|---|---|")
     found: dict[float | None, list[Measured]] = {}

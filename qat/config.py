@@ -339,7 +339,7 @@ class SearchSettings:
         sensitivity_images: Validation images of the sensitivity profile.
         seed: Of everything random in the search.
         executor: Where trials run.
-        screening_share: Share of a trial's training after which a bad one is stopped, in [0, 1); null stops none.
+        screening_share: Share of its training after which a bad trial is stopped, in [0, 1): 0 before it; null: never.
     """
 
     trials: int

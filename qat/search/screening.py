@@ -2,7 +2,7 @@
 
 A trial is compared with the best third of the completed trials inside its target's bounds, by what these had reached at
 the same point of their training.  A configuration that is as good as they are falls below the threshold in one of
-twenty cases, whatever the relation between early and late accuracy is: where early accuracy says nothing, little is
+ten cases, whatever the relation between early and late accuracy is: where early accuracy says nothing, little is
 stopped, and by chance alone.
 """
 
@@ -19,7 +19,10 @@ from qat.search.trial import ACCURACY, FloatArray, Screening, Target, Trial, Tri
 SMALLEST_GROUP = 3
 """Completed trials that a threshold needs: the spread of fewer is not known."""
 
-FALSE_STOPS = 0.05
+SMALLEST_SPREAD = 0.002
+"""Standard deviation that is assumed at least: accuracies are counted on few images, and three may agree by chance."""
+
+FALSE_STOPS = 0.1
 """Chance that a configuration as good as the best third is stopped."""
 
 
@@ -46,10 +49,10 @@ def lower_limit(values: FloatArray) -> float:
     Source: prediction interval of a normal sample of unknown mean and variance.
 
     >>> round(lower_limit(np.array([0.90, 0.91, 0.92])), 4)
-    0.8763
+    0.8882
     """
     count = len(values)
-    spread = float(values.std(ddof=1)) * (1 + 1 / count) ** 0.5
+    spread = max(float(values.std(ddof=1)), SMALLEST_SPREAD) * (1 + 1 / count) ** 0.5
     quantile = float(student.ppf(FALSE_STOPS, count - 1))
     return max(0.0, float(values.mean()) + quantile * spread)
 

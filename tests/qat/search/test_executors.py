@@ -155,17 +155,20 @@ class Backwards:
         self.tasks.clear()
 
 
-def test_proposals_are_asynchronous_and_lost_trials_run_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_proposals_are_asynchronous_and_lost_trials_run_again(tmp_path: Path, share: float | None) -> None:
     executor = Backwards()
     with TrialStore(tmp_path / "s.sqlite") as store:
         result = search_on(
             executor=executor, space=PROBLEM.space, cost=PROBLEM.cost, targets=[TARGET], fidelity=FIDELITY,
-            store=store, settings=SearchSettings(trials=12, seed=3), profile=PROBLEM.profile,
+            store=store, settings=SearchSettings(trials=24, seed=3, screening_share=share), profile=PROBLEM.profile,
         )  # fmt: skip
         store.check_integrity()
-    assert [t.state for t in result.trials] == [TrialState.COMPLETED] * 12
-    assert len({t.point for t in result.trials}) == 12
-    again = len(executor.submitted) - 12
+    stopped = sum(t.state is TrialState.STOPPED for t in result.trials)
+    assert sum(t.is_completed for t in result.trials) == 24 - stopped
+    assert (stopped > 0) == (share is not None)
+    assert len({t.point for t in result.trials}) == 24
+    again = len(executor.submitted) - 24
     assert again >= 2
     assert sum(t.attempts - 1 for t in result.trials) == again
 

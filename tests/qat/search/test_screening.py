@@ -38,7 +38,7 @@ def test_nothing_is_stopped_before_three_trials_are_there() -> None:
     assert screening_of([*trials, *strangers], TARGET, 0.5) == Screening(0.5)
     full = screening_of([*trials, *strangers, screened(7, 0.8, 0.9)], TARGET, 0.5)
     assert full is not None
-    assert full.least == pytest.approx(0.8)  # all three reached the same: the limit is just that
+    assert 0.79 < full.least < 0.8  # all three reached the same, by chance it may be
     assert screening_of([*trials, screened(7, 0.8, 0.9)], TARGET, None) is None
 
 
