@@ -8,6 +8,7 @@ stopped, and by chance alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -52,7 +53,7 @@ def lower_limit(values: FloatArray) -> float:
     0.8882
     """
     count = len(values)
-    spread = max(float(values.std(ddof=1)), SMALLEST_SPREAD) * (1 + 1 / count) ** 0.5
+    spread = max(float(values.std(ddof=1)), SMALLEST_SPREAD) * math.sqrt(1 + 1 / count)
     quantile = float(student.ppf(FALSE_STOPS, count - 1))
     return max(0.0, float(values.mean()) + quantile * spread)
 
