@@ -92,15 +92,13 @@ class DataSettings:
         require(self.name in sources, "data.name", self.name, f"one of {list(sources)}")
         require(self.source in sources[self.name], "data.source", self.source, f"one of {list(sources[self.name])}")
         require(self.source == "bundled" or bool(self.root), "data.root", self.root, f"a folder for {self.name}")
-        for name in ("batch_size", "val_images"):
-            require_number(f"data.{name}", getattr(self, name), 1)
+        for name, low in (("batch_size", 1), ("val_images", 1), ("split_seed", 0), ("crop_padding", 0)):
+            require_number(f"data.{name}", getattr(self, name), low)
         if self.source == "bundled":
             held_out = self.test_images
             require(held_out is not None and held_out >= 1, "data.test_images", held_out, "an integer >= 1")
         else:
             require(self.test_images is None, "data.test_images", self.test_images, "null: it has its own test set")
-        require_number("data.split_seed", self.split_seed, 0)
-        require_number("data.crop_padding", self.crop_padding, 0)
         ok = len(self.mean) == len(self.std) >= 1 and all(value > 0 for value in self.std)
         require(ok, "data.std", self.std, f"a value > 0 for each channel of data.mean={self.mean}")
 
@@ -155,8 +153,7 @@ class QuantSettings:
     Args:
         act_bit_width: Of the codes that a layer reads: 1..8 or 16.
         sum_bit_width: Of the operands of additions: 1..8 or 16.
-        end_bit_width: Activations of the first and last layer, and their weights in uniform configurations; null
-            treats them like the others.
+        end_bit_width: Activations of first and last layer, and weights in uniform configurations; null: as the others.
         layers: Activation bits of single layers; the last pattern that matches counts.
         one_shot_rounding: How the weights of trials without training (search.train_steps=0) become codes: nearest,
             or layerwise (so that each layer's result changes least).
@@ -286,6 +283,7 @@ class SearchSettings:
         sensitivity_images: Validation images of the sensitivity profile.
         seed: Of everything random in the search.
         executor: Where trials run.
+        screening_share: Share of its training after which a bad trial is stopped, in [0, 1): 0 before it; null: never.
     """
 
     trials: int
@@ -309,6 +307,7 @@ class SearchSettings:
     front: list[str] = field(default_factory=list)
     front_networks: int = 4
     bounds: list[CostBound] = field(default_factory=list)
+    screening_share: float | None = None
 
     def __post_init__(self) -> None:
         counts = (("trials", 1), ("initial_trials", 1), ("train_steps", 0), ("sensitivity_images", 1))
@@ -320,6 +319,8 @@ class SearchSettings:
             value = getattr(self, name)
             require(value is None or value >= 1, f"search.{name}", value, "null or an integer >= 1")
         require_number("search.max_failed_share", self.max_failed_share, 0, 1)
+        share = self.screening_share
+        require(share is None or 0 <= share < 1, "search.screening_share", share, "null or a share in [0, 1)")
         self._require_targets()
         self._require_choices("search", self)
         for choices in self.layers:
@@ -374,8 +375,7 @@ class TrainerSettings:
         mask_update_share: Share of the steps in which the kept weights are chosen anew, in [0, 1].
         mask_update_steps: Steps between two choices.
         mask_saliency: What decides the choice: magnitude (error of the weights) or taylor (change of the loss).
-        mask_schedule: immediate (densities exact from the first step) or gradual (they fall from 1 until the last
-            choice).
+        mask_schedule: immediate (densities exact at once) or gradual (they fall from 1 until the last choice).
         precision: 32-true or bf16-mixed.
         accelerator: auto, cpu or gpu.
         devices: Number of devices.

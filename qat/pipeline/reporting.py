@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from hwmodel import CostReport
@@ -17,6 +18,7 @@ from qat.search.cross_validation import leave_one_out
 from qat.search.sensitivity import SensitivityProfile
 from qat.search.space import SearchSpace
 from qat.search.store import TrialStore
+from qat.search.trial import Trial, TrialState
 
 
 def report(cfg: Config, run: RunFolder) -> Path:
@@ -28,7 +30,8 @@ def report(cfg: Config, run: RunFolder) -> Path:
     found = results(run)
     folders = {result.name: run.path / NETWORKS / result.name for result in found}
     with TrialStore(run.path / TRIALS, read_only=True) as store:
-        trials = [trial for trial in store.trials() if trial.is_completed]
+        every = store.trials()
+    trials = [trial for trial in every if trial.is_completed]
     profile = SensitivityProfile.from_dict(run.read_json("sensitivity.json"))
     network = untrained(cfg)
     space = SearchSpace.from_network(network, space_settings(cfg, network))
@@ -46,7 +49,7 @@ def report(cfg: Config, run: RunFolder) -> Path:
         },
         sensitivity={name: max(row) for name, row in zip(profile.dimensions, profile.loss_increase, strict=True)},
         curves={name: _curve(path / "metrics.csv", found[0].score) for name, path in folders.items()},
-        notes=_notes(cfg, found),
+        notes=[*_notes(cfg, found), *_stopped(every)],
         commands=[("this run", " ".join(environment["command"]))],
         environment={
             "date": environment["date"],
@@ -66,6 +69,18 @@ def _curve(path: Path, score: str) -> list[tuple[int, float]]:
     with open(path, newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row.get(f"val_{score}")]
     return [(int(row["epoch"]), float(row[f"val_{score}"])) for row in rows]
+
+
+def _stopped(trials: Sequence[Trial]) -> list[str]:
+    """What the search did not spend."""
+    stopped = [trial for trial in trials if trial.state is TrialState.STOPPED]
+    if not stopped:
+        return []
+    share = 1 - sum(trial.effort for trial in trials) / sum(trial.fidelity.effort for trial in trials)
+    return [
+        f"{len(stopped)} of {len(trials)} trials were stopped early, which saved {100 * share:.0f} % of the trials' "
+        "training; the plots leave them out, trials.csv has them."
+    ]
 
 
 def _notes(cfg: Config, found: list[Result]) -> list[str]:

@@ -18,7 +18,7 @@ from qat.files import write_text
 from qat.pipeline.evaluation import executor_of
 from qat.pipeline.planning import plan
 from qat.pipeline.records import LOG_WIDTH, TRIALS
-from qat.pipeline.searching import context_of, fidelity_of
+from qat.pipeline.searching import context_of, fidelity_of, screening_share_of
 from qat.pipeline.setup import train
 from qat.runs import RunFolder
 from qat.search.display import SearchDisplay
@@ -109,6 +109,7 @@ def _with_more(
                 trials=adopted + count,
                 seed=cfg.search.seed,
                 max_failure_share=cfg.search.max_failed_share,
+                screening_share=screening_share_of(cfg),
                 proposer=ProposerSettings(initial_trials=FIRST_DESIGNS),
             ),
             profile=start.profile,

@@ -62,6 +62,7 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
                 trials=cfg.search.trials,
                 seed=cfg.search.seed,
                 max_failure_share=cfg.search.max_failed_share,
+                screening_share=screening_share_of(cfg),
                 proposer=ProposerSettings(initial_trials=max(2, cfg.search.initial_trials // len(targets))),
             ),
             profile=lambda: _sensitivity(cfg, setup, space),
@@ -105,6 +106,11 @@ def found_mixes(
 def fidelity_of(cfg: Config, setup: Setup) -> Fidelity:
     """What a trial spends."""
     return Fidelity("short training", cfg.search.train_steps / len(setup.data.train_dataloader()))
+
+
+def screening_share_of(cfg: Config) -> float | None:
+    """When trials are screened; never where they do not train."""
+    return cfg.search.screening_share if cfg.search.train_steps else None
 
 
 def context_of(cfg: Config, recipe: Recipe) -> dict[str, Any]:

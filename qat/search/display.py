@@ -101,7 +101,11 @@ class SearchDisplay:
     def cells(self, trial: Trial) -> tuple[str, ...]:
         """One row of the table as text."""
         best = self._best(trial)
-        accuracy = {TrialState.COMPLETED: f"{100 * trial.accuracy:.2f} %", TrialState.FAILED: "failed"}
+        accuracy = {
+            TrialState.COMPLETED: f"{100 * trial.accuracy:.2f} %",
+            TrialState.STOPPED: "stopped",
+            TrialState.FAILED: "failed",
+        }
         return (
             str(trial.id),
             trial.target,
@@ -124,16 +128,17 @@ class SearchDisplay:
             table.add_column(header, justify="left" if header in ("target", "origin") else "right", no_wrap=True)
         for trial in list(self._trials.values())[-self._rows :]:
             is_best = trial.is_completed and trial.accuracy == self._best(trial)
-            style = "red" if trial.state is TrialState.FAILED else "bold green" if is_best else None
+            styles = {TrialState.STOPPED: "dim", TrialState.FAILED: "red"}
+            style = "bold green" if is_best else styles.get(trial.state)
             table.add_row(*self.cells(trial), style=style)
         return Group(table, self._progress)
 
     def _caption(self) -> str:
-        failed = sum(trial.state is TrialState.FAILED for trial in self._trials.values())
         hidden = max(0, len(self._trials) - self._rows)
         parts = [f"{hidden} earlier trials not shown"] if hidden else []
-        if failed:
-            parts.append(f"{failed} failed")
+        for state in (TrialState.STOPPED, TrialState.FAILED):
+            count = sum(trial.state is state for trial in self._trials.values())
+            parts += [f"{count} {state}"] if count else []
         return "; ".join(parts)
 
     def _best(self, trial: Trial) -> float | None:
@@ -144,7 +149,7 @@ class SearchDisplay:
 
     @property
     def _done(self) -> int:
-        return sum(trial.state in (TrialState.COMPLETED, TrialState.FAILED) for trial in self._trials.values())
+        return sum(trial.has_ended for trial in self._trials.values())
 
     def _left(self) -> str:
         times = [trial.duration_s for trial in self._trials.values() if trial.duration_s is not None]

@@ -16,7 +16,7 @@ from typing import Protocol, Self
 
 from hwmodel.precision import NetworkConfig
 from qat.errors import ConfigError, SearchError
-from qat.search.trial import ACCURACY, Evaluator, Fidelity
+from qat.search.trial import ACCURACY, SCREENING_ACCURACY, Evaluator, Fidelity, Screening
 
 EvaluatorFactory = Callable[[], Evaluator]
 """Makes an evaluator in the process that will use it.
@@ -35,12 +35,14 @@ class Task:
         config: What to evaluate.
         fidelity: How much to spend.
         seed: Of everything random.
+        screening: What it must reach on the way, and when; `None` lets it run to its end.
     """
 
     trial_id: int
     config: NetworkConfig
     fidelity: Fidelity
     seed: int
+    screening: Screening | None = None
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ class Outcome:
         metrics: What was measured; empty after a failure.
         error: Why there are none: the configuration's fault, it is not tried again.
         lost: The worker died: may be tried again.
+        stopped: The configuration did not reach what its screening asked; metrics have the screening's accuracy only.
     """
 
     trial_id: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
     lost: bool = False
+    stopped: bool = False
 
 
 class Executor(Protocol):
@@ -134,18 +138,22 @@ class InProcess:
 
 def evaluate(evaluator: Evaluator, task: Task, time_limit_s: float | None) -> Outcome:
     """Evaluates a task; whatever it raises is knowledge about its configuration."""
+    screening = () if task.screening is None else (task.screening,)
     try:
         with time_limit(time_limit_s):
-            found = evaluator(task.config, task.fidelity, task.seed)
+            found = evaluator(task.config, task.fidelity, task.seed, *screening)
         metrics = {str(name): float(value) for name, value in found.items()}
     except Exception as error:
         return Outcome(task.trial_id, error=f"{type(error).__name__}: {error}")
-    accuracy = metrics.get(ACCURACY)
-    if accuracy is None:
-        return Outcome(task.trial_id, error=f"the evaluator returned no {ACCURACY!r}, only {sorted(metrics)}")
-    if math.isnan(accuracy) or not 0 <= accuracy <= 1:
-        return Outcome(task.trial_id, error=f"{ACCURACY} is {accuracy}, expected a number in [0, 1]")
-    return Outcome(task.trial_id, metrics)
+    screened = metrics.get(SCREENING_ACCURACY, math.nan)
+    stopped = task.screening is not None and screened < task.screening.least and ACCURACY not in metrics
+    expected = [*([] if stopped else [ACCURACY]), *([] if task.screening is None else [SCREENING_ACCURACY])]
+    for name in expected:
+        if name not in metrics:
+            return Outcome(task.trial_id, error=f"the evaluator returned no {name!r}, only {sorted(metrics)}")
+        if not 0 <= metrics[name] <= 1:
+            return Outcome(task.trial_id, error=f"{name} is {metrics[name]}, expected a number in [0, 1]")
+    return Outcome(task.trial_id, metrics, stopped=stopped)
 
 
 def check_time_limit(time_limit_s: float | None) -> None:

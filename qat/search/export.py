@@ -67,6 +67,8 @@ def _flat(trial: Trial) -> dict[str, Any]:
         "ended_s": trial.ended_s,
         "attempts": trial.attempts,
         "error": trial.error,
+        "screening_share": None if trial.screening is None else trial.screening.share,
+        "screening_least": None if trial.screening is None else trial.screening.least,
     }
     row |= {f"metric.{name}": value for name, value in trial.metrics.items()}
     row |= {f"cost.{name}": value for name, value in trial.cost.items()}

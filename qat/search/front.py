@@ -7,7 +7,7 @@ improvement over that accuracy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -56,6 +56,11 @@ class Front(Target):
         signs = [-1.0 if name in HIGHER_IS_BETTER else 1.0 for name in self.columns]
         rows = [sign * np.asarray(columns[name], np.float64) for sign, name in zip(signs, self.columns, strict=True)]
         return np.stack(rows, axis=1)
+
+    def compares(self, cost: Mapping[str, float], other: Mapping[str, float]) -> bool:
+        """Only with those that cost no more: whoever costs less may be less accurate."""
+        rows = [self.costs({name: np.array([value]) for name, value in one.items()}) for one in (cost, other)]
+        return bool((rows[1] <= rows[0]).all())
 
     def worst(self, costs: FloatArray) -> FloatArray:
         """The costs from which hypervolume is measured: the bounds, or else the highest of `costs` (n, columns)."""

@@ -14,6 +14,7 @@ from qat.errors import ConfigError, SearchError
 from qat.search.executor import Executor, InProcess, Outcome, Task
 from qat.search.interrupts import Interrupts
 from qat.search.proposer import Proposer, ProposerSettings
+from qat.search.screening import screening_of, with_estimates
 from qat.search.sensitivity import SensitivityProfile, gaussian_profile
 from qat.search.space import SearchSpace
 from qat.search.store import TrialStore
@@ -32,6 +33,8 @@ class SearchSettings:
         seed: Of the proposals and, with the trial's number, of each evaluation.
         max_failure_share: The search fails if more than this share of its trials fail; 0..1.
         max_attempts: A trial during which the process died this often counts as failed, >= 1.
+        screening_share: Share of its training after which a bad trial is stopped, in [0, 1); `None` stops none.
+            Accuracies do not depend on it, so it may change when a search is resumed.
         proposer: How proposals are made.
 
     Raises:
@@ -42,6 +45,7 @@ class SearchSettings:
     seed: int = 0
     max_failure_share: float = 0.5
     max_attempts: int = 3
+    screening_share: float | None = None
     proposer: ProposerSettings = field(default_factory=ProposerSettings)
 
     def __post_init__(self) -> None:
@@ -51,6 +55,9 @@ class SearchSettings:
                 raise ConfigError(f"search.{name}={value!r}, expected an integer >= {low}")
         if not 0 <= self.max_failure_share <= 1:
             raise ConfigError(f"search.max_failure_share={self.max_failure_share!r}, expected a share in [0, 1]")
+        share = self.screening_share
+        if share is not None and not 0 <= share < 1:
+            raise ConfigError(f"search.screening_share={share!r}, expected null or a share in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Observer(Protocol):
         """An evaluation begins."""
 
     def trial_ended(self, trial: Trial) -> None:
-        """An evaluation was recorded as completed or failed."""
+        """An evaluation was recorded as completed, stopped or failed."""
 
     def search_ended(self) -> None:
         """The search ends, for whatever reason."""
@@ -229,7 +236,7 @@ class _Run:
         self.running[started.id] = started
         for observer in self.observers:
             observer.trial_started(started)
-        self.executor.submit(Task(started.id, started.config, started.fidelity, started.seed))
+        self.executor.submit(Task(started.id, started.config, started.fidelity, started.seed, started.screening))
         return True
 
     def _next(self) -> Trial | None:
@@ -242,7 +249,7 @@ class _Run:
             return None
         rng = np.random.default_rng([self.settings.seed, number])
         target = self.targets[number % len(self.targets)]
-        proposal = self.proposer.propose(trials, target, rng)
+        proposal = self.proposer.propose(with_estimates(trials), target, rng)
         return self.store.add(
             point=proposal.point,
             config=self.proposer.space.config(proposal.point),
@@ -252,6 +259,7 @@ class _Run:
             origin=proposal.origin,
             cost=proposal.cost,
             predicted=proposal.predicted,
+            screening=screening_of(trials, target, proposal.cost, self.settings.screening_share),
         )
 
     def _end(self, outcome: Outcome) -> None:
@@ -261,8 +269,12 @@ class _Run:
             self.store.retry(trial)
             del self.running[trial.id]
             return
-        failed = bool(outcome.error)
-        ended = self.store.fail(trial, outcome.error) if failed else self.store.complete(trial, outcome.metrics)
+        if outcome.error:
+            ended = self.store.fail(trial, outcome.error)
+        elif outcome.stopped:
+            ended = self.store.stop(trial, outcome.metrics)
+        else:
+            ended = self.store.complete(trial, outcome.metrics)
         del self.running[trial.id]
         self._ended(ended)
 

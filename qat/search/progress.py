@@ -36,8 +36,10 @@ class SearchProgress:
 
     @property
     def done(self) -> int:
-        """Completed and failed trials."""
-        return self.states[TrialState.COMPLETED] + self.states[TrialState.FAILED]
+        """Trials that have ended: completed, stopped or failed."""
+        return sum(
+            count for state, count in self.states.items() if state not in (TrialState.PENDING, TrialState.RUNNING)
+        )
 
 
 def progress_of(
@@ -61,7 +63,7 @@ def progress_of(
     ended = sorted((t for t in trials if t.ended_s is not None), key=lambda t: t.ended_s or 0.0)
     durations = [trial.duration_s for trial in ended[-RECENT:] if trial.duration_s is not None]
     running = [t for t in trials if t.state is TrialState.RUNNING and t.started_s is not None]
-    left = max(0, total - states[TrialState.COMPLETED] - states[TrialState.FAILED])
+    left = max(0, total - sum(trial.has_ended for trial in trials))
     parallel = max(1, len(running))
     return SearchProgress(
         total=max(total, len(trials)),

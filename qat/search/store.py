@@ -20,64 +20,16 @@ from typing import Any, Self
 
 from hwmodel.errors import SpecError
 from hwmodel.precision import NetworkConfig
-from qat.errors import SearchError
+from qat.errors import ConfigError, SearchError
 from qat.search.export import export_csv
-from qat.search.trial import Fidelity, Trial, TrialState
-
-MIGRATIONS: tuple[str, ...] = ()
-"""SQL that brings a store from schema version 1 to 2, from 2 to 3, and so on."""
-
-SCHEMA_VERSION = 1 + len(MIGRATIONS)
-APPLICATION_ID = 0x51415431
-"""Marks the file as ours in SQLite's header: the letters QAT1."""
+from qat.search.schema import APPLICATION_ID, COLUMNS, MIGRATIONS, SCHEMA_VERSION, TABLES
+from qat.search.trial import Fidelity, Screening, Trial, TrialState
 
 ADOPTED = "earlier"
 """Origin of trials that another search has paid for."""
 
 BUSY_TIMEOUT_S = 30.0
 """How long a statement waits for another program that has locked the file."""
-
-TABLES = """
-CREATE TABLE documents (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE trials (
-    id INTEGER PRIMARY KEY,
-    point TEXT NOT NULL,
-    config TEXT NOT NULL,
-    fidelity TEXT NOT NULL,
-    seed INTEGER NOT NULL,
-    target TEXT NOT NULL,
-    origin TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('pending', 'running', 'completed', 'failed')),
-    cost TEXT NOT NULL,
-    metrics TEXT NOT NULL,
-    predicted TEXT NOT NULL,
-    created_s REAL NOT NULL,
-    started_s REAL,
-    ended_s REAL,
-    attempts INTEGER NOT NULL,
-    error TEXT,
-    UNIQUE (point, fidelity)
-) STRICT;
-"""
-
-COLUMNS = (
-    "id",
-    "point",
-    "config",
-    "fidelity",
-    "seed",
-    "target",
-    "origin",
-    "state",
-    "cost",
-    "metrics",
-    "predicted",
-    "created_s",
-    "started_s",
-    "ended_s",
-    "attempts",
-    "error",
-)
 
 
 class TrialStore:
@@ -162,10 +114,7 @@ class TrialStore:
             if is_empty:
                 raise SearchError(f"the trial store {self.path} is empty; start a search first")
             if version < SCHEMA_VERSION:
-                raise SearchError(
-                    f"the trial store {self.path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
-                    "run its search command again, which brings it up to date"
-                )
+                self._read_up_to_date_copy(version)
             return
         with self._errors("open"):
             self._database.execute("PRAGMA journal_mode = WAL")
@@ -177,6 +126,16 @@ class TrialStore:
                     f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
                 )
                 version = SCHEMA_VERSION
+            for number in range(version, SCHEMA_VERSION):
+                self._migrate(number)
+
+    def _read_up_to_date_copy(self, version: int) -> None:
+        """Reads a store of an earlier version as it is now, from a copy in memory: the file is not ours to change."""
+        copy = sqlite3.connect(":memory:", isolation_level=None)
+        with self._errors("open"):
+            self._database.backup(copy)
+            self._database.close()
+            self._database = copy
             for number in range(version, SCHEMA_VERSION):
                 self._migrate(number)
 
@@ -269,6 +228,7 @@ class TrialStore:
         origin: str,
         cost: Mapping[str, float],
         predicted: tuple[float, float] | None = None,
+        screening: Screening | None = None,
     ) -> Trial:
         """Records a new trial as pending; its id is the next number.
 
@@ -291,6 +251,7 @@ class TrialStore:
             None,
             0,
             None,
+            _screening_text(screening),
         )
         marks = ", ".join("?" * len(values))
         with self._errors("write to"):
@@ -319,6 +280,7 @@ class TrialStore:
                 json.dumps(dict(trial.metrics)),
                 json.dumps(trial.predicted),
                 *(trial.created_s, trial.started_s, trial.ended_s, trial.attempts, trial.error),
+                _screening_text(trial.screening),
             )
             for trial in trials
         ]
@@ -346,6 +308,12 @@ class TrialStore:
         """Records the metrics of a trial that ended."""
         text = json.dumps({name: float(value) for name, value in metrics.items()})
         self._update(trial.id, state=TrialState.COMPLETED, metrics=text, ended_s=time.time())
+        return self.trial(trial.id)
+
+    def stop(self, trial: Trial, metrics: Mapping[str, float]) -> Trial:
+        """Records what a trial had reached when its screening ended it."""
+        text = json.dumps({name: float(value) for name, value in metrics.items()})
+        self._update(trial.id, state=TrialState.STOPPED, metrics=text, ended_s=time.time())
         return self.trial(trial.id)
 
     def fail(self, trial: Trial, error: str) -> Trial:
@@ -392,6 +360,7 @@ class TrialStore:
         values = dict(zip(COLUMNS, row, strict=True))
         try:
             predicted = json.loads(values.pop("predicted"))
+            screening = json.loads(values.pop("screening"))
             return Trial(
                 point=tuple(json.loads(values.pop("point"))),
                 config=NetworkConfig.from_dict(json.loads(values.pop("config"))),
@@ -400,9 +369,10 @@ class TrialStore:
                 cost=json.loads(values.pop("cost")),
                 metrics=json.loads(values.pop("metrics")),
                 predicted=None if predicted is None else (predicted[0], predicted[1]),
+                screening=None if screening is None else Screening.from_dict(screening),
                 **values,
             )
-        except (ValueError, TypeError, SpecError) as error:
+        except (ValueError, TypeError, SpecError, ConfigError) as error:
             raise SearchError(f"trial {row[0]} in the trial store {self.path} is damaged: {error}") from error
 
     # -- checks --------------------------------------------------------------------------------------------------
@@ -417,6 +387,10 @@ class TrialStore:
     def export_csv(self, path: Path) -> None:
         """Writes every trial as one row of a CSV file; `qat.search.export` says what is in it."""
         export_csv(self.trials(), path)
+
+
+def _screening_text(screening: Screening | None) -> str:
+    return json.dumps(None if screening is None else screening.to_dict())
 
 
 def setting_differences(stored: Any, now: Any, where: str = "") -> Iterator[str]:

@@ -41,7 +41,7 @@ class TrialTracking:
     def search_started(self, trials: Sequence[Trial], total: int) -> None:
         """Adds what ended before, and is not there yet: a search that was killed, or a tracker installed later."""
         for trial in trials:
-            if trial.state in (TrialState.COMPLETED, TrialState.FAILED):
+            if trial.has_ended:
                 self._keep(trial)
 
     def trial_started(self, trial: Trial) -> None:
@@ -63,7 +63,7 @@ class TrialTracking:
             run.log_hyperparams(hyperparameters(trial))
             run.log_metrics(figures(trial), step=trial.id)
             run.save()  # TensorBoard's logger would do it for a success only
-            run.finalize("success" if trial.is_completed else "failed")
+            run.finalize("failed" if trial.state is TrialState.FAILED else "success")
         except Exception as error:  # a server that does not answer, a full disk: each tracker has its own kinds
             logger.warning("trial %d is not in %s: %s", trial.id, type(self._tracker).__name__, error)
 
@@ -74,8 +74,11 @@ def run_name(trial: Trial) -> str:
 
 
 def hyperparameters(trial: Trial) -> dict[str, Any]:
-    """What was chosen: each layer's precision, and where the choice came from."""
-    chosen = {"target": trial.target, "origin": trial.origin, "seed": trial.seed, **trial.choices}
+    """What was chosen: each layer's precision, where the choice came from, and what became of it."""
+    origin = {"state": str(trial.state), "target": trial.target, "origin": trial.origin, "seed": trial.seed}
+    if trial.screening is not None:
+        origin |= {f"screening_{name}": value for name, value in trial.screening.to_dict().items()}
+    chosen = origin | trial.choices
     return chosen | ({"error": trial.error} if trial.error else {})
 
 

@@ -17,6 +17,9 @@ from qat.errors import ConfigError, SearchError
 ACCURACY = "accuracy"
 """The metric that every evaluator returns, 0..1; the only quantity that a surrogate models."""
 
+SCREENING_ACCURACY = "screening_accuracy"
+"""The metric of a trial that is screened: accuracy on the way, 0..1."""
+
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -70,8 +73,43 @@ class Fidelity:
         return cls(**data)
 
 
-Evaluator = Callable[[NetworkConfig, Fidelity, int], Mapping[str, float]]
-"""(configuration, fidelity, seed) -> metrics with at least `"accuracy"`, 0..1."""
+@dataclass(frozen=True)
+class Screening:
+    """A look at a trial's accuracy on the way, to end it early if it is bad.
+
+    Args:
+        share: Of the training after which accuracy is measured, in [0, 1); 0 measures before training.
+        least: A trial that is less accurate there is stopped, 0..1; 0 stops none.
+
+    Raises:
+        ConfigError: A field is out of range.
+    """
+
+    share: float
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ConfigError(f"screening.share={self.share!r}, expected a share in [0, 1)")
+        if not 0 <= self.least <= 1:
+            raise ConfigError(f"screening.least={self.least!r}, expected an accuracy in [0, 1]")
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values for JSON."""
+        return {"share": self.share, "least": self.least}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, float]) -> Screening:
+        """Inverse of `to_dict`."""
+        return cls(**data)
+
+
+Evaluator = Callable[..., Mapping[str, float]]
+"""(configuration, fidelity, seed) -> metrics with at least `"accuracy"`, 0..1.
+
+A search that screens trials gives a `Screening` as a fourth argument.  The metrics then also have
+`"screening_accuracy"`; where this is below `least` the evaluation ends there, without `"accuracy"`.
+"""
 
 
 @dataclass(frozen=True)
@@ -141,6 +179,10 @@ class Target:
         """Whether one configuration with these costs is inside every bound."""
         return bool(self.feasible({name: np.array([value]) for name, value in cost.items()})[0])
 
+    def compares(self, cost: Mapping[str, float], other: Mapping[str, float]) -> bool:
+        """Whether a configuration with these costs has to be as accurate as another one inside the bounds."""
+        return True
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {"name": self.name, "bounds": {column: list(pair) for column, pair in self.bounds.items()}}
@@ -152,6 +194,7 @@ class TrialState(StrEnum):
     PENDING = "pending"
     RUNNING = "running"
     COMPLETED = "completed"
+    STOPPED = "stopped"  # early, by its screening
     FAILED = "failed"
 
 
@@ -170,13 +213,14 @@ class Trial:
             `earlier`.
         state: Where it stands.
         cost: Exact cost columns.
-        metrics: What the evaluator returned; empty unless completed.
+        metrics: What the evaluator returned; empty unless completed, the screening's accuracy alone if stopped.
         predicted: Accuracy that the surrogate expected, and its standard deviation, when it was proposed.
         created_s: When it was recorded, seconds since the epoch, UTC.
         started_s: When its last attempt started.
         ended_s: When it ended.
         attempts: How often it was started.
         error: Why it failed.
+        screening: When it was looked at on the way, and what it had to reach; `None` if it was not.
     """
 
     id: int
@@ -195,16 +239,33 @@ class Trial:
     ended_s: float | None = None
     attempts: int = 0
     error: str | None = None
+    screening: Screening | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will become of it."""
+        return self.state in (TrialState.COMPLETED, TrialState.STOPPED, TrialState.FAILED)
 
     @property
     def is_completed(self) -> bool:
-        """Whether it has metrics."""
+        """Whether it was evaluated in full."""
         return self.state is TrialState.COMPLETED
 
     @property
     def accuracy(self) -> float:
         """Observed accuracy, 0..1; NaN unless completed."""
         return self.metrics.get(ACCURACY, float("nan"))
+
+    @property
+    def screening_accuracy(self) -> float:
+        """Accuracy observed on the way, 0..1; NaN unless it was screened and ended."""
+        return self.metrics.get(SCREENING_ACCURACY, float("nan"))
+
+    @property
+    def effort(self) -> float:
+        """Passes over the training data that it took; those of its fidelity unless it was stopped."""
+        is_short = self.state is TrialState.STOPPED and self.screening is not None
+        return self.fidelity.effort * (self.screening.share if is_short and self.screening else 1.0)
 
     @property
     def choices(self) -> dict[str, int | float | str]:

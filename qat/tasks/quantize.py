@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -12,6 +12,7 @@ from typing import Protocol
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from hwmodel.precision import LayerConfig, NetworkConfig
@@ -35,6 +36,18 @@ class Fidelity(Protocol):
     @property
     def effort(self) -> float:
         """Passes over the fit images, >= 0; 0 is one-shot quantization."""
+
+
+class Screening(Protocol):
+    """When a trial is looked at on the way, and what it must reach."""
+
+    @property
+    def share(self) -> float:
+        """Of the training, in [0, 1)."""
+
+    @property
+    def least(self) -> float:
+        """Score below which the trial ends there."""
 
 
 def quantize(
@@ -84,24 +97,35 @@ class TrialEvaluator:
     objective: Objective = CLASSIFICATION
     one_shot_rounding: Rounding = Rounding.NEAREST
 
-    def __call__(self, config: NetworkConfig, fidelity: Fidelity, seed: int) -> Mapping[str, float]:
+    def __call__(
+        self, config: NetworkConfig, fidelity: Fidelity, seed: int, screening: Screening | None = None
+    ) -> Mapping[str, float]:
         """Metrics of a trial on validation images: "accuracy" in [0, 1], which is the objective's score, and "loss".
 
         Args:
             config: Precision of every layer.
             fidelity: Training to spend.
             seed: Of everything random in the trial.
+            screening: Adds "screening_accuracy", the score on the way; the only metric of a trial that ends there.
+                What is trained and measured otherwise is the same with and without it.
         """
         pl.seed_everything(seed, verbose=False)
         steps = round(fidelity.effort * len(self.data.train_dataloader()))
         rounding = Rounding.NEAREST if steps > 0 else self.one_shot_rounding
         model = quantize(self.float_model, config, self.data, self.normalization, rounding)
-        if steps > 0:
+        look = _Look(partial(self._figures, model), self.objective.score, screening, steps) if screening else None
+        if steps > 0 and not (look and look.at_step(0)):
             teacher = copy.deepcopy(self.float_model)
             task = TrainingTask(model, self.normalization, self.recipe, self.objective, teacher)
-            fit(task, self.data, replace(self.machine, progress_bar=False, compiled=False), steps=steps)
-        figures = evaluate(model, self._images(self.eval_images), self.normalization, self.objective)
-        return {"accuracy": figures[self.objective.score], **figures}
+            machine = replace(self.machine, progress_bar=False, compiled=False)
+            fit(task, self.data, machine, steps=steps, callbacks=(look,) if look else ())
+        if look and look.stops:
+            return look.metrics
+        figures = self._figures(model)
+        return {"accuracy": figures[self.objective.score], **figures, **(look.metrics if look else {})}
+
+    def _figures(self, model: nn.Module) -> dict[str, float]:
+        return evaluate(model, self._images(self.eval_images), self.normalization, self.objective)
 
     def _images(self, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
         seen = 0
@@ -112,6 +136,38 @@ class TrialEvaluator:
             yield images, labels
             if limit and seen >= limit:
                 return
+
+
+class _Look(Callback):
+    """Measures a trial once on the way, and ends its training if it is not good enough.
+
+    Args:
+        measure: Figures of the model as it is.
+        score: The one that counts.
+        screening: When to look, and what must be reached.
+        steps: Of the whole training; a screening needs at least one after it.
+    """
+
+    def __init__(
+        self, measure: Callable[[], Mapping[str, float]], score: str, screening: Screening, steps: int
+    ) -> None:
+        self._measure, self._score, self._least = measure, score, screening.least
+        self._step = min(round(screening.share * steps), max(0, steps - 1))
+        self.metrics: dict[str, float] = {}
+        self.stops = False
+
+    def at_step(self, step: int) -> bool:
+        """Looks if it is time, once; whether the trial ends here."""
+        if step == self._step and not self.metrics:
+            with torch.random.fork_rng():  # training goes on as if nobody had looked
+                score = self._measure()[self._score]
+            self.metrics = {"screening_accuracy": score}
+            self.stops = score < self._least
+        return self.stops
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        """Looks after an optimizer step."""
+        trainer.should_stop = self.at_step(trainer.global_step) or trainer.should_stop
 
 
 class SensitivityProbe:

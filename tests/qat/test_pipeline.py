@@ -19,7 +19,7 @@ from qat.pipeline.retargeting import retarget_run
 from qat.report import Result
 from qat.runs import RunFolder
 from qat.search.store import TrialStore
-from qat.search.trial import Trial
+from qat.search.trial import Screening, Trial
 
 SMALL = [
     "experiment=digits_demo",
@@ -96,6 +96,20 @@ def test_integers_are_what_was_trained(finished: tuple[Config, RunFolder]) -> No
     assert results[0].compression >= 16
 
 
+def test_trials_are_screened_and_the_report_says_what_that_saved(
+    finished: tuple[Config, RunFolder], tmp_path: Path
+) -> None:
+    _, run = finished
+    moved = tmp_path / "moved"
+    shutil.copytree(run.path, moved)
+    with TrialStore(moved / "trials.sqlite") as store:
+        assert all(trial.screening == Screening(0.0, trial.screening.least) for trial in store.trials())
+        assert all(0 <= trial.screening_accuracy <= 1 for trial in store.trials())
+        store.stop(store.trials()[-1], {"screening_accuracy": 0.1})
+    pipeline.report(_config(moved), RunFolder.open(moved))
+    assert "1 of 4 trials were stopped early, which saved 25 % of the trials" in (moved / "report.html").read_text()
+
+
 def test_packed_size_is_what_the_cost_model_predicted(finished: tuple[Config, RunFolder]) -> None:
     from qat.export import load_packed
 
@@ -153,7 +167,7 @@ def test_another_board_from_the_same_trials_and_some_more(finished: tuple[Config
 
     first = stored()
     assert [trial.origin for trial in first] == 4 * ["earlier"] + ["lagrange", "uniform"]
-    assert all(trial.is_completed for trial in first)
+    assert all(trial.has_ended and trial.error is None for trial in first)
     with TrialStore(folder / "trials.sqlite", read_only=True) as store:
         assert [trial.metrics for trial in store.trials()] == [trial.metrics for trial in first[:4]]
     retarget_run(_config(folder, *there), more_trials=2)

@@ -9,7 +9,7 @@ from hwmodel.precision import NetworkConfig
 from qat.search.noise import relative_noise
 from qat.search.sensitivity import SensitivityProfile
 from qat.search.space import LayerRule, SearchSpace, SpaceSettings
-from qat.search.trial import Fidelity, FloatArray, IntArray, Target, Trial, TrialState
+from qat.search.trial import Fidelity, FloatArray, IntArray, Screening, Target, Trial, TrialState
 
 FIDELITY = Fidelity("short", 1)
 TARGET = Target("small", {"bits_per_weight": (None, 2.5)})
@@ -56,10 +56,18 @@ class Problem:
         damage = sum(self.sensitivity[i] * row[points[:, i]] for i, row in enumerate(self.noise))
         return 0.9 * np.exp(-damage)
 
-    def evaluate(self, config: NetworkConfig, fidelity: Fidelity, seed: int) -> dict[str, float]:
+    def evaluate(
+        self, config: NetworkConfig, fidelity: Fidelity, seed: int, screening: Screening | None = None
+    ) -> dict[str, float]:
+        """On the way the accuracy is 20 points less, with noise of its own."""
         del fidelity
-        noise = np.random.default_rng(seed).normal(0, self.noise_std)
-        return {"accuracy": float(self.accuracy(np.array([self.space.point(config)]))[0] + noise), "loss": 1.0}
+        noise = np.random.default_rng(seed).normal(0, self.noise_std, 2)
+        accuracy = float(self.accuracy(np.array([self.space.point(config)]))[0])
+        found = {"accuracy": accuracy + noise[0], "loss": 1.0}
+        if screening is None:
+            return found
+        early = {"screening_accuracy": accuracy - 0.2 + noise[1]}
+        return early if early["screening_accuracy"] < screening.least else found | early
 
     def completed(self, points: IntArray, target: str = TARGET.name) -> list[Trial]:
         """Completed trials at these points."""

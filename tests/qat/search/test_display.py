@@ -22,16 +22,17 @@ def test_shows_every_trial(is_terminal: bool) -> None:
         for t, accuracy in zip(PROBLEM.completed(POINTS), (0.5, 0.9, 0.625), strict=True)
     ]
     failed = replace(trials[2], id=4, state=TrialState.FAILED, metrics={}, error="RuntimeError")
+    stopped = replace(trials[1], id=5, state=TrialState.STOPPED, metrics={"screening_accuracy": 0.1})
     text = io.StringIO()
     console = Console(file=text, force_terminal=is_terminal, width=160)
     display = SearchDisplay(PROBLEM.space, [TARGET], console)
     display.search_started(trials[:1], 8)
-    for trial in (*trials[1:], failed):
+    for trial in (*trials[1:], failed, stopped):
         display.trial_started(replace(trial, state=TrialState.RUNNING, metrics={}, ended_s=None))
         display.trial_ended(trial)
     display.search_ended()
     shown = text.getvalue()
-    for part in ("62.50 %", "failed", "1,234", "4", "small", "best", "RAMB18", "about 6.0 s left"):
+    for part in ("62.50 %", "failed", "stopped", "1,234", "4", "small", "best", "RAMB18", "about 4.5 s left"):
         assert part in shown
     # The second trial is outside the target's bounds: the best stays the first one, then the third.
     assert [display.cells(t)[6] for t in trials] == ["50.00 %", "50.00 %", "62.50 %"]

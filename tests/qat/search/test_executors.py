@@ -5,17 +5,18 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hwmodel.precision import NetworkConfig
 from qat.errors import ConfigError, SearchError
-from qat.search.executor import Executor, InProcess, Outcome, Task
+from qat.search.executor import Executor, InProcess, Outcome, Task, evaluate
 from qat.search.loop import SearchSettings, search_on
 from qat.search.pool import ProcessPool
 from qat.search.store import TrialStore
-from qat.search.trial import Evaluator, Fidelity, TrialState
+from qat.search.trial import Evaluator, Fidelity, Screening, TrialState
 from tests.qat.search.problems import FIDELITY, TARGET, Problem
 
 PROBLEM = Problem(layers=3)
@@ -73,6 +74,32 @@ def test_here_one_after_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert not any(outcome.lost for outcome in found.values())
 
 
+def test_the_end_of_a_screened_trial() -> None:
+    answers = {
+        0: {"accuracy": 0.9, "screening_accuracy": 0.8},
+        1: {"screening_accuracy": 0.6},
+        2: {"accuracy": 0.9},
+        3: {"screening_accuracy": 0.8},
+        4: {"screening_accuracy": float("nan")},
+        5: {"accuracy": 0.9, "screening_accuracy": 1.5},
+    }
+
+    def evaluator(config: NetworkConfig, fidelity: Fidelity, seed: int, screening: Screening) -> Mapping[str, float]:
+        assert screening == Screening(0.5, 0.7)
+        return answers[seed]
+
+    with InProcess(evaluator) as executor:
+        for seed in answers:
+            executor.submit(replace(task(seed, seed), screening=Screening(0.5, 0.7)))
+        found = drain(executor, len(answers))
+    assert found[0] == Outcome(0, answers[0])
+    assert found[1] == Outcome(1, answers[1], stopped=True)
+    assert found[2].error == "the evaluator returned no 'screening_accuracy', only ['accuracy']"
+    assert found[3].error == "the evaluator returned no 'accuracy', only ['screening_accuracy']"
+    assert found[4].error == "the evaluator returned no 'accuracy', only ['screening_accuracy']"
+    assert found[5].error == "screening_accuracy is 1.5, expected a number in [0, 1]"
+
+
 def test_a_pool_survives_what_its_workers_do(pool: ProcessPool, tmp_path: Path) -> None:
     assert pool.workers == 2
     pool.submit(task(1, seed=2))
@@ -122,23 +149,26 @@ class Backwards:
         task = self.tasks.pop()
         if len(self.submitted) % 5 == 0:
             return [Outcome(task.trial_id, lost=True)]
-        return [Outcome(task.trial_id, PROBLEM.evaluate(task.config, task.fidelity, task.seed))]
+        return [evaluate(PROBLEM.evaluate, task, None)]
 
     def close(self) -> None:
         self.tasks.clear()
 
 
-def test_proposals_are_asynchronous_and_lost_trials_run_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_proposals_are_asynchronous_and_lost_trials_run_again(tmp_path: Path, share: float | None) -> None:
     executor = Backwards()
     with TrialStore(tmp_path / "s.sqlite") as store:
         result = search_on(
             executor=executor, space=PROBLEM.space, cost=PROBLEM.cost, targets=[TARGET], fidelity=FIDELITY,
-            store=store, settings=SearchSettings(trials=12, seed=3), profile=PROBLEM.profile,
+            store=store, settings=SearchSettings(trials=24, seed=3, screening_share=share), profile=PROBLEM.profile,
         )  # fmt: skip
         store.check_integrity()
-    assert [t.state for t in result.trials] == [TrialState.COMPLETED] * 12
-    assert len({t.point for t in result.trials}) == 12
-    again = len(executor.submitted) - 12
+    stopped = sum(t.state is TrialState.STOPPED for t in result.trials)
+    assert sum(t.is_completed for t in result.trials) == 24 - stopped
+    assert (stopped > 0) == (share is not None)
+    assert len({t.point for t in result.trials}) == 24
+    again = len(executor.submitted) - 24
     assert again >= 2
     assert sum(t.attempts - 1 for t in result.trials) == again
 

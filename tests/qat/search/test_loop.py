@@ -41,7 +41,8 @@ def run(path: Path, trials: int = 8, evaluator: Evaluator = PROBLEM.evaluate, **
 
 def sequence(trials: tuple[Trial, ...]) -> list[tuple[object, ...]]:
     """Everything of the trials but times."""
-    return [(t.id, t.point, t.seed, t.target, t.origin, t.state, t.metrics, t.cost, t.predicted) for t in trials]
+    names = ("id", "point", "seed", "target", "origin", "state", "metrics", "cost", "predicted", "screening")
+    return [tuple(getattr(trial, name) for name in names) for trial in trials]
 
 
 def test_a_search_from_start_to_winner(tmp_path: Path) -> None:
@@ -66,6 +67,37 @@ def test_same_seed_same_trials_and_resuming_is_not_seen(tmp_path: Path) -> None:
     assert sequence(run(tmp_path / "b.sqlite", trials=12).trials) == whole
     other = run(tmp_path / "c.sqlite", settings=SearchSettings(trials=12, seed=2))
     assert sequence(other.trials) != whole
+
+
+SCREENED = SearchSettings(trials=24, seed=1, screening_share=0.5)
+
+
+def test_bad_trials_are_stopped_and_nothing_else_changes(tmp_path: Path) -> None:
+    result = run(tmp_path / "s.sqlite", settings=SCREENED)
+    stopped = [t for t in result.trials if t.state is TrialState.STOPPED]
+    assert stopped and all(t.is_completed for t in result.trials if t not in stopped)
+    for trial in stopped:
+        assert trial.screening is not None
+        assert trial.metrics.keys() == {"screening_accuracy"}
+        assert trial.screening_accuracy < trial.screening.least
+        assert trial.effort == 0.5
+    for target in (TARGET, LARGE):
+        assert result.winners[target.name].trial not in stopped
+    # Up to the first one that is stopped, screening changes no proposal and no accuracy.
+    plain = run(tmp_path / "plain.sqlite", trials=stopped[0].id)
+    assert [(t.point, t.seed) for t in plain.trials] == [(t.point, t.seed) for t in result.trials[: stopped[0].id]]
+    before = stopped[0].id - 1
+    assert [t.accuracy for t in plain.trials[:before]] == [t.accuracy for t in result.trials[:before]]
+
+
+def test_screening_may_change_when_a_search_goes_on(tmp_path: Path) -> None:
+    whole = sequence(run(tmp_path / "a.sqlite", settings=SCREENED).trials)
+    run(tmp_path / "b.sqlite", settings=replace(SCREENED, trials=13))
+    assert sequence(run(tmp_path / "b.sqlite", settings=SCREENED).trials) == whole
+    plain = run(tmp_path / "c.sqlite", trials=8)
+    on = run(tmp_path / "c.sqlite", settings=SCREENED)
+    assert on.trials[:8] == plain.trials
+    assert all(t.screening is not None and t.screening.share == 0.5 for t in on.trials[8:])
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
@@ -204,6 +236,8 @@ def test_bad_settings(tmp_path: Path) -> None:
         SearchSettings(trials=0)
     with pytest.raises(ConfigError, match=r"search\.max_failure_share=2, expected a share"):
         SearchSettings(max_failure_share=2)
+    with pytest.raises(ConfigError, match=r"search\.screening_share=1\.0, expected null or a share in \[0, 1\)"):
+        SearchSettings(screening_share=1.0)
     with pytest.raises(ConfigError, match=r"search\.targets is empty"):
         run(tmp_path / "s.sqlite", targets=[])
     with pytest.raises(ConfigError, match=r"search\.targets has the name 'small' twice"):
@@ -219,11 +253,12 @@ from qat.search.proposer import ProposerSettings
 from qat.search.store import TrialStore
 from tests.qat.search.test_loop import PROBLEM, run, sequence
 
-settings = SearchSettings(trials=60, seed=1, max_attempts=1000, proposer=ProposerSettings(initial_trials=27))
+proposer = ProposerSettings(initial_trials=27)
+settings = SearchSettings(trials=60, seed=1, max_attempts=1000, screening_share=0.5, proposer=proposer)
 
-def evaluator(config, fidelity, seed):
+def evaluator(*arguments):
     time.sleep(0.03)
-    return PROBLEM.evaluate(config, fidelity, seed)
+    return PROBLEM.evaluate(*arguments)
 
 folder = Path(sys.argv[1])
 path, ended, interrupted = folder / "killed.sqlite", {}, 0
@@ -240,16 +275,16 @@ for delay in np.random.default_rng(0).uniform(0.0, 0.25, 50):
     with TrialStore(path) as store:
         store.check_integrity()
         trials = store.trials()
-    done = {t.id: t.ended_s for t in trials if t.is_completed}
+    done = {t.id: t.ended_s for t in trials if t.has_ended}
     assert ended.items() <= done.items(), "a finished trial was lost or changed"
-    unfinished = [t.id for t in trials if not t.is_completed]
+    unfinished = [t.id for t in trials if not t.has_ended]
     assert len(unfinished) <= 1 and [t.id for t in trials] == list(range(1, len(trials) + 1))
     interrupted += bool(unfinished)
     ended = done
 killed = run(path, settings=settings, evaluator=evaluator)
 whole = run(folder / "whole.sqlite", settings=settings)
 assert sequence(killed.trials) == sequence(whole.trials), "proposals went another way"
-print(interrupted, len(ended))
+print(interrupted, len(ended), sum(t.state == "stopped" for t in killed.trials))
 """
 
 
@@ -259,5 +294,5 @@ def test_killed_at_fifty_moments_loses_nothing(tmp_path: Path) -> None:
         [sys.executable, "-c", CRASHING, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    interrupted, finished = map(int, result.stdout.split())
-    assert interrupted > 5 and finished > 0, result.stdout
+    interrupted, finished, stopped = map(int, result.stdout.split())
+    assert interrupted > 5 and finished > 0 and stopped > 0, result.stdout

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import sqlite3
 import subprocess
@@ -16,8 +17,9 @@ import pytest
 from qat.errors import RunFolderError, SearchError
 from qat.search import store as module
 from qat.search.export import export_parquet
-from qat.search.store import SCHEMA_VERSION, TrialStore
-from qat.search.trial import Trial, TrialState
+from qat.search.schema import MIGRATIONS, SCHEMA_VERSION
+from qat.search.store import TrialStore
+from qat.search.trial import Screening, Trial, TrialState
 from tests.qat.search.problems import FIDELITY, PROBLEM_FOR_CRASHES
 
 PROBLEM = PROBLEM_FOR_CRASHES
@@ -212,18 +214,89 @@ def test_an_older_store_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytes
         add(store, 0, 0, 0)
         before = store.trials()
     column = "ALTER TABLE trials ADD COLUMN host TEXT;"
-    monkeypatch.setattr(module, "SCHEMA_VERSION", 3)
-    monkeypatch.setattr(module, "MIGRATIONS", (column, "ALTER TABLE nowhere ADD COLUMN host TEXT;"))
-    with pytest.raises(SearchError, match=r"has schema version 1, this program reads 3; run its search command again"):
-        TrialStore(path, read_only=True)
-    with pytest.raises(SearchError, match="cannot open the trial store .*no such table: nowhere"):
-        TrialStore(path)
-    assert version_of(path) == 2  # the first step is whole, the second left nothing behind
-    monkeypatch.setattr(module, "MIGRATIONS", (column, "UPDATE trials SET host = 'here';"))
+    monkeypatch.setattr(module, "SCHEMA_VERSION", SCHEMA_VERSION + 2)
+    monkeypatch.setattr(module, "MIGRATIONS", (*MIGRATIONS, column, "ALTER TABLE nowhere ADD COLUMN host TEXT;"))
+    for read_only in (True, False):
+        with pytest.raises(SearchError, match="cannot open the trial store .*no such table: nowhere"):
+            TrialStore(path, read_only=read_only)
+    assert version_of(path) == SCHEMA_VERSION + 1  # the first step is whole, the second left nothing behind
+    monkeypatch.setattr(module, "MIGRATIONS", (*MIGRATIONS, column, "UPDATE trials SET host = 'here';"))
+    with TrialStore(path, read_only=True) as store:
+        assert store.trials() == before
+    assert version_of(path) == SCHEMA_VERSION + 1
     with TrialStore(path) as store:
         assert store.trials() == before
         assert store._database.execute("SELECT host FROM trials").fetchall() == [("here",)]
-    assert version_of(path) == 3
+    assert version_of(path) == SCHEMA_VERSION + 2
+
+
+VERSION_1 = """
+CREATE TABLE documents (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE trials (
+    id INTEGER PRIMARY KEY,
+    point TEXT NOT NULL,
+    config TEXT NOT NULL,
+    fidelity TEXT NOT NULL,
+    seed INTEGER NOT NULL,
+    target TEXT NOT NULL,
+    origin TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('pending', 'running', 'completed', 'failed')),
+    cost TEXT NOT NULL,
+    metrics TEXT NOT NULL,
+    predicted TEXT NOT NULL,
+    created_s REAL NOT NULL,
+    started_s REAL,
+    ended_s REAL,
+    attempts INTEGER NOT NULL,
+    error TEXT,
+    UNIQUE (point, fidelity)
+) STRICT;
+PRAGMA application_id = 0x51415431;
+PRAGMA user_version = 1;
+"""
+"""A store as revision cdb8472 made it."""
+
+
+def test_a_store_of_version_1_is_read_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    config = json.dumps(PROBLEM.space.config((0, 1, 2)).to_dict())
+    row = ("[0, 1, 2]", config, json.dumps(FIDELITY.to_dict()), 7, "t", "random", "completed", '{"bits": 3.0}',
+           '{"accuracy": 0.5}', "[0.6, 0.1]", 1.0, 2.0, 3.0, 1, None)  # fmt: skip
+    database = sqlite3.connect(path)
+    database.executescript(VERSION_1)
+    database.execute("INSERT INTO documents VALUES ('profile', '1')")
+    database.execute(f"INSERT INTO trials VALUES (4, {', '.join('?' * len(row))})", row)
+    database.commit()
+    database.close()
+    with TrialStore(path, read_only=True) as store:
+        (before,) = store.trials()
+        assert (before.id, before.accuracy, before.predicted, before.screening) == (4, 0.5, (0.6, 0.1), None)
+    assert version_of(path) == 1
+    with TrialStore(path) as store:
+        assert store.trials() == (before,)
+        assert store.document("profile") == 1
+        assert store.stop(store.start(add(store, 1, 1, 1)), {}).id == 5
+        store.check_integrity()
+    assert version_of(path) == SCHEMA_VERSION
+
+
+def test_a_stopped_trial_keeps_what_it_had_to_reach(tmp_path: Path) -> None:
+    with TrialStore(tmp_path / "s.sqlite") as store:
+        trial = store.add(
+            point=(0, 0, 0), config=PROBLEM.space.config((0, 0, 0)), fidelity=FIDELITY, seed=1, target="t",
+            origin="random", cost={}, screening=Screening(0.25, 0.9),
+        )  # fmt: skip
+        assert (trial.screening, trial.has_ended, trial.effort) == (Screening(0.25, 0.9), False, 1.0)
+        stopped = store.stop(store.start(trial), {"screening_accuracy": 0.8})
+        assert (stopped.state, stopped.screening_accuracy, stopped.effort) == (TrialState.STOPPED, 0.8, 0.25)
+        assert stopped.has_ended and not stopped.is_completed and np.isnan(stopped.accuracy)
+        store.export_csv(tmp_path / "trials.csv")
+    with TrialStore(tmp_path / "s.sqlite") as store:
+        assert store.trials() == (stopped,)
+    with open(tmp_path / "trials.csv", newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["state"], row["screening_share"], row["screening_least"]) == ("stopped", "0.25", "0.9")
+    assert row["metric.screening_accuracy"] == "0.8"
 
 
 def version_of(path: Path) -> int:

@@ -13,11 +13,14 @@ import pytest
 from pytorch_lightning.loggers import Logger
 
 from qat.search.tracking import MLflow, TensorBoard, TrialTracking, installed_tracking
-from qat.search.trial import TrialState
+from qat.search.trial import Screening, TrialState
 from tests.qat.search.problems import Problem
 
 PROBLEM = Problem(layers=4)
 DONE = PROBLEM.completed(np.array([[0, 0, 0, 0], [8, 8, 8, 8], [1, 0, 1, 0]]))
+STOPPED = replace(
+    DONE[1], id=4, state=TrialState.STOPPED, metrics={"screening_accuracy": 0.25}, screening=Screening(0.5, 0.75)
+)
 FAILED = replace(DONE[2], id=3, state=TrialState.FAILED, metrics={}, error="out of memory")
 
 
@@ -33,9 +36,10 @@ def test_each_trial_is_one_run_even_after_a_crash(tmp_path: Path) -> None:
     again = TrialTracking(TensorBoard(tmp_path))
     again.search_started((*DONE[:2], replace(FAILED, state=TrialState.RUNNING)), 3)
     again.trial_ended(FAILED)
+    again.trial_ended(STOPPED)
     again.search_ended()
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["trial_0001", "trial_0002", "trial_0003"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"trial_000{i}" for i in (1, 2, 3, 4)]
     assert all(len(list(path.glob("events*"))) == 1 for path in tmp_path.iterdir())
     events = EventAccumulator(str(tmp_path / "trial_0002")).Reload()
     (accuracy,) = events.Scalars("metric/accuracy")
@@ -43,6 +47,9 @@ def test_each_trial_is_one_run_even_after_a_crash(tmp_path: Path) -> None:
     (bits,) = events.Scalars("cost/bits_per_weight")
     assert bits.value == pytest.approx(DONE[1].cost["bits_per_weight"], rel=1e-6)
     chosen = (tmp_path / "trial_0003" / "hparams.yaml").read_text(encoding="utf-8")
+    early = EventAccumulator(str(tmp_path / "trial_0004")).Reload().Scalars("metric/screening_accuracy")
+    assert [event.value for event in early] == [0.25]
+    assert "screening_least: 0.75" in (tmp_path / "trial_0004" / "hparams.yaml").read_text(encoding="utf-8")
     assert "error: out of memory" in chosen and "conv0.weight_bit_width:" in chosen and "origin:" in chosen
 
 

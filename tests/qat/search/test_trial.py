@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qat.errors import ConfigError, SearchError
-from qat.search.trial import Fidelity, Target
+from qat.search.trial import Fidelity, Screening, Target
 
 
 def test_bounds_are_inclusive_and_relative() -> None:
@@ -43,6 +43,14 @@ def test_unknown_column() -> None:
 def test_bad_bounds(bounds: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Target("t", bounds)
+
+
+def test_screening() -> None:
+    assert Screening.from_dict(Screening(0.5, 0.9).to_dict()) == Screening(0.5, 0.9)
+    with pytest.raises(ConfigError, match=r"screening\.share=1, expected a share in \[0, 1\)"):
+        Screening(1)
+    with pytest.raises(ConfigError, match=r"screening\.least=nan, expected an accuracy in \[0, 1\]"):
+        Screening(0.5, float("nan"))
 
 
 def test_fidelity() -> None:

@@ -21,7 +21,7 @@ from qat.errors import CheckpointError, ConfigError, TrainingError
 from qat.graph import trace
 from qat.masks import MaskSchedule, Saliency
 from qat.rounding import Rounding
-from qat.search.trial import Fidelity
+from qat.search.trial import Fidelity, Screening
 from qat.tasks import Classification, Recipe, TrainingTask, evaluate, fit
 from qat.tasks.fit import Machine, read_checkpoint, write_checkpoint
 from qat.tasks.quantize import SensitivityProbe, TrialEvaluator, finetune, load_quantized, load_state, quantize
@@ -327,6 +327,45 @@ def test_trials_are_reproducible_and_see_training(trained: nn.Module, images: in
     first, second = (evaluate(config, Fidelity("short", 5), 3) for _ in range(2))
     assert first == second
     assert first["loss"] < untrained["loss"]
+
+
+class Shuffled(_Batches):
+    """Fit batches in an order, and validation batches with a number, from torch's generator."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self))
+        return iter([list(super(Shuffled, self).__iter__())[i] for i in order])
+
+
+class ShuffledStripes(Stripes):
+    def _batches(self) -> _Batches:
+        return Shuffled(list(super()._batches()))
+
+
+def test_a_look_on_the_way_changes_nothing_and_ends_bad_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    beginner = Quarters()
+    config = uniform(trace(beginner, (3, 8, 8)), 1, 2, end_bit_width=None)
+    evaluate = TrialEvaluator(beginner, ShuffledStripes(), NORMALIZATION, Recipe(learning_rate=2e-3), CPU)
+    steps: list[int] = []
+    step = TrainingTask.training_step
+    monkeypatch.setattr(TrainingTask, "training_step", lambda task, *batch: (steps.append(1), step(task, *batch))[1])
+
+    def run(epochs: float, screening: Screening | None = None) -> dict[str, float]:
+        steps.clear()
+        return dict(evaluate(config, Fidelity("short", epochs), 3, screening))
+
+    plain, whole = run(2), len(steps)
+    assert whole == 2 * len(Stripes().train_dataloader())
+    untrained = run(0)["accuracy"]
+    for share in (0.0, 0.4, 0.999):
+        early = run(2, Screening(share))
+        score = early.pop("screening_accuracy")
+        assert early == plain and len(steps) == whole
+        assert share > 0 or score == untrained
+        if share < 0.999:
+            assert run(2, Screening(share, score + 1e-6)) == {"screening_accuracy": score}
+            assert len(steps) == round(share * whole)
 
 
 def test_the_probe_ranks_precisions_and_leaves_the_base_alone(trained: nn.Module) -> None:
