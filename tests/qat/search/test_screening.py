@@ -54,7 +54,7 @@ def test_the_best_third_sets_the_limit() -> None:
 
 def test_on_a_front_only_trials_that_cost_no_more_are_compared() -> None:
     front = Front("front", {"bits_per_weight": (None, 32.0)}, ("bits_per_weight",))
-    trials = [screened(i, 0.3 + 0.1 * i, 0.5, bits=1.0 + i) for i in range(6)]
+    trials = [screened(i, 0.3 + 0.1 * i, 0.5 + 0.05 * i, bits=1.0 + i) for i in range(6)]
     small, middle, large = (screening_of(trials, front, {"bits_per_weight": bits}, 0.5) for bits in (2.5, 3.5, 9.0))
     assert small == Screening(0.5)
     assert middle is not None and middle.least == pytest.approx(lower_limit(np.array([0.3, 0.4, 0.5])))
