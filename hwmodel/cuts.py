@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from hwmodel.exchanges import Array, Floats
-from hwmodel.knapsack import NO_LIMIT, Choices
 from hwmodel.options import Options
+from hwmodel.problem import NO_LIMIT, Choices
 from hwmodel.segments import Segments
 from hwmodel.shared import SharedRows, Split
 

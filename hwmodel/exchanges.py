@@ -11,15 +11,6 @@ Floats = NDArray[np.float64]
 TINY = 1e-9
 """Slack for rounding, relative to the budgets."""
 
-STARTS = 24
-"""Choices from which exchanges of pairs set out."""
-
-PAIR_OPTIONS = 250
-"""Options up to which pairs of them are exchanged."""
-
-NOISE = 0.005
-"""Noise of the prices of a start, in shares of the gap, by number of the start."""
-
 
 def repaired(key: Array, share: Floats, group: Array, chosen: Array) -> Array:
     """A choice with as little excess over the budgets as exchanges of single options reach.
@@ -60,74 +51,71 @@ def repaired(key: Array, share: Floats, group: Array, chosen: Array) -> Array:
     return chosen
 
 
-def improved(key: Array, use: Array, group: Array, budgets: Array, chosen: Array) -> Array:
-    """A choice within the budgets whose keys exchanges of single options no longer lower.
+def descended(key: Floats, share: Floats, group: Array, starts: Array, penalty: float) -> Array:
+    """Choices whose sum of keys and penalties exchanges of single options no longer lower.
 
     Args:
         key: Shape (options,).
-        use: Shape (options, resources).
-        group: Shape (options,): the group of each option.
-        budgets: Shape (resources,).
-        chosen: Shape (groups,): the option of each group to begin with.
-    """
-    chosen = chosen.copy()
-    spare = budgets - use[chosen].sum(axis=0)
-    while True:
-        gain = key[chosen][group] - key
-        better = np.flatnonzero(gain > 0)
-        more = use[better] - use[chosen][group[better]]
-        better, more = better[allowed := (more <= spare).all(axis=1)], more[allowed]
-        if not len(better):
-            return chosen
-        best = int(np.argmax(gain[better]))
-        spare = spare - more[best]
-        chosen[group[better[best]]] = better[best]
-
-
-def paired(share: Floats, group: Array, extra: Floats, gap: float) -> Array | None:
-    """A choice within the budgets that exchanges of two options at once reach from one of several starts.
-
-    Each start takes the cheapest options at the prices with some noise, more of it from start to start.
-
-    Args:
         share: Shape (options, resources): what an option takes of each budget.
-        group: Shape (options,), ascending: the group of each option; every group has one.
-        extra: Shape (options,): how much dearer an option is than the cheapest of its group, at prices of sum 1.
-        gap: How much dearer a choice within the budgets may be at most than the cheapest one.
+        group: Shape (options,): the group of each option.
+        starts: Shape (starts, groups): the options of each group to begin with.
+        penalty: What exceeding a budget by all of it costs.
 
     Returns:
-        Shape (groups,), or None if none was found, which proves nothing.
+        Shape (starts, groups).
     """
-    first = np.searchsorted(group, np.arange(int(group[-1]) + 2))
-    # Groups of one option have nothing to exchange.
-    free = np.flatnonzero(np.diff(first)[group] > 1)
-    if len(free) > PAIR_OPTIONS:
-        return None
-    of, some = group[free], share[free]
-    same = of[:, None] == of
+    chosen = starts.copy()
+    columns = np.flatnonzero(share.any(axis=0)).tolist()
+    left, over = np.arange(len(chosen)), share[chosen].sum(axis=1) - 1
+    for _ in range(2 * chosen.shape[1]):
+        old = chosen[left][:, group]
+        change = key - key[old]
+        for column in columns:
+            part = share[:, column]
+            change += penalty * np.maximum(0.0, part - part[old] + over[left, column, None])
+        pick = change.argmin(axis=1)
+        least = change[np.arange(len(left)), pick]
+        lower = least < penalty * np.maximum(0.0, over[left]).sum(axis=1) - TINY * penalty
+        left, pick = left[lower], pick[lower]
+        if not len(left):
+            break
+        over[left] += share[pick] - share[chosen[left, group[pick]]]
+        chosen[left, group[pick]] = pick
+    return chosen
+
+
+def descended_by_pairs(key: Floats, share: Floats, group: Array, free: Array, start: Array, penalty: float) -> Array:
+    """A choice whose sum of keys and penalties exchanges of one or two options no longer lower.
+
+    Args:
+        key: Shape (options,).
+        share: Shape (options, resources): what an option takes of each budget.
+        group: Shape (options,): the group of each option.
+        free: The options that may be taken.
+        start: Shape (groups,): the option of each group to begin with.
+        penalty: What exceeding a budget by all of it costs.
+    """
+    chosen, of = start.copy(), group[free]
+    none = len(free)  # the last one stands for no exchange
+    same = np.zeros((none + 1, none + 1), dtype=bool)
+    same[:none, :none] = of[:, None] == of
     total, part = np.empty(same.shape), np.empty(same.shape)
     columns = np.flatnonzero(share.any(axis=0)).tolist()
-    noise = np.random.default_rng(0).gumbel(size=(STARTS, len(group)))
-    for start in range(STARTS):
-        priced = extra - NOISE * gap * start * noise[start]
-        least = np.minimum.reduceat(priced, first[:-1])
-        is_least = np.flatnonzero(priced <= least[group])
-        chosen = is_least[np.searchsorted(group[is_least], np.arange(len(least)))]
-        for _ in range(len(least)):
-            over = share[chosen].sum(axis=0) - 1
-            if over.max() <= TINY:
-                return chosen
-            if not len(free):
-                break
-            change = some - share[chosen[of]]
-            total[:] = 0.0
-            for column in columns:
-                np.add.outer(change[:, column], change[:, column] + over[column], out=part)
-                np.maximum(part, 0.0, out=part)
-                np.add(total, part, out=total)
-            total[same] = np.inf
-            one, other = divmod(int(total.argmin()), len(free))
-            if total[one, other] >= np.maximum(0.0, over).sum() - TINY:
-                break
-            chosen[of[one]], chosen[of[other]] = free[one], free[other]
-    return None
+    change, cost = np.zeros((none + 1, share.shape[1])), np.zeros(none + 1)
+    for _ in range(2 * len(chosen)):
+        cost[:none] = key[free] - key[chosen[of]]
+        change[:none] = penalty * (share[free] - share[chosen[of]])
+        over = penalty * (share[chosen].sum(axis=0) - 1)
+        np.add.outer(cost, cost, out=total)
+        for column in columns:
+            np.add.outer(change[:, column], change[:, column] + over[column], out=part)
+            np.maximum(part, 0.0, out=part)
+            np.add(total, part, out=total)
+        total[same] = np.inf
+        one, other = divmod(int(total.argmin()), none + 1)
+        if total[one, other] >= np.maximum(0.0, over).sum() - TINY * penalty:
+            break
+        for pick in (one, other):
+            if pick < none:
+                chosen[of[pick]] = free[pick]
+    return chosen

@@ -1,43 +1,13 @@
-"""Multiple-choice knapsacks for HiGHS: the linear relaxation, and branch and cut."""
+"""Multiple-choice knapsacks for HiGHS: branch and cut."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from hwmodel.exchanges import TINY, Array, Floats
+from hwmodel.exchanges import Array, Floats
 
 INFEASIBLE = 2
 """Status of `scipy.optimize.milp` where there is no solution."""
-
-
-def relaxed(share: Floats, group: Array) -> tuple[float, Floats, Floats]:
-    """How full the fullest budget is at least if options may be mixed.
-
-    Args:
-        share: Shape (options, resources): what an option takes of each budget.
-        group: Shape (options,), ascending: the group of each option; every group has one.
-
-    Returns:
-        The least fill; the mix, shape (options,), in which all but as many groups as there are budgets take one option
-        whole; prices of the budgets, of sum 1 or all 0.
-    """
-    # Here, so that whoever only reads packed files or costs needs numpy alone.
-    from scipy.optimize import linprog
-    from scipy.sparse import csr_array
-
-    size, resources = share.shape
-    groups = int(group[-1]) + 1
-    one_each = csr_array((np.ones(size), (group, np.arange(size))), shape=(groups, size + 1))
-    result = linprog(
-        np.append(np.zeros(size), 1.0),
-        A_ub=np.column_stack([share.T, -np.ones(resources)]),
-        b_ub=np.zeros(resources),
-        A_eq=one_each,
-        b_eq=np.ones(groups),
-        method="highs-ds",
-    )
-    duals = np.maximum(0.0, -result.ineqlin.marginals)
-    return float(result.x[-1]), result.x[:-1], duals / max(duals.sum(), TINY)
 
 
 def branch_and_cut(
@@ -53,6 +23,7 @@ def branch_and_cut(
         groups: Number of groups; if one has no option, there is no choice.
         nodes: Most nodes of the search; None for no limit.
     """
+    # Here, so that whoever only reads packed files or costs needs numpy alone.
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array, vstack
 

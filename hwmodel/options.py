@@ -17,9 +17,9 @@ from hwmodel.compute import Count, Multiplier
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, LayerSchedule, WeightPlace
 from hwmodel.folding import divisors, ingest_channels, pipelined_foldings
-from hwmodel.knapsack import outdone_from
 from hwmodel.network import LayerSpec
 from hwmodel.precision import LayerConfig
+from hwmodel.problem import outdone_from
 from hwmodel.resources import (
     Memory,
     SharedLayer,
@@ -95,7 +95,7 @@ class Options:
 
     @cached_property
     def until(self) -> Array:
-        """Shape (options,): the interval from which on another option uses no more; see `hwmodel.knapsack.Choices`."""
+        """Shape (options,): the interval from which on another option uses no more; see `hwmodel.problem.Choices`."""
         return outdone_from(self.cycles, self.use)
 
     def only(self, keep: Array) -> Options:

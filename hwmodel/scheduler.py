@@ -13,49 +13,45 @@ Where a frame rate is asked for, only schedules that reach it count.
 
 The frame interval is the largest of the engines' cycles and of the cycles of the off-chip traffic, so off-chip bits
 and interval are bottlenecks, block RAM is a sum: the knapsacks of `hwmodel.knapsack`, for every cut that the bounds
-leave.  With up to `hwmodel.knapsack.PROVEN_GROUPS` engines all goals are proven optimal.  With more, the first two are
+leave.  With up to `hwmodel.problem.PROVEN_GROUPS` engines all goals are proven optimal.  With more, the first two are
 proven where bound and schedule meet, which `Best.is_proven` says, and block RAM is solved to within `BRAM_GAP` of its
 bound where exchanges reach that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from math import ceil, floor, isfinite, prod
+from math import ceil, floor, isfinite, log2
 
 import numpy as np
 
 from hwmodel.board import Board, load_boards
+from hwmodel.bounds import OpenSplits
 from hwmodel.cost import dram_cycles
 from hwmodel.cuts import Cuts
 from hwmodel.dataflow import Schedule
 from hwmodel.errors import BudgetError, SpecError
 from hwmodel.exchanges import TINY, Floats
-from hwmodel.knapsack import (
-    NO_LIMIT,
-    NOTHING,
-    PROVEN_GROUPS,
-    Answers,
-    Choices,
-    Solution,
-    any_choice,
-    cheapest,
-    least_bottleneck,
-)
-from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
+from hwmodel.knapsack import NOTHING, Solution, any_choice, cheapest, least_bottleneck
 from hwmodel.network import NetworkSpec
 from hwmodel.options import RESOURCES, Options, Space
 from hwmodel.precision import NetworkConfig
+from hwmodel.problem import NO_LIMIT, PROVEN_GROUPS, Answers, Choices
 from hwmodel.segments import OptionCache, Segments
 from hwmodel.shared import Candidate, Split
 
-SPLITS_TOGETHER = 48
+SPLITS_TOGETHER = 16
 """Splits whose options are made in one go."""
 
-BRAM_GAP = 0.02
-"""Share of the optimum to which block RAM is solved with many engines."""
+SAMPLES = 8
+"""Splits among which the one to begin with is chosen, about."""
+
+BRAM_GAP = 0.004
+"""Share of the bound of a split at which its block RAM is good enough with many engines."""
+
+SPLIT_GAP = 0.02
+"""Share of the block RAM found that another split has to promise to save, with many engines."""
 
 
 @dataclass(frozen=True)
@@ -205,68 +201,30 @@ class _Search:
         best, open_bound = NO_LIMIT, NO_LIMIT if is_proven else candidates[0].map_bits
         found: tuple[Reached, int] | None = None
         reaching: list[Split] = []
-        for map_bits, group in groupby(candidates, key=lambda one: one.map_bits):
-            if map_bits > best:
-                break
-            splits = self._open_splits(tuple(group), best)
-            start = 0
-            while start < len(splits) and splits[start].offchip_bits < best:
-                part = Cuts(self.segments, splits[start : start + SPLITS_TOGETHER], self.longest, self.longest)
-                start += SPLITS_TOGETHER
-                left = np.flatnonzero(self._fill(part) <= 1 + TINY).tolist()
-                for bits, same in groupby(left, key=lambda number: part.splits[number].offchip_bits):
-                    reached, is_proven = self._any_choice(part, list(same))
+        # First the cuts with the least traffic of feature maps: what they reach excludes most others.
+        for group in ([one.candidate for one in resident], candidates[len(resident) :]):
+            group = [one for one in group if one.map_bits <= best]
+            splits = OpenSplits(self.segments, self.budgets, self.board.uram > 0, group, best, self.longest)
+            splits.exclude(self._prices)
+            while part := splits.take(SPLITS_TOGETHER, best):
+                if dram_cycles(part[0].offchip_bits, self.board) > self.longest:
+                    break  # and so do all that follow, which have no fewer bits
+                known = len(self._prices)
+                cuts = Cuts(self.segments, part, self.longest, self.longest)
+                left = np.flatnonzero(self._fill(cuts) <= 1 + TINY).tolist()
+                for bits, same in groupby(left, key=lambda number: cuts.splits[number].offchip_bits):
+                    reached, is_proven = self._any_choice(cuts, list(same))
                     if reached is not None:
                         best, found, reaching = bits, reached, []
                         break
                     open_bound = min(open_bound, NO_LIMIT if is_proven else bits)
-            reaching += [split for split in splits if split.offchip_bits == best]
+                splits.exclude(self._prices[known:])
+            reaching += splits.of(best)
         self.is_proven &= open_bound >= best
         return None if found is None else (reaching, *found)
 
     def _all_resident(self, candidate: Candidate) -> Split:
-        layers = self.segments.network.layers[candidate.pipelined :]
-        return Split(candidate, sum(layer.has_weights for layer in layers), candidate.map_bits)
-
-    def _open_splits(self, candidates: Sequence[Candidate], limit: int) -> list[Split]:
-        """The splits of no more than some off-chip bits that may fit, fewest bits first."""
-        engine = self.segments.engine
-        scaled = np.array(self._prices) / np.maximum(self.budgets, 1)
-        # Resident weights lie in block RAM or UltraRAM; this is what a bit of them costs at least.
-        per_bit = scaled[:, 0] / RAMB18_BITS
-        if self.board.uram:
-            per_bit = np.minimum(per_bit, scaled[:, 1] / prod(URAM_SHAPE))
-        cuts = Cuts(self.segments, (), self.longest, self.longest)
-        before = cuts.before(cuts.own.use @ scaled.T)
-        engines = self._bare_engines(candidates, scaled)
-        found: list[Split] = []
-        for candidate in candidates:
-            bits = engine.offchip_bits(candidate)
-            fill = (
-                before[candidate.pipelined]
-                + engines.get(candidate, 0)
-                + engine.weight_memory_bits(candidate)[:, None] * per_bit
-            )
-            for resident in np.flatnonzero((bits <= limit) & (fill.max(axis=1) <= 1 + TINY)).tolist():
-                found.append(Split(candidate, resident, int(bits[resident])))
-        return sorted(found, key=lambda one: one.offchip_bits)
-
-    def _bare_engines(self, candidates: Sequence[Candidate], scaled: Floats) -> dict[Candidate, Floats]:
-        """What the shared engine of each cut that has one takes at least, without its weights.
-
-        Args:
-            candidates: The cuts.
-            scaled: Prices of a unit of each resource, shape (prices, resources).
-
-        Returns:
-            By cut, shape (prices,).
-        """
-        shared = [one for one in candidates if one.pipelined < len(self.segments.network.layers)]
-        if not shared:
-            return {}
-        rows = self.segments.engine.rows([self._all_resident(one) for one in shared], bare=True)
-        starts = np.flatnonzero(np.diff(rows.split, prepend=-1))
-        return dict(zip(shared, np.minimum.reduceat(rows.use @ scaled.T, starts, axis=0), strict=True))
+        return Split(candidate, len(self.segments.engine.residency(candidate)), candidate.map_bits)
 
     def _fill(self, cuts: Cuts, limit: int = NO_LIMIT) -> Floats:
         """`Cuts.fill` at all prices so far."""
@@ -303,50 +261,66 @@ class _Search:
             longest: The cycles of this choice.
         """
         floor = max(1, dram_cycles(splits[0].offchip_bits, self.board))
-        bounds = [max(floor, self.segments.least_cycles(split.candidate)) for split in splits]
-        shortest, best, open_bound = min(bounds), max(floor, longest), NO_LIMIT
-        reaching = [start]
-        # The longest pipeline first: its interval, if there is one, leaves few options of the other cuts.
-        first = max(range(len(splits)), key=lambda number: splits[number].candidate.pipelined)
-        others = sorted((number for number in range(len(splits)) if number != first), key=bounds.__getitem__)
-        for part in ([first], others):
-            # The first one's search starts from a limit that is easy to meet, if need be longer than what is known.
-            limit = NO_LIMIT - 1 if part == [first] else best
-            part = [number for number in part if bounds[number] <= best]
-            cuts = Cuts(self.segments, [splits[number] for number in part], shortest, limit)
-            fill = self._fill(cuts, best)
-            for place, number in enumerate(part):
-                if bounds[number] > best or fill[place] > 1 + TINY:
-                    continue
-                if bounds[number] == best:  # no better; the next goal finds out whether as good
-                    reaching.append(Reached(splits[number]))
-                    continue
-                choices = cuts.choices(place)
-                solution = self._least_bottleneck(choices, floor, limit)
-                if solution.bound < min(best, solution.value) and limit == best:
-                    # Undecided.  Where limits that are easy to meet are tried first, the search has better prices.
-                    whole = Cuts(self.segments, [splits[number]], shortest).choices(0)
-                    other = self._least_bottleneck(whole, floor)
-                    solution = other if other.value < solution.value else solution
-                open_bound = min(open_bound, solution.bound)
-                if solution.prices:
-                    self._prices.append(np.array(solution.prices))
-                if solution.value <= best:
-                    if solution.value < best:
-                        best, reaching = solution.value, []
-                        limit = min(limit, best)
-                    elif reaching == [start] and start.split == splits[number]:
-                        reaching = []
-                    reaching.append(Reached(splits[number], solution.rows))
-                if solution.prices:
-                    fill = self._fill(cuts, best)
+        bounds = np.array([max(floor, self.segments.least_cycles(split.candidate)) for split in splits])
+        shortest, best, open_bound = int(bounds.min()), max(floor, longest), NO_LIMIT
+        found = start
+        first = self._most_promising(splits, shortest, best)
+        left = [number for number in range(len(splits)) if number != first]
+        # The first one's search starts from a limit that is easy to meet, if need be longer than what is known.
+        whole = Cuts(self.segments, [splits[first]], shortest).choices(0)
+        solution = self._least_bottleneck(whole, floor)
+        open_bound = min(open_bound, solution.bound)
+        if solution.value <= best:
+            best, found = solution.value, Reached(splits[first], solution.rows)
+        left = [number for number in left if bounds[number] <= best]
+        cuts = Cuts(self.segments, [splits[number] for number in left], shortest, best)
+        waiting = [place for place, number in enumerate(left) if bounds[number] < best]
+        while waiting:
+            fill = self._fill(cuts, best - 1)
+            waiting = [place for place in waiting if fill[place] <= 1 + TINY and bounds[left[place]] < best]
+            if not waiting:
+                break
+            place = min(waiting, key=fill.__getitem__)
+            waiting.remove(place)
+            solution = self._least_bottleneck(cuts.choices(place), floor, best - 1)
+            if solution.bound < solution.value:
+                # Undecided.  Where limits that are easy to meet are tried first, the search has better prices.
+                whole = Cuts(self.segments, [cuts.splits[place]], shortest).choices(0)
+                other = self._least_bottleneck(whole, floor)
+                solution = other if other.value < solution.value else solution
+            open_bound = min(open_bound, solution.bound)
+            if solution.value < best:
+                best, found = solution.value, Reached(cuts.splits[place], solution.rows)
         self.is_proven &= open_bound >= best
-        return best, reaching
+        # The next goal finds out which of the others are as good.
+        fill = self._fill(cuts, best)
+        others = [split for split, least in zip(cuts.splits, fill, strict=True) if least <= 1 + TINY]
+        others = [split for split in (splits[first], *others) if split != found.split]
+        return best, [found, *map(Reached, others)]
+
+    def _most_promising(self, splits: list[Split], shortest: int, longest: int) -> int:
+        """A split that may have the shortest interval, as far as some of the splits and the prices so far tell."""
+        order = sorted(range(len(splits)), key=lambda number: -splits[number].candidate.pipelined)
+        some = order[:: ceil(len(order) / SAMPLES)]
+        cuts = Cuts(self.segments, [splits[number] for number in some], shortest, longest)
+        low, high = 0, ceil(log2(longest / shortest)) if longest > shortest else 0
+        fill = self._fill(cuts, longest)
+        while low < high:
+            middle = (low + high) // 2
+            closer = self._fill(cuts, shortest << middle)
+            if (closer <= 1 + TINY).any():
+                high, fill = middle, closer
+            else:
+                low = middle + 1
+        return some[int(np.argmin(fill))]
 
     def _least_bottleneck(self, choices: Choices | None, floor: int, limit: int = NO_LIMIT) -> Solution:
         if choices is None:
             return NOTHING
-        return least_bottleneck(choices, self.budgets, floor, limit, self._answers)
+        solution = least_bottleneck(choices, self.budgets, floor, limit, self._answers)
+        if solution.prices:
+            self._prices.append(np.array(solution.prices))
+        return solution
 
     # -- block RAM --------------------------------------------------------------------------------------------------
 
@@ -362,7 +336,7 @@ class _Search:
             choices = cuts.choices(number)
             if choices is None:
                 continue
-            gap = BRAM_GAP if choices.groups > PROVEN_GROUPS else 0.0
+            gap = SPLIT_GAP if choices.groups > PROVEN_GROUPS else 0.0
             if ceil(bounds[number] - 1e-6) >= bram18 * (1 - gap):
                 continue
             choices = choices.at_cost(choices.use[:, RESOURCES.index("bram18")])

@@ -10,7 +10,6 @@ import numpy as np
 
 from hwmodel.cost import operation_bit_width, pipelined_operation_memories
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
-from hwmodel.knapsack import Choices
 from hwmodel.network import LayerSpec, NetworkSpec
 from hwmodel.options import (
     Array,
@@ -24,6 +23,7 @@ from hwmodel.options import (
     weighted_options,
 )
 from hwmodel.precision import NetworkConfig, ofm_bit_widths
+from hwmodel.problem import Choices
 from hwmodel.shared import Candidate, SharedEngine, SharedRows, Split
 from hwmodel.storage import WeightStorage, weight_storage
 from hwmodel.traffic import Placement, place, tensor_bits

@@ -17,11 +17,11 @@ import numpy as np
 from hwmodel.compute import Multiplier
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, WeightPlace
-from hwmodel.knapsack import NO_LIMIT
 from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
 from hwmodel.network import NetworkSpec
 from hwmodel.options import Array, Foldings, Space, resource_use, shared_uses
 from hwmodel.precision import NetworkConfig
+from hwmodel.problem import NO_LIMIT
 from hwmodel.resources import CODE_BITS, FRAME_ENGINE, SUMMED, Memory, SharedLayer, frame_buffer_shape, shared_layer
 from hwmodel.storage import WeightStorage
 from hwmodel.traffic import Placement, elements
@@ -64,21 +64,48 @@ class Split:
 
 @dataclass(frozen=True)
 class Chain:
-    """What the layers of one order ask of each engine, accumulated.
+    """What the layers of one order ask of each engine, accumulated where it is asked for.
 
     Args:
+        engines: Number of engines.
         order: Layers in the order in which their weights become resident.
-        before: Shape (layers + 1, `SUMMED`, engines): sums over the layers before one.
-        after: Shape (layers + 1, `MAXIMISED`, engines): maxima over the layers from one on.
-        cycles: Shape (layers + 1, engines): cycles of the layers from one on.
+        needs: Shape (`FIELDS`, engines) for each layer.
+        layer_cycles: Shape (engines,) for each layer.
         streamed_bits: Shape (layers + 1,): off-chip bits per frame if the layers from one on stream their weights.
     """
 
+    engines: int
     order: tuple[int, ...]
-    before: Array
-    after: Array
-    cycles: Array
+    needs: tuple[Array, ...]
+    layer_cycles: tuple[Array, ...]
     streamed_bits: Array
+
+    @cached_property
+    def weight_words(self) -> Array:
+        """Shape (layers + 1, engines): words of resident weights of the layers before one."""
+        column = FIELDS.index("weight_words")
+        return _prefixes(np.cumsum(self._stacked([need[column] for need in self.needs]), axis=0))
+
+    @cached_property
+    def before(self) -> Array:
+        """Shape (layers + 1, `SUMMED`, engines): sums over the layers before one."""
+        return _prefixes(np.cumsum(self._stacked(self.needs, len(FIELDS))[:, _SUMMED], axis=0))
+
+    @cached_property
+    def after(self) -> Array:
+        """Shape (layers + 1, `MAXIMISED`, engines): maxima over the layers from one on."""
+        return _prefixes(np.maximum.accumulate(self._stacked(self.needs[::-1], len(FIELDS))[:, _MAXIMISED], axis=0))[
+            ::-1
+        ]
+
+    @cached_property
+    def cycles(self) -> Array:
+        """Shape (layers + 1, engines): cycles of the layers from one on."""
+        return _prefixes(np.cumsum(self._stacked(self.layer_cycles[::-1]), axis=0))[::-1]
+
+    def _stacked(self, rows: Sequence[Array], *inner: int) -> Array:
+        """Rows of shape (*inner, engines) as one array, also if there are none."""
+        return np.array(rows, dtype=np.int64).reshape(len(rows), *inner, self.engines)
 
 
 @dataclass(frozen=True)
@@ -143,6 +170,7 @@ class SharedEngine:
         self._placement = placement
         self._cache = cache
         self._chains: dict[tuple[int, int], Chain] = {}
+        self._layer_needs: dict[tuple[int, bool, bool], tuple[Array, Array]] = {}
         self._buffers: dict[Candidate, Array] = {}
         self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
 
@@ -177,24 +205,37 @@ class SharedEngine:
         cycles: Array = chain.cycles[start]
         return cycles
 
-    def weight_memory_bits(self, candidate: Candidate) -> Array:
-        """Bits of block RAM or UltraRAM that resident weights take at least, by number of resident layers."""
-        chain, start = self.chain(candidate)
+    def weight_memory_bits(self, candidates: Sequence[Candidate], longest: int = NO_LIMIT) -> list[Array]:
+        """Bits of block RAM or UltraRAM that resident weights of each cut take at least, by number of resident layers.
+
+        Args:
+            candidates: Cuts with a shared engine.
+            longest: Engines with more cycles than this are left out.
+        """
+        width, most_in_luts = self._weight_memories
+        found: list[Array] = []
+        for candidate in candidates:
+            chain, start = self.chain(candidate)
+            words = chain.weight_words[start:] - chain.weight_words[start]
+            bits = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * width
+            bits[words <= most_in_luts] = 0
+            found.append(bits[:, chain.cycles[start] <= longest].min(axis=1, initial=NO_LIMIT))
+        return found
+
+    @cached_property
+    def _weight_memories(self) -> tuple[Array, Array]:
+        """By engine: the width of the memory of resident weights, and the most words that may lie in LUTs."""
         pe, simd = self.grid
         width = CODE_BITS * pe * simd
-        weights = chain.before[start:, SUMMED.index("weight_words")]
-        words = weights - weights[0]
         # `hwmodel.memory.map_memories` takes LUTs for small memories and those that would fill little of the block RAM,
         # which takes at most ceil(width / 36) of them where there are no more than 512 words.
-        most_in_luts = (VIVADO_LUTRAM_BITS + VIVADO_MIN_FILL * RAMB18_BITS * (width / RAMB18_WIDTHS[-1] + 1)) / width
-        bits = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * width
-        least: Array = np.where(words > most_in_luts, bits, 0).min(axis=1)
-        return least
+        most_bits = VIVADO_LUTRAM_BITS + VIVADO_MIN_FILL * RAMB18_BITS * (width / RAMB18_WIDTHS[-1] + 1)
+        return width, np.floor(most_bits / width).astype(np.int64)
 
-    def rows(self, splits: Sequence[Split], longest: int = NO_LIMIT, *, bare: bool = False) -> SharedRows:
-        """Options of some splits with no more than `longest` cycles; `bare` ones without memories of weights."""
+    def rows(self, splits: Sequence[Split], longest: int = NO_LIMIT) -> SharedRows:
+        """Options of some splits with no more than `longest` cycles."""
         parts = [
-            self._rows(chain, splits, numbers, start, stop, longest, bare)
+            self._rows(chain, splits, numbers, start, stop, longest)
             for chain, numbers, start, stop in self._by_chain(splits)
         ]
         if len(parts) == 1:
@@ -217,7 +258,7 @@ class SharedEngine:
         return [(chain, *np.array(rows, dtype=np.int64).T) for chain, rows in found.values()]
 
     def _rows(
-        self, chain: Chain, splits: Sequence[Split], numbers: Array, start: Array, stop: Array, longest: int, bare: bool
+        self, chain: Chain, splits: Sequence[Split], numbers: Array, start: Array, stop: Array, longest: int
     ) -> SharedRows:
         cycles = chain.cycles[start]
         split, engine = np.nonzero(cycles <= longest)
@@ -229,8 +270,6 @@ class SharedEngine:
             fields[name] = column[end, engine] - column[first, engine]
         for i, name in enumerate(MAXIMISED):
             fields[name] = chain.after[last if name == "stream_words" else first, i, engine]
-        if bare:
-            fields |= {name: np.zeros_like(engine) for name in ("weight_words", "stream_words", "sparse_words")}
         pe, simd = (values[engine] for values in self.grid)
         use = np.empty((len(engine), len(self.kinds), 4), dtype=np.int64)
         widths = fields["weight_bit_width"] * 32 + fields["act_bit_width"]
@@ -242,7 +281,7 @@ class SharedEngine:
             uses = shared_uses(need, pe[same], simd[same], self._space.multipliers, self._places, self.family)
             for i, kind in enumerate(self.kinds):
                 use[same, i] = uses[kind]
-        buffers = np.array([self._buffer_use(splits[number].candidate) for number in numbers])
+        buffers = np.array([self.buffer_use(splits[number].candidate) for number in numbers])
         use += buffers[split, engine][:, None]
         kinds = len(self.kinds)
         return SharedRows(
@@ -256,30 +295,44 @@ class SharedEngine:
     def _chain_of(self, pipelined: int, spilled: int) -> Chain:
         key = (pipelined, spilled)
         if key not in self._chains:
-            order, end = self._order(pipelined, spilled), pipelined + spilled
-            needs = np.empty((len(order), len(FIELDS), len(self.grid[0])), dtype=np.int64)
-            cycles = np.empty((len(order), len(self.grid[0])), dtype=np.int64)
-            bits = np.zeros(len(order) + 1, dtype=np.int64)
-            for place, index in enumerate(order):
-                needs[place], cycles[place] = self._needs(index, index < end, self._owner(index, pipelined) == index)
-                name = self.network.layers[index].name
-                bits[place] = self.storages[name].weight_bits * self._reads(index, index < end)
+            end = pipelined + spilled
+            order, reads, keeps = self._order(pipelined, spilled)
+            found = [self._needs(index, index < end, kept) for index, kept in zip(order, keeps, strict=True)]
+            bits = np.append(self._weight_bits[list(order)] * reads, 0)
             self._chains[key] = Chain(
-                tuple(order),
-                _prefixes(np.cumsum(needs[:, _SUMMED], axis=0)),
-                _prefixes(np.maximum.accumulate(needs[::-1, _MAXIMISED], axis=0))[::-1],
-                _prefixes(np.cumsum(cycles[::-1], axis=0))[::-1],
+                len(self.grid[0]),
+                order,
+                tuple(needs for needs, _ in found),
+                tuple(cycles for _, cycles in found),
                 np.cumsum(bits[::-1])[::-1],
             )
         return self._chains[key]
 
-    def _order(self, pipelined: int, spilled: int) -> list[int]:
-        """First the layers whose weights are read most often: a resident bit saves one off-chip bit per reading."""
+    @cached_property
+    def _weight_bits(self) -> Array:
+        """Stored bits of each layer of the network."""
         layers = self.network.layers
-        indices = [i for i in range(pipelined, len(layers)) if layers[i].has_weights]
-        # Layers that use the same weights follow each other: once the first has them, they cost the others nothing.
-        owners = {i: self._owner(i, pipelined) for i in indices}
-        return sorted(indices, key=lambda i: (-self._reads(owners[i], owners[i] < pipelined + spilled), owners[i], i))
+        return np.array([self.storages[one.name].weight_bits if one.has_weights else 0 for one in layers])
+
+    def _order(self, pipelined: int, spilled: int) -> tuple[tuple[int, ...], Array, tuple[bool, ...]]:
+        """Layers on the shared engine in the order in which their weights become resident.
+
+        First the layers whose weights are read most often: a resident bit saves one off-chip bit per reading.
+
+        Returns:
+            The layers; how often each reads its weights; whether it needs words of its own for them.
+        """
+        key = ("order", pipelined, spilled)
+        if key not in self._cache:
+            layers, end = self.network.layers, pipelined + spilled
+            indices = [i for i in range(pipelined, len(layers)) if layers[i].has_weights]
+            # Layers that use the same weights follow each other: once the first has them, they cost the others nothing.
+            owners = {i: self._owner(i, pipelined) for i in indices}
+            order = sorted(indices, key=lambda i: (-self._reads(owners[i], owners[i] < end), owners[i], i))
+            reads = np.array([self._reads(i, i < end) for i in order], dtype=np.int64)
+            self._cache[key] = tuple(order), reads, tuple(owners[i] == i for i in order)
+        found: tuple[tuple[int, ...], Array, tuple[bool, ...]] = self._cache[key]
+        return found
 
     def _owner(self, index: int, pipelined: int) -> int:
         """The layer on the shared engine that has the weights of a layer: itself, unless an earlier one shares them."""
@@ -304,6 +357,9 @@ class SharedEngine:
 
         Words of resident weights and of the stream buffer both stand there; one of the two counts.
         """
+        here = (index, is_spilled, keeps_weights)
+        if here in self._layer_needs:
+            return self._layer_needs[here]
         layer = self.network.layers[index]
         key = ("needs", layer.name, self.config[layer.name], is_spilled, keeps_weights)
         if key not in self._cache:
@@ -316,10 +372,10 @@ class SharedEngine:
                 need = shared_layer(layer, self.config[layer.name], storage, plan, keeps_weights=keeps_weights)
                 np.maximum(table, [np.broadcast_to(getattr(need, name), pe.shape) for name in FIELDS], out=table)
             self._cache[key] = table, layer_cycles(layer, plan)
-        found: tuple[Array, Array] = self._cache[key]
-        return found
+        self._layer_needs[here] = self._cache[key]
+        return self._layer_needs[here]
 
-    def _buffer_use(self, candidate: Candidate) -> Array:
+    def buffer_use(self, candidate: Candidate) -> Array:
         """Resources of the frame buffers of each engine, shape (engines, resources)."""
         if candidate not in self._buffers:
             _, simd = self.grid

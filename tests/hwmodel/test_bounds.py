@@ -1,38 +1,53 @@
-"""Bounds of a cut that cost little are bounds of its options."""
+"""Bounds of a split that cost little are bounds of its options."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from hwmodel import LayerConfig, NetworkConfig, load_board, load_network
-from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
+from hwmodel import LayerConfig, NetworkConfig, WeightFormat, load_board, load_network
+from hwmodel.bounds import OpenSplits
+from hwmodel.cuts import Cuts
 from hwmodel.options import RESOURCES
+from hwmodel.problem import NO_LIMIT
 from hwmodel.scheduler import Scheduler
 from hwmodel.shared import Split
 
 
 @pytest.mark.parametrize("board", ["zcu102", "kv260"])
 @pytest.mark.parametrize("seed", range(3))
-def test_engine_takes_what_it_takes_without_weights_and_their_bits(board: str, seed: int) -> None:
-    network = load_network("resnet20")
+def test_no_split_is_excluded_that_its_options_do_not_exclude(board: str, seed: int) -> None:
+    network, device = load_network("resnet20"), load_board(board)
     pick = np.random.default_rng(seed)
-    choices = [LayerConfig(4, 4), LayerConfig(8, 8), LayerConfig(1, 4, 0.8, "binary_plus_sparse")]
+    choices = [LayerConfig(4, 4), LayerConfig(8, 8), LayerConfig(1, 4, 0.8, WeightFormat.BINARY_PLUS_SPARSE)]
     pairs = tuple((layer.name, choices[pick.integers(3)]) for layer in network.weighted)
-    segments = Scheduler(network, load_board(board)).segments(NetworkConfig(pairs))
-    engine = segments.engine
-    for _ in range(5):
-        price = pick.dirichlet(np.full(len(RESOURCES), 0.5))
-        # A bit of block RAM or, where weights may lie there, of UltraRAM.
-        per_bit = price[0] / RAMB18_BITS
-        if load_board(board).uram:
-            per_bit = min(per_bit, price[1] / np.prod(URAM_SHAPE))
-        for candidate in segments.candidates[:-1:7]:
-            bits = engine.offchip_bits(candidate)
-            splits = [Split(candidate, resident, int(bits[resident])) for resident in range(len(bits))]
-            if candidate.pipelined == len(network.layers):
-                continue
-            bare = (engine.rows(splits[-1:], bare=True).use @ price).min()
-            rows = engine.rows(splits)
-            whole = [(rows.use[rows.of_split(number)] @ price).min() for number in range(len(splits))]
-            assert (bare + engine.weight_memory_bits(candidate) * per_bit <= np.array(whole) * (1 + 1e-9)).all()
+    segments = Scheduler(network, device).segments(NetworkConfig(pairs))
+    candidates = segments.candidates[::7]
+    splits = [split for candidate in candidates for split in segments.engine.splits(candidate)]
+    excluded = 0
+    for tight in (8, 32, 128):
+        budgets = np.array([getattr(device, name) for name in RESOURCES]) // tight
+        prices = pick.dirichlet(np.full(len(RESOURCES), 0.5), 4)
+        opened = OpenSplits(segments, budgets, device.uram > 0, candidates, NO_LIMIT)
+        opened.exclude(list(prices))
+        kept = opened.take(len(splits), NO_LIMIT)
+        fill = Cuts(segments, splits).fill(budgets, prices)
+        assert {split for split, least in zip(splits, fill, strict=True) if least <= 1} <= set(kept)
+        excluded += len(splits) - len(kept)
+    assert excluded
+
+
+def test_open_splits_come_once_and_in_the_order_of_their_off_chip_bits() -> None:
+    network, device = load_network("resnet20"), load_board("zcu102")
+    config = NetworkConfig(tuple((layer.name, LayerConfig(4, 4)) for layer in network.weighted))
+    segments = Scheduler(network, device).segments(config)
+    candidates = segments.candidates[::9]
+    want = sorted(split.offchip_bits for one in candidates for split in segments.engine.splits(one))
+    limit = want[len(want) // 2]
+    opened = OpenSplits(segments, np.full(len(RESOURCES), NO_LIMIT), True, candidates, limit)
+    found: list[Split] = []
+    while part := opened.take(5, limit):
+        found += part
+    assert len(set(found)) == len(found)
+    assert [split.offchip_bits for split in found] == [bits for bits in want if bits < limit]
+    assert {split.offchip_bits for split in opened.of(limit)} == {limit}

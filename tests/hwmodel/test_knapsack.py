@@ -9,16 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwmodel.knapsack import (
-    NO_LIMIT,
-    NOTHING,
-    PROVEN_GROUPS,
-    Choices,
-    Solution,
-    cheapest,
-    least_bottleneck,
-    outdone_from,
-)
+from hwmodel.knapsack import NOTHING, Solution, cheapest, least_bottleneck
+from hwmodel.problem import NO_LIMIT, PROVEN_GROUPS, Choices, outdone_from
 
 
 def random_problem(seed: int) -> tuple[Choices, np.ndarray]:

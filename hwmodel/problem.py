@@ -1,0 +1,368 @@
+"""Options of a multiple-choice knapsack, and what prices and exchanges find among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwmodel.exchanges import TINY, Array, Floats, descended, descended_by_pairs, repaired
+from hwmodel.highs import branch_and_cut
+from hwmodel.pricing import Game
+
+Mask = NDArray[np.bool_]
+
+Answers = dict[bytes, tuple[Array | None, bool]]
+"""By shares and groups of the options that prices left: any choice of them or None, and whether that is proven."""
+
+PROVEN_GROUPS = 16
+"""Groups up to which every answer is proven."""
+
+STEPS = 60
+"""Most changes of the prices before exchanges (and the solver) have to decide; nearly always fewer are needed."""
+
+NEAR = 1e-4
+"""Gap between the bound and the linear relaxation at which prices are good enough if the latter is within the budgets.
+"""
+
+STEEPEST = 40
+"""Largest sum of prices of whole budgets, in units of the largest sum of costs."""
+
+PENALTY = 3.0
+"""What exceeding a budget costs exchanges, in units of the sum of prices."""
+
+PAIR_OPTIONS = 160
+"""Options of which pairs are exchanged."""
+
+DESCENT_OPTIONS = 400
+"""Options beside one of each group that are exchanged one by one."""
+
+STARTS = 12
+"""Choices from which exchanges set out: as many with noise, and as many of the relaxation."""
+
+NOISE = 0.5
+"""Noise of the prices of the last of them, in shares of what a choice may be dearer than the bound."""
+
+COARSE = 0.05
+"""The most that this is taken for, in shares of the best sum."""
+
+POLISHED = 3
+"""Choices of those that exchanges of single options have found from which exchanges of pairs set out."""
+
+CORE_OPTIONS = 180
+"""Options up to which branch and cut is tried with more groups, where exchanges of pairs have found nothing."""
+
+CORE_NODES = 100
+"""Nodes after which that is given up."""
+
+NO_LIMIT = 1 << 60
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Options of all groups, one group after the other; of each group one option is taken.
+
+    Args:
+        key: Shape (options,), integers >= 0.
+        use: Shape (options, resources), integers >= 0.
+        group: Shape (options,), ascending: the group of each option.
+        until: Shape (options,): at limits of the key from this one on another option of the group uses no more of
+            anything, so that this one need not be looked at; see `outdone_from`.
+        rows: Shape (options,): where an option stood before others were left out.
+        groups: Number of groups.
+    """
+
+    key: Array
+    use: Array
+    group: Array
+    until: Array
+    rows: Array
+    groups: int
+
+    @classmethod
+    def of(cls, keys: Sequence[Array], uses: Sequence[Array], untils: Sequence[Array] | None = None) -> Choices:
+        """Options by group: keys of shape (options,), uses of shape (options, resources)."""
+        group = np.repeat(np.arange(len(keys)), [len(key) for key in keys])
+        until = np.full(len(group), NO_LIMIT) if untils is None else np.concatenate(untils)
+        return cls(np.concatenate(keys), np.concatenate(uses), group, until, np.arange(len(group)), len(keys))
+
+    def only(self, keep: Mask) -> Choices | None:
+        """The options where `keep` is true; None if a group has none."""
+        index = np.flatnonzero(keep)
+        group = self.group[index]
+        if not len(index) or np.count_nonzero(np.diff(group)) + 1 < self.groups:
+            return None
+        return Choices(self.key[index], self.use[index], group, self.until[index], self.rows[index], self.groups)
+
+    def up_to(self, limit: int) -> Choices | None:
+        """The options that count where no key may be larger than `limit`; None if a group has none."""
+        return self.only((self.key <= limit) & (limit < self.until))
+
+    def at_cost(self, cost: Array) -> Choices:
+        """The same options with other keys, all of them to be looked at."""
+        return Choices(cost, self.use, self.group, np.full(len(cost), NO_LIMIT), self.rows, self.groups)
+
+
+def outdone_from(key: Array, use: Array) -> Array:
+    """The least key from which on an option of one group is outdone: another one uses no more of anything.
+
+    Args:
+        key: Shape (options,).
+        use: Shape (options, resources).
+
+    Returns:
+        Shape (options,); `NO_LIMIT` where no option of the group uses as little.
+    """
+    no_more = (use[:, None, :] <= use[None, :, :]).all(axis=2)  # [i, j]: i uses no more than j
+    # Of options with equal use, the one with the smaller key stays, then the first.
+    first = np.lexsort((np.arange(len(key)), key))
+    rank = np.empty(len(key), dtype=np.int64)
+    rank[first] = np.arange(len(key))
+    outdoes = no_more & (~no_more.T | (rank[:, None] < rank[None, :]))
+    until: Array = np.where(outdoes, key[:, None], NO_LIMIT).min(axis=0, initial=NO_LIMIT)
+    return until
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """The linear relaxation of a problem with costs.
+
+    Args:
+        bound: Lower bound of the sum of costs.
+        prices: Of whole budgets, that gave it.
+        columns: Shape (columns, groups): choices that were cheapest at some prices.
+        mixed: Shape (groups,): the options with the largest share of the best mix of them.
+    """
+
+    bound: float
+    prices: Floats
+    columns: Array
+    mixed: Array
+
+
+class Problem:
+    """Options that fit the budgets each on its own.
+
+    Args:
+        choices: The options.
+        budgets: Shape (resources,).
+        answers: What similar problems found out about the options that prices left; it is added to.
+    """
+
+    def __init__(self, choices: Choices, budgets: Array, answers: Answers | None = None) -> None:
+        self.choices = choices
+        self.budgets = budgets
+        self.answers: Answers = {} if answers is None else answers
+        self.share = choices.use / np.maximum(budgets, 1)
+        self.starts = np.searchsorted(choices.group, np.arange(choices.groups))
+
+    @classmethod
+    def of(cls, choices: Choices | None, budgets: Array, answers: Answers | None = None) -> Problem | None:
+        """The problem, or None if a group has no option within the budgets."""
+        if choices is None:
+            return None
+        is_within: Mask = np.asarray((choices.use <= budgets).all(axis=1))
+        fitting = choices.only(is_within)
+        return None if fitting is None else cls(fitting, budgets, answers)
+
+    def up_to(self, limit: int) -> Problem | None:
+        """The problem where no key may be larger than `limit`; None if a group has no such option."""
+        choices = self.choices.up_to(limit)
+        return None if choices is None else Problem(choices, self.budgets, self.answers)
+
+    def at_rows(self, rows: Sequence[int]) -> Array | None:
+        """The choice with these rows, or None if one of them is not among the options."""
+        place = {row: index for index, row in enumerate(self.choices.rows.tolist())} if rows else {}
+        if not rows or any(row not in place for row in rows):
+            return None
+        return np.array([place[row] for row in rows])
+
+    def fits(self, chosen: Array) -> bool:
+        """Whether a choice is within all budgets."""
+        return bool((self.choices.use[chosen].sum(axis=0) <= self.budgets).all())
+
+    def first_open(self, grid: Array, low: int, weights: Floats) -> int:
+        """The first limit from `low` on that the bound at these prices does not exclude; `len(grid)` if none."""
+        priced, keys = self.share @ weights, self.choices.key
+
+        def is_open(index: int) -> bool:
+            least = np.minimum.reduceat(np.where(keys <= grid[index], priced, np.inf), self.starts)
+            return float(least.sum()) <= 1 + TINY
+
+        step, high = 1, low
+        while high < len(grid) and not is_open(high):
+            low, high, step = high + 1, high + step, 2 * step
+        high = min(high, len(grid))
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if is_open(middle) else (middle + 1, high)
+        return high
+
+    def cheapest(self, priced: Floats) -> Array:
+        """Index of each group's cheapest option."""
+        group = self.choices.group
+        least = np.minimum.reduceat(priced, self.starts)
+        is_least = np.flatnonzero(priced <= least[group])
+        first: Array = is_least[np.searchsorted(group[is_least], np.arange(len(self.starts)))]
+        return first
+
+    def any_choice(self, weights: Floats, *, may_solve: bool) -> tuple[Array | None, Floats, bool]:
+        """Any choice within the budgets.
+
+        Args:
+            weights: Prices to begin with, of sum 1.
+            may_solve: Whether HiGHS may be asked.
+
+        Returns:
+            Rows of the choice; the last prices; whether it is proven that there is none, if none was found.
+        """
+        game, columns = Game(len(weights)), list[Array]()
+        nearest, least_excess, fill, largest = None, np.inf, np.inf, -np.inf
+        for _ in range(STEPS):
+            priced = self.share @ weights
+            chosen = self.cheapest(priced)
+            bound = float(priced[chosen].sum())
+            if bound > 1 + TINY:
+                return None, weights, True
+            if bound > largest:
+                largest, best_weights = bound, weights
+            used = self.share[chosen].sum(axis=0)
+            excess = float(used.max()) - 1
+            if excess < least_excess:
+                nearest, least_excess = chosen, excess
+            if excess <= TINY or largest > fill - (NEAR if fill <= 1 else TINY):
+                break
+            columns.append(chosen)
+            weights, value = game.add(used + 1)  # payoffs have to be positive
+            fill = value - 1
+            # Half way from the best prices so far: extreme prices swing, and exclude little else.
+            weights = (weights + best_weights) / 2
+        weights = best_weights
+        assert nearest is not None
+        found, is_proven = self._fitting([nearest]), False
+        if found is None and columns:
+            found = self._fitting([self._mixed(columns, game), chosen])
+            if found is None and may_solve:
+                found, is_proven = self._decided(
+                    Relaxed(largest, weights, np.array(columns), self._mixed(columns, game))
+                )
+        return None if found is None else self.choices.rows[found], weights, is_proven
+
+    def _fitting(self, starts: Sequence[Array]) -> Array | None:
+        """The first choice within the budgets that exchanges of single options make of some others."""
+        for start in starts:
+            found = self.repaired(start)
+            if self.fits(found):
+                return found
+        return None
+
+    def _mixed(self, columns: Sequence[Array], game: Game) -> Array:
+        """Of each group the option that has the largest share of a mix of choices."""
+        numbers, shares = game.mix()
+        weight = np.zeros(len(self.share))
+        for number, share in zip(numbers.tolist(), shares.tolist(), strict=True):
+            weight[columns[number]] += share
+        return self.cheapest(-weight)
+
+    def priced(self, key: Floats, price: Floats, upper: float, gap: float) -> Relaxed:
+        """Prices of the budgets at which the bound of the sum of keys is nearly as large as it can be.
+
+        Args:
+            key: Shape (options,).
+            price: Prices of whole budgets to begin with, shape (resources,).
+            upper: The sum of a known choice, or more than is allowed.
+            gap: Share of `upper` up to which a bound is good enough.
+        """
+        # No prices of a larger sum are looked for.  The last row is the rest of that sum.
+        most = STEEPEST * max(1.0, float(np.maximum.reduceat(key, self.starts).sum()))
+        game, columns = Game(len(price) + 1), list[Array]()
+        lower, mixture, best = -np.inf, np.inf, price
+        for _ in range(STEPS):
+            priced = key + self.share @ price
+            chosen = self.cheapest(priced)
+            bound = float(priced[chosen].sum() - price.sum())
+            if bound > lower:
+                lower, best = bound, price
+            columns.append(chosen)
+            if ceil(lower - 1e-6) >= upper * (1 - gap) or lower >= mixture - NEAR * abs(mixture):
+                break
+            cost, used = float(key[chosen].sum()) / most, self.share[chosen].sum(axis=0)
+            weights, value = game.add(np.append(cost + used, cost + 1) + 1)  # payoffs have to be positive
+            price, mixture = most * weights[:-1], most * (value - 2)
+        return Relaxed(lower, best, np.array(columns), self._mixed(columns, game) if len(columns) > 1 else columns[0])
+
+    def descended(self, key: Floats, relaxed: Relaxed, slack: float, starts: int, polished: int) -> Iterator[Array]:
+        """Choices that exchanges reach from those that a relaxation suggests, better ones later."""
+        group = self.choices.group
+        priced = key + self.share @ relaxed.prices
+        extra = priced - np.minimum.reduceat(priced, self.starts)[group]
+        order = np.argsort(extra, kind="stable")
+        penalty = PENALTY * max(float(relaxed.prices.sum()), float(key.sum()) / len(key), 1.0)
+        core = np.sort(order[:PAIR_OPTIONS])
+        core = core[np.bincount(group[core], minlength=len(self.starts))[group[core]] > 1]
+
+        def by_pairs(chosen: Array) -> Array:
+            paired = descended_by_pairs(key, self.share, group, core, chosen, penalty)
+            improved: Array = descended(key, self.share, group, paired[None], penalty)[0]
+            return improved
+
+        yield by_pairs(relaxed.mixed)
+        noise = np.random.default_rng(0).gumbel(size=(starts, len(key)))
+        spread = NOISE * slack * np.arange(1, starts + 1) / starts
+        noisy = [self.cheapest(extra - part) for part in spread[:, None] * noise]
+        wide = np.sort(order[: len(self.starts) + DESCENT_OPTIONS])
+        begins = np.array([relaxed.mixed, *relaxed.columns[-STARTS:], *noisy])
+        place = np.full(len(key), -1)
+        place[wide] = np.arange(len(wide))
+        begins = place[begins]
+        begins = np.unique(begins[(begins >= 0).all(axis=1)], axis=0)
+        found = wide[descended(key[wide], self.share[wide], group[wide], begins, penalty)]
+        over = np.maximum(0.0, self.share[found].sum(axis=1) - 1).sum(axis=1)
+        rank = np.argsort(key[found].sum(axis=1) + penalty * over, kind="stable")
+        yield from found[rank]
+        for chosen in found[rank[:polished]]:
+            yield by_pairs(chosen)
+
+    def repaired(self, chosen: Array) -> Array:
+        """A choice with as little excess over the budgets as exchanges of single options reach."""
+        return repaired(self.choices.key, self.share, self.choices.group, chosen)
+
+    def _decided(self, relaxed: Relaxed) -> tuple[Array | None, bool]:
+        """Any choice within the budgets, and whether it is proven that there is none.
+
+        Args:
+            relaxed: The linear relaxation without costs.
+        """
+        if len(self.starts) <= PROVEN_GROUPS:
+            return self.branch_and_cut(np.zeros(len(self.share)), np.arange(len(self.share)))
+        # An option is out if the bound with it is over the budgets; where the budgets are tight, few are left.
+        priced = self.share @ relaxed.prices
+        least = np.minimum.reduceat(priced, self.starts)
+        core = np.flatnonzero(priced - least[self.choices.group] <= 1 - least.sum() + 1e-6)
+        # Neighbouring limits often leave the same options.
+        question = self.share[core].tobytes() + self.choices.group[core].tobytes()
+        if question not in self.answers:
+            found, is_proven = self._exchanged(relaxed), False
+            if found is None and len(core) <= CORE_OPTIONS:
+                found, is_proven = self.branch_and_cut(np.zeros(len(self.share)), core, CORE_NODES)
+            if found is not None and not np.isin(found, core).all():
+                return found, False
+            self.answers[question] = None if found is None else np.searchsorted(core, found), is_proven
+        answer, is_proven = self.answers[question]
+        return None if answer is None else core[answer], is_proven
+
+    def _exchanged(self, relaxed: Relaxed) -> Array | None:
+        """A choice within the budgets that exchanges find, if they do."""
+        found = self.descended(np.zeros(len(self.share)), relaxed, 1 - relaxed.bound, 2 * STARTS, 3 * STARTS)
+        return next((one for one in found if self.fits(one)), None)
+
+    def branch_and_cut(self, cost: Floats, allowed: Array, nodes: int | None = None) -> tuple[Array | None, bool]:
+        """`hwmodel.highs.branch_and_cut` of the allowed options; the choice as indices of all."""
+        choices = self.choices
+        found, is_proven = branch_and_cut(
+            cost[allowed], choices.use[allowed], choices.group[allowed], self.budgets, choices.groups, nodes
+        )
+        return None if found is None else allowed[found], is_proven
