@@ -22,10 +22,15 @@ from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.ops import clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from qat.models.float_part import FloatPart, as_4d
 from qat.models.heads import Detections, Suppression, suppress_candidates
+
+SMALLEST_BOX = 1e-2
+"""Sides of boxes in pixels, at least: torchvision's `RoIHeads.postprocess_detections`."""
 
 _RANDOM = {"weights": None, "weights_backbone": None}
 
@@ -81,6 +86,75 @@ class DenseFloatPart(FloatPart):
         return torch.cat(scores, 1), torch.cat(anchors, 1), torch.cat(labels, 1)
 
 
+class TwoStageFloatPart(FloatPart):
+    """Faster R-CNN's proposals, pooling and box head, with the answers of all images of a batch at once.
+
+    The rules are those of the detector's `filter_proposals` and `postprocess_detections`, which go image by image.
+
+    Args:
+        detector: Its modules are shared, not copied.
+    """
+
+    detector: FasterRCNN
+
+    def __init__(self, detector: FasterRCNN) -> None:
+        super().__init__(detector, pixels=4, first_label=1)
+
+    @torch.no_grad()
+    def detections(self, maps: Sequence[Tensor]) -> list[Detections]:
+        """Boxes of each image; all images of a batch at once."""
+        heads, size = self.detector.roi_heads, self.image_size(maps)
+        regions = self._proposals(as_4d(maps))
+        with torch.autocast(maps[0].device.type, enabled=False):
+            pooled = heads.box_roi_pool(self.given(maps)["backbone"], regions, [size] * len(regions))
+            logits_KC, offsets = heads.to(maps[0].device).box_predictor(heads.box_head(pooled))
+        boxes_KC4 = clip_boxes_to_image(heads.box_coder.decode(offsets, regions), size)[:, 1:]
+        scores_KC = logits_KC.softmax(1)[:, 1:]
+        sides_KC2 = boxes_KC4[:, :, 2:] - boxes_KC4[:, :, :2]
+        region, label = ((scores_KC > heads.score_thresh) & (sides_KC2 >= SMALLEST_BOX).all(2)).nonzero(as_tuple=True)
+        image_K = torch.cat([torch.full((len(own),), number) for number, own in enumerate(regions)])
+        rule = Suppression(heads.score_thresh, heads.nms_thresh, keep=heads.detections_per_img)
+        pixels = boxes_KC4.new_tensor([size[1], size[0], size[1], size[0]])
+        return [
+            Detections(one.boxes_K4 / pixels, one.scores_K, one.labels_K)
+            for one in suppress_candidates(
+                boxes_KC4[region, label],
+                scores_KC[region, label],
+                image_K.to(region.device)[region],
+                label,
+                len(regions),
+                rule,
+            )
+        ]
+
+    def _proposals(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Boxes in pixels that may hold an object, of each image, shape (K, 4)."""
+        rpn = self.detector.rpn.to(levels[0].device).eval()
+        images, (rows, columns) = len(levels[0]), self.image_size(levels)
+        with torch.autocast(levels[0].device.type, enabled=False):
+            logits, offsets = rpn.head(list(levels))
+        counts = [level[0].numel() for level in logits]
+        batch = ImageList(levels[0].new_empty((1, 1, rows, columns)), [(rows, columns)])
+        anchors_K4 = rpn.anchor_generator(batch, list(levels))[0]
+        logits_K1, offsets_K4 = concat_box_prediction_layers(logits, offsets)
+        boxes_NK4 = rpn.box_coder.decode_single(offsets_K4, anchors_K4.repeat(images, 1)).view(images, -1, 4)
+        scores_NK = logits_K1.view(images, -1)
+        start, scores, places, numbers = 0, [], [], []
+        for number, count in enumerate(counts):
+            best, place = scores_NK[:, start : start + count].topk(min(rpn.pre_nms_top_n(), count), 1)
+            scores.append(best.sigmoid())
+            places.append(place + start)
+            numbers.append(torch.full_like(place, number))
+            start += count
+        score, place, level = torch.cat(scores, 1), torch.cat(places, 1), torch.cat(numbers, 1)
+        boxes = clip_boxes_to_image(boxes_NK4.gather(1, place[:, :, None].expand(-1, -1, 4)), (rows, columns))
+        sides = boxes[:, :, 2:] - boxes[:, :, :2]
+        image, rank = ((score >= rpn.score_thresh) & (sides >= rpn.min_size).all(2)).nonzero(as_tuple=True)
+        rule = Suppression(rpn.score_thresh, rpn.nms_thresh, keep=rpn.post_nms_top_n())
+        kept = suppress_candidates(boxes[image, rank], score[image, rank], image, level[image, rank], images, rule)
+        return [one.boxes_K4 for one in kept]
+
+
 class Pyramid(nn.Module):
     """ResNet and feature pyramid, for images whose sides are multiples of 32 (128 with levels P6 and P7).
 
@@ -99,7 +173,7 @@ class Pyramid(nn.Module):
                 self.add_module(name, module)
         self.float_part: FloatPart  # no module: its weights are those above
         if isinstance(detector, FasterRCNN):
-            self.float_part = FloatPart(detector, pixels=4, first_label=1)
+            self.float_part = TwoStageFloatPart(detector)
         else:
             self.float_part = DenseFloatPart(detector)
 

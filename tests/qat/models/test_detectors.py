@@ -67,6 +67,30 @@ def test_a_batch_is_answered_at_once_as_image_by_image(name: str) -> None:
 
 
 @torch.no_grad()
+def test_a_batch_of_regions_is_answered_at_once_as_image_by_image() -> None:
+    torch.manual_seed(0)
+    detector = DETECTORS["faster_rcnn"]().eval()
+    detector.roi_heads.detections_per_img = 1000
+    for module in (*detector.rpn.head.modules(), *detector.roi_heads.box_predictor.modules()):
+        if isinstance(module, nn.Conv2d | nn.Linear):  # the scores of new heads are nearly equal
+            nn.init.kaiming_normal_(module.weight, 0.3)
+    part = hardware_part(detector).eval()
+    maps = [level / level.std() for level in part(torch.randn(3, 3, 128, 128))]
+    found = part.float_part.detections(maps)
+    expected = part.float_part.answers(maps)
+    assert len(found) == 3
+    for ours, theirs in zip(found, expected, strict=True):
+        assert len(theirs["labels"].unique()) > 1
+        torch.testing.assert_close(ours.scores_K, theirs["scores"])
+        rows = torch.cat((ours.scores_K[:, None], ours.labels_K[:, None] + 1.0, ours.boxes_K4 * 128), 1)
+        others = torch.cat((theirs["scores"][:, None], theirs["labels"][:, None], theirs["boxes"]), 1)
+        # Some scores are equal: their boxes may come in another order.
+        nearest = torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+        assert sorted(nearest.indices.tolist()) == list(range(len(others)))
+        assert nearest.values.max() < 1e-3
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["retinanet", "fcos"])
 def test_images_without_objects(name: str) -> None:
     part = hardware_part(DETECTORS[name]()).eval()
