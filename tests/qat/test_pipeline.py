@@ -34,6 +34,7 @@ SMALL = [
     "search.weight_bit_widths=[1,2,4]",
     "search.significant_densities=[0.02]",
     "search.min_compression=[16]",
+    "search.screening_share=0",
     "baselines=[2]",
 ]
 
