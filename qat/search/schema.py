@@ -5,9 +5,7 @@ from __future__ import annotations
 APPLICATION_ID = 0x51415431
 """Marks the file as ours in SQLite's header: the letters QAT1."""
 
-TABLES = """
-CREATE TABLE documents (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE trials (
+_TRIALS_2 = """(
     id INTEGER PRIMARY KEY,
     point TEXT NOT NULL,
     config TEXT NOT NULL,
@@ -26,7 +24,12 @@ CREATE TABLE trials (
     error TEXT,
     screening TEXT NOT NULL,
     UNIQUE (point, fidelity)
-) STRICT;
+) STRICT"""
+"""The table of trials of version 2; a later version gets a text of its own, since this one is also a migration."""
+
+TABLES = f"""
+CREATE TABLE documents (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE trials {_TRIALS_2};
 """
 """Of the newest version."""
 
@@ -51,27 +54,8 @@ COLUMNS = (
 )
 """Of the table of trials, in its order."""
 
-STOPPED_TRIALS = """
-CREATE TABLE renewed (
-    id INTEGER PRIMARY KEY,
-    point TEXT NOT NULL,
-    config TEXT NOT NULL,
-    fidelity TEXT NOT NULL,
-    seed INTEGER NOT NULL,
-    target TEXT NOT NULL,
-    origin TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('pending', 'running', 'completed', 'stopped', 'failed')),
-    cost TEXT NOT NULL,
-    metrics TEXT NOT NULL,
-    predicted TEXT NOT NULL,
-    created_s REAL NOT NULL,
-    started_s REAL,
-    ended_s REAL,
-    attempts INTEGER NOT NULL,
-    error TEXT,
-    screening TEXT NOT NULL,
-    UNIQUE (point, fidelity)
-) STRICT;
+STOPPED_TRIALS = f"""
+CREATE TABLE renewed {_TRIALS_2};
 INSERT INTO renewed SELECT *, 'null' FROM trials;
 DROP TABLE trials;
 ALTER TABLE renewed RENAME TO trials;

@@ -45,35 +45,23 @@ def test_two_parts_answer_as_the_whole(name: str) -> None:
             torch.testing.assert_close(ours[key], theirs[key])
 
 
+def new_heads(detector: nn.Module, name: str) -> tuple[list[nn.Module], float]:
+    """The modules that score and place boxes, and the slope behind them."""
+    if name == "faster_rcnn":
+        detector.roi_heads.detections_per_img = 1000
+        return [detector.rpn.head, detector.roi_heads.box_predictor], 0.3
+    return [detector.head.classification_head, detector.head.regression_head], 0.0
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "faster_rcnn"])
 def test_a_batch_is_answered_at_once_as_image_by_image(name: str) -> None:
     torch.manual_seed(0)
     detector = DETECTORS[name]().eval()
-    for head in (detector.head.classification_head, detector.head.regression_head):
-        for module in head.modules():
-            if isinstance(module, nn.Conv2d):  # the scores of new heads are nearly equal
-                nn.init.kaiming_normal_(module.weight)
-    part = hardware_part(detector).eval()
-    maps = [level / level.std() for level in part(torch.randn(3, 3, 128, 128))]
-    found = part.float_part.detections(maps)
-    expected = part.float_part.answers(maps)
-    assert len(found) == 3
-    for ours, theirs in zip(found, expected, strict=True):
-        assert len(theirs["labels"].unique()) > 1
-        torch.testing.assert_close(ours.boxes_K4 * 128, theirs["boxes"], rtol=1e-5, atol=1e-3)
-        torch.testing.assert_close(ours.scores_K, theirs["scores"])
-        assert torch.equal(ours.labels_K, theirs["labels"])
-
-
-@torch.no_grad()
-def test_a_batch_of_regions_is_answered_at_once_as_image_by_image() -> None:
-    torch.manual_seed(0)
-    detector = DETECTORS["faster_rcnn"]().eval()
-    detector.roi_heads.detections_per_img = 1000
-    for module in (*detector.rpn.head.modules(), *detector.roi_heads.box_predictor.modules()):
+    heads, slope = new_heads(detector, name)
+    for module in (module for head in heads for module in head.modules()):
         if isinstance(module, nn.Conv2d | nn.Linear):  # the scores of new heads are nearly equal
-            nn.init.kaiming_normal_(module.weight, 0.3)
+            nn.init.kaiming_normal_(module.weight, slope)
     part = hardware_part(detector).eval()
     maps = [level / level.std() for level in part(torch.randn(3, 3, 128, 128))]
     found = part.float_part.detections(maps)
@@ -82,7 +70,8 @@ def test_a_batch_of_regions_is_answered_at_once_as_image_by_image() -> None:
     for ours, theirs in zip(found, expected, strict=True):
         assert len(theirs["labels"].unique()) > 1
         torch.testing.assert_close(ours.scores_K, theirs["scores"])
-        rows = torch.cat((ours.scores_K[:, None], ours.labels_K[:, None] + 1.0, ours.boxes_K4 * 128), 1)
+        labels_K = ours.labels_K + part.float_part.first_label
+        rows = torch.cat((ours.scores_K[:, None], labels_K[:, None], ours.boxes_K4 * 128), 1)
         others = torch.cat((theirs["scores"][:, None], theirs["labels"][:, None], theirs["boxes"]), 1)
         # Some scores are equal: their boxes may come in another order.
         nearest = torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist").min(1)

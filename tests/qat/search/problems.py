@@ -7,6 +7,7 @@ import numpy as np
 from hwmodel.network import LayerSpec, NetworkSpec, Op
 from hwmodel.precision import NetworkConfig
 from qat.search.noise import relative_noise
+from qat.search.proposer import Proposer
 from qat.search.sensitivity import SensitivityProfile
 from qat.search.space import LayerRule, SearchSpace, SpaceSettings
 from qat.search.trial import Fidelity, FloatArray, IntArray, Screening, Target, Trial, TrialState
@@ -96,3 +97,19 @@ class Problem:
 
 PROBLEM_FOR_CRASHES = Problem(layers=3)
 """For tests whose processes must start fast: nothing here imports torch."""
+
+
+def searched(problem: Problem, proposer: Proposer, target: Target, count: int, seed: int) -> list[Trial]:
+    """Proposes and evaluates without a store."""
+    trials: list[Trial] = []
+    for number in range(count):
+        proposal = proposer.propose(trials, target, np.random.default_rng([seed, number]))
+        config = problem.space.config(proposal.point)
+        metrics = problem.evaluate(config, FIDELITY, 1000 * seed + number)
+        trials.append(
+            Trial(
+                number + 1, proposal.point, config, FIDELITY, 0, target.name, proposal.origin, TrialState.COMPLETED,
+                proposal.cost, metrics, proposal.predicted, ended_s=1.0,
+            )
+        )  # fmt: skip
+    return trials

@@ -15,9 +15,9 @@ from scipy.stats import norm
 from qat.errors import ConfigError
 from qat.search.front import Front, Hypervolume, log_improvement, non_dominated, select_front
 from qat.search.proposer import Proposer, ProposerSettings
-from qat.search.trial import FloatArray, Trial, TrialState
+from qat.search.trial import FloatArray, Trial
 from qat.search.winner import hypervolume, pareto_front
-from tests.qat.search.problems import FIDELITY, Problem
+from tests.qat.search.problems import Problem, searched
 
 PROBLEM = Problem(layers=8, seed=3)
 FRONT = Front("front", {"bits_per_weight": (None, 4.0)}, ("bits_per_weight",))
@@ -31,18 +31,7 @@ def cost(indices: np.ndarray) -> dict[str, FloatArray]:
 
 def search(front: Front, count: int, seed: int = 0) -> list[Trial]:
     proposer = Proposer(PROBLEM.space, cost, PROBLEM.profile, ProposerSettings(initial_trials=6))
-    trials: list[Trial] = []
-    for number in range(count):
-        proposal = proposer.propose(trials, front, np.random.default_rng([seed, number]))
-        config = PROBLEM.space.config(proposal.point)
-        metrics = PROBLEM.evaluate(config, FIDELITY, 1000 * seed + number)
-        trials.append(
-            Trial(
-                number + 1, proposal.point, config, FIDELITY, 0, front.name, proposal.origin, TrialState.COMPLETED,
-                proposal.cost, metrics, proposal.predicted, ended_s=1.0,
-            )
-        )  # fmt: skip
-    return trials
+    return searched(PROBLEM, proposer, front, count, seed)
 
 
 def volume_of(accuracy: FloatArray, costs: FloatArray, worst: FloatArray, lowest: float) -> float:

@@ -11,7 +11,7 @@ from qat.errors import ConfigError, SearchError
 from qat.search.proposer import Proposer, ProposerSettings, error_scale, trusted_radius
 from qat.search.surrogate import AccuracySurrogate
 from qat.search.trial import Target, Trial, TrialState
-from tests.qat.search.problems import FIDELITY, TARGET, Problem
+from tests.qat.search.problems import TARGET, Problem, searched
 
 PROBLEM = Problem(layers=10, seed=3)
 PROPOSER = Proposer(PROBLEM.space, PROBLEM.cost, PROBLEM.profile)
@@ -22,20 +22,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def search(problem: Problem, count: int, seed: int, target: Target = TARGET) -> list[Trial]:
-    """Proposes and evaluates without a store."""
-    proposer = Proposer(problem.space, problem.cost, problem.profile)
-    trials: list[Trial] = []
-    for number in range(count):
-        proposal = proposer.propose(trials, target, np.random.default_rng([seed, number]))
-        config = problem.space.config(proposal.point)
-        metrics = problem.evaluate(config, FIDELITY, 1000 * seed + number)
-        trials.append(
-            Trial(
-                number + 1, proposal.point, config, FIDELITY, 0, target.name, proposal.origin, TrialState.COMPLETED,
-                proposal.cost, metrics, proposal.predicted, ended_s=1.0,
-            )
-        )  # fmt: skip
-    return trials
+    return searched(problem, Proposer(problem.space, problem.cost, problem.profile), target, count, seed)
 
 
 @settings(max_examples=8, deadline=None)
