@@ -3,9 +3,11 @@
     python benchmarks/accuracy.py --data-root ../shared/data --seeds 0 1 2
     python benchmarks/accuracy.py --data-root ../shared/data --seeds 0 1 2 --rows brevitas_w4a4 brevitas_w2a4
     python benchmarks/accuracy.py --data-root ../shared/data --seeds 0 1 2 --workers 9 --threads 1 --compile   # GPU
+    python benchmarks/accuracy.py --data-root ../shared/data --epochs 40 --rows w1a4 --mixes docs/precision/mix_*.json
 
 Recipe, images and float weights are those of `experiment=cifar10_resnet20`; first and last layer have 8 bits (4-bit
 weights in the rows with a sparse plane), sums 8.
+Mixes are configurations in files, such as `networks/<name>/config.json` of a search; their row has the file's name.
 Each trained network leaves a file below --folder and is not trained again; the table is printed from all files there.
 Rows of Brevitas need an environment that has it beside this package (`pip install brevitas -e .`); their sums have 8
 bits and their ends too, scales are learned, so that both sides quantize the same tensors.
@@ -57,8 +59,10 @@ SPARSE = {"binary_plus_sparse_1.11": 1.11, "binary_plus_sparse_1.41": 1.41}
 BREVITAS = {"brevitas_w4a4": (4, 4), "brevitas_w2a4": (2, 4)}
 
 
-def configuration(network: NetworkSpec, row: str) -> NetworkConfig:
-    """Precision of every layer of one of our rows."""
+def configuration(network: NetworkSpec, row: str, mix: Path | None) -> NetworkConfig:
+    """Precision of every layer of one of our rows; of its file if it is a mix."""
+    if mix is not None:
+        return NetworkConfig.from_dict(json.loads(mix.read_text(encoding="utf-8")))
     if row in UNIFORM:
         return hwmodel.uniform(network, *UNIFORM[row], end_bit_width=8)
     return binary_plus_sparse(network, SPARSE[row])
@@ -148,11 +152,11 @@ def brevitas_network(float_model: Any, weight_bit_width: int, act_bit_width: int
     return Network(float_model)
 
 
-def network_of(setup: Setup, row: str) -> nn.Module:
+def network_of(setup: Setup, row: str, mix: Path | None) -> nn.Module:
     """The row's network, ready to train."""
     if row in BREVITAS:
         return brevitas_network(setup.float_model, *BREVITAS[row])
-    return quantize(setup.float_model, configuration(setup.network, row), setup.data, setup.normalization)
+    return quantize(setup.float_model, configuration(setup.network, row, mix), setup.data, setup.normalization)
 
 
 @dataclass(frozen=True)
@@ -164,12 +168,14 @@ class Job:
         seed: Order and augmentation of the images, and all that is random in a training.
         overrides: Settings of all rows.
         folder: Of all rows.
+        mix: The row's configuration, if it is a mix.
     """
 
     row: str
     seed: int
     overrides: tuple[str, ...]
     folder: Path
+    mix: Path | None = None
 
     @property
     def path(self) -> Path:
@@ -190,7 +196,7 @@ def measure(job: Job) -> None:
     setup = replace(setup, data=build_data(compose_config(job.overrides).data, job.seed))
     row, seed, folder = job.row, job.seed, job.folder
     pl.seed_everything(seed, verbose=False)
-    model = network_of(setup, row)
+    model = network_of(setup, row, job.mix)
     task = TrainingTask(model, setup.normalization, setup.recipe, setup.objective, copy.deepcopy(setup.float_model))
     machine = replace(setup.machine, compiled=setup.machine.compiled and row not in BREVITAS)
     fit(task, setup.data, machine, folder / row / f"seed{seed}")
@@ -204,7 +210,9 @@ def measure(job: Job) -> None:
         "torch": torch.__version__,
     }
     if row not in BREVITAS:
-        report = hwmodel.estimate(setup.network, configuration(setup.network, row), hwmodel.load_board("zcu102"))
+        report = hwmodel.estimate(
+            setup.network, configuration(setup.network, row, job.mix), hwmodel.load_board("zcu102")
+        )
         result |= {"bits_per_weight": report.bits_per_weight, "compression": report.compression}
     result |= paired(setup, model.eval(), setup.normalization)
     result |= {f"val_{k}": v for k, v in validation(setup, model).items()}
@@ -262,7 +270,8 @@ def main() -> None:
     rows = [*UNIFORM, *SPARSE, *BREVITAS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", required=True, help="folder of the CIFAR-10 archives and weights (DATA.md)")
-    parser.add_argument("--rows", nargs="+", choices=rows, default=[*UNIFORM, *SPARSE], help="default: all of ours")
+    parser.add_argument("--rows", nargs="*", choices=rows, default=[*UNIFORM, *SPARSE], help="default: all of ours")
+    parser.add_argument("--mixes", nargs="+", type=Path, default=[], help="files of configurations, one row each")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -282,9 +291,11 @@ def main() -> None:
     )
     config = compose_config(overrides)
     train(config, RunFolder.create(config))
-    jobs = [Job(row, seed, overrides, folder) for seed in arguments.seeds for row in arguments.rows]
+    mixes = {path.stem: path for path in arguments.mixes}
+    wanted = [*mixes, *arguments.rows]
+    jobs = [Job(row, seed, overrides, folder, mixes.get(row)) for seed in arguments.seeds for row in wanted]
     spread(jobs, measure, lambda job: job.path, arguments.workers)
-    lines = table(folder, rows.index)
+    lines = table(folder, lambda row: rows.index(row) if row in rows else len(rows))
     write_rows(folder / "table", lines)
     print("\n".join("  ".join(f"{value!s:>12}" for value in line) for line in (lines[0], *(d.values() for d in lines))))
 

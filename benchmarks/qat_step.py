@@ -44,7 +44,7 @@ OWN = {
     "binary_plus_sparse": (1, 4, "binary_plus_sparse", 0.98),
 }
 PEERS = ("brevitas_learned", "brevitas_constant", "torchao_pt2e", "pquant")
-MODES = ("channels_last", "compiled")
+MODES = ("channels_last", "compiled", "cuda_graphs")
 DEFAULT = ("float", *OWN, "float+channels_last", "w4a4+channels_last", "float+compiled", "w4a4+compiled")
 
 
@@ -211,7 +211,11 @@ def worker(arguments: argparse.Namespace) -> None:
     if "channels_last" in modes:
         model, x_NCHW = model.to(memory_format=torch.channels_last), x_NCHW.to(memory_format=torch.channels_last)
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    step_of: Any = torch.compile(model) if "compiled" in modes else model
+    step_of: Any = model
+    if "compiled" in modes:
+        step_of = torch.compile(model)
+    elif "cuda_graphs" in modes:  # compiled, and kernels recorded and replayed
+        step_of = torch.compile(model, mode="reduce-overhead")
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
 
     def step() -> None:

@@ -183,7 +183,8 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
     parent = os.getppid()
     runs = product(arguments.problems, arguments.goals, arguments.methods)
     longest_first = sorted(runs, key=lambda key: -SECONDS.get(key[2], 1) * (2 if key[0] == "synthetic54" else 1))
-    for seed, (name, goal, method) in product(range(arguments.seeds), longest_first):
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    for seed, (name, goal, method) in product(seeds, longest_first):
         slug = "".join(c if c.isalnum() else "_" for c in method)
         path = folder / f"{name}-{goal}-{slug}-{arguments.evaluations}-{seed}.csv"
         if path.is_file():
@@ -320,7 +321,8 @@ def main() -> None:
     parser.add_argument("--goals", nargs="+", choices=GOALS, default=list(GOALS))
     parser.add_argument("--methods", nargs="+", choices=list(ALL_METHODS), default=list(ALL_METHODS))
     parser.add_argument("--evaluations", type=int, default=120)
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=10, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, default=0, help="so that several machines share the seeds")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--collect", type=Path, help="only join the finished runs into this CSV.GZ file")
     parser.add_argument("--report", type=Path, help="only tabulate and plot this CSV.GZ file")

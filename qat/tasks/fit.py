@@ -136,7 +136,9 @@ def fit(
     """
     if machine.compiled:
         _check_compiler()
-        task.compile_model()
+        # Small kernels of a GPU wait for the processor that launches them: there they are recorded and replayed.
+        on_gpu = machine.accelerator != "cpu" and torch.cuda.is_available()
+        task.compile_model("reduce-overhead" if on_gpu else "default")
     if steps is None:
         epochs = task.recipe.epochs if epochs is None else epochs
     last = None if folder is None else folder / "last.ckpt"

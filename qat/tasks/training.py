@@ -125,17 +125,24 @@ class TrainingTask(pl.LightningModule):
         self.objective = objective
         # In a tuple, so that the teacher's weights are no part of this module's checkpoints.
         self._teacher = () if teacher is None else (teacher.eval().requires_grad_(False),)
-        self._compiled: tuple[Callable[[Tensor], Any], ...] = ()  # in a tuple for the same reason
+        # What a step calls; in tuples for the same reason.
+        self._network: tuple[Callable[[Tensor], Any], ...] = (model,)
+        self._teachers: tuple[Callable[[Tensor], Any], ...] = self._teacher
         self._meter = objective.meter()
 
     def forward(self, images_NCHW: Tensor) -> Any:
         """Outputs for uint8 images."""
         return self.model(self.normalization(images_NCHW))
 
-    def compile_model(self) -> None:
-        """Lets training steps run the model as compiled graphs, the same weights; evaluation stays as it is."""
+    def compile_model(self, mode: str = "default") -> None:
+        """Lets training steps run model and teacher as compiled graphs, the same weights; evaluation stays as it is.
+
+        Args:
+            mode: Of torch.compile; "reduce-overhead" records the kernels of a GPU once and replays them.
+        """
         torch.compiler.reset()  # graphs of networks trained before count towards a limit of torch's
-        self._compiled = (torch.compile(self.model),)
+        self._network = (torch.compile(self.model, mode=mode),)
+        self._teachers = tuple(torch.compile(teacher, mode=mode) for teacher in self._teacher)
 
     def on_fit_start(self) -> None:
         """Brings the teacher to the model's device."""
@@ -150,10 +157,9 @@ class TrainingTask(pl.LightningModule):
         """
         images_NCHW, targets = batch
         x_NCHW = self.normalization(images_NCHW)
-        network = self._compiled[0] if self._compiled else self.model
-        outputs = as_float32(network(x_NCHW))
+        outputs = as_float32(self._network[0](x_NCHW))
         loss = self.objective.loss(outputs, targets)
-        for teacher in self._teacher:
+        for teacher in self._teachers:
             with torch.no_grad():
                 answers = as_float32(teacher(x_NCHW))
             imitation = self.objective.distillation_loss(outputs, answers, self.recipe.temperature)

@@ -407,6 +407,22 @@ def test_compiled_networks_train_like_others_and_checkpoints_are_the_same(
     assert compiled_figures["loss"] == pytest.approx(eager_figures["loss"], abs=0.1)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="records kernels of a GPU; there is none")
+@pytest.mark.filterwarnings("default")  # of torch's own code
+def test_recorded_training_on_a_gpu_equals_eager(tmp_path: Path) -> None:
+    data = Stripes()
+    found = []
+    for compiled in (False, True):
+        pl.seed_everything(0, verbose=False)
+        model = quantize(Quarters(), uniform(trace(Quarters(), (3, 8, 8)), 4, 4), data, NORMALIZATION)
+        recipe = Recipe(epochs=4, learning_rate=1e-2, distillation_weight=0.5)
+        task = TrainingTask(model, NORMALIZATION, recipe, OBJECTIVE, Quarters())
+        fit(task, data, Machine(accelerator="gpu", progress_bar=False, compiled=compiled), tmp_path / f"{compiled}")
+        found.append(evaluate(model, data.val_dataloader(), NORMALIZATION, OBJECTIVE))
+    assert found[1]["loss"] == pytest.approx(found[0]["loss"], abs=0.1)
+    assert found[1]["accuracy"] == pytest.approx(found[0]["accuracy"], abs=0.05)
+
+
 def test_compiled_training_without_a_compiler_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     task = TrainingTask(Quarters(), NORMALIZATION, Recipe(), OBJECTIVE)
