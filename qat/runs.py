@@ -52,6 +52,7 @@ FREE_KEYS = (
     "network.path",
     "search.executor",
     "trainer.accelerator",
+    "trainer.compile",
     "trainer.devices",
     "trainer.num_threads",
     "trainer.progress_bar",
