@@ -261,7 +261,7 @@ class SearchSettings:
     """The search.
 
     Args:
-        trials: Configurations to evaluate, the first designs included.
+        trials: Configurations to evaluate, the first designs included; 0 trains the baselines alone.
         initial_trials: First designs, from the sensitivity profile.
         weight_bit_widths: Dense precisions that a layer may take, each 1..8.
         significant_densities: Shares of 8-bit weights beside binary ones (`binary_plus_sparse`), each in (0, 1].
@@ -310,11 +310,12 @@ class SearchSettings:
     screening_share: float | None = None
 
     def __post_init__(self) -> None:
-        counts = (("trials", 1), ("initial_trials", 1), ("train_steps", 0), ("sensitivity_images", 1))
+        counts = (("trials", 0), ("initial_trials", 1), ("train_steps", 0), ("sensitivity_images", 1))
         for name, low in (*counts, ("front_networks", 1)):
             require_number(f"search.{name}", getattr(self, name), low)
         bound = f"at most search.trials={self.trials}"
-        require(self.initial_trials <= self.trials, "search.initial_trials", self.initial_trials, bound)
+        ok = not self.trials or self.initial_trials <= self.trials
+        require(ok, "search.initial_trials", self.initial_trials, bound)
         for name in ("bram18", "eval_images"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"search.{name}", value, "null or an integer >= 1")
@@ -383,6 +384,7 @@ class TrainerSettings:
         num_threads: CPU threads; null for torch's choice.
         progress_bar: Whether progress is shown live.
         compile: Whether training in full compiles the network (torch.compile; needs a C++ compiler and some minutes).
+        epochs_per_validation: Epochs between two measurements on validation images; they select nothing.
     """
 
     float_epochs: int
@@ -405,9 +407,10 @@ class TrainerSettings:
     mask_saliency: str = "magnitude"  # run folders of before have none of these keys
     mask_schedule: str = "immediate"
     compile: bool = False
+    epochs_per_validation: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("float_epochs", "epochs", "mask_update_steps", "devices"):
+        for name in ("float_epochs", "epochs", "mask_update_steps", "devices", "epochs_per_validation"):
             require_number(f"trainer.{name}", getattr(self, name), 1)
         for name in ("float_learning_rate", "learning_rate", "temperature"):
             require_number(f"trainer.{name}", getattr(self, name), 0, low_open=True)
@@ -464,6 +467,7 @@ class Config:
         for name, seed in (("seed", self.seed), ("search.seed", self.search.seed)):
             require(seed >= 0, name, seed, "an integer >= 0")
         require_all("baselines", self.baselines, 1, 8)
+        require(bool(self.baselines or self.search.trials), "baselines", [], "at least one, or search.trials >= 1")
         channels = self.network.input_shape[0]
         expected = f"{channels} values, one for each channel of network.input_shape"
         require(len(self.data.mean) == channels, "data.mean", self.data.mean, expected)

@@ -16,7 +16,7 @@ from qat.models.darknet_tables import (
 from qat.models.fastestdet import FastestDet, fastestdet
 from qat.models.pyramid import Pyramid, faster_rcnn_r50, fcos_r50, retinanet_r50
 from qat.models.resnet_cifar import ResNetCifar, digits_resnet, resnet20, resnet56
-from qat.models.ssd import Ssd, ssd300, ssdlite320
+from qat.models.ssd import Ssd, blood_ssdlite320, ssd300, ssdlite320
 
 __all__ = [
     "Darknet",
@@ -24,6 +24,7 @@ __all__ = [
     "Pyramid",
     "ResNetCifar",
     "Ssd",
+    "blood_ssdlite320",
     "blood_yolo",
     "board_yolo",
     "build_network",

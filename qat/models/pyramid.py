@@ -112,7 +112,7 @@ class TwoStageFloatPart(FloatPart):
         scores_KC = logits_KC.softmax(1)[:, 1:]
         sides_KC2 = boxes_KC4[:, :, 2:] - boxes_KC4[:, :, :2]
         region, label = ((scores_KC > heads.score_thresh) & (sides_KC2 >= SMALLEST_BOX).all(2)).nonzero(as_tuple=True)
-        image_K = torch.cat([torch.full((len(own),), number) for number, own in enumerate(regions)])
+        image_K = torch.cat([torch.full((len(own),), number, device=own.device) for number, own in enumerate(regions)])
         rule = Suppression(heads.score_thresh, heads.nms_thresh, keep=heads.detections_per_img)
         pixels = boxes_KC4.new_tensor([size[1], size[0], size[1], size[0]])
         return [
@@ -120,7 +120,7 @@ class TwoStageFloatPart(FloatPart):
             for one in suppress_candidates(
                 boxes_KC4[region, label],
                 scores_KC[region, label],
-                image_K.to(region.device)[region],
+                image_K[region],
                 label,
                 len(regions),
                 rule,

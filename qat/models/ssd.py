@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import detection
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD, SSDFeatureExtractorVGG
 
@@ -82,11 +83,11 @@ class SsdFloatPart(FloatPart):
         backbone, head = self.detector.backbone, self.detector.head
         if not isinstance(backbone, SSDFeatureExtractorVGG):
             return levels
-        # In training of a quantized network these weights may be on another device than its maps.
-        device = backbone.scale_weight.device
-        scaled = backbone.scale_weight.view(1, -1, 1, 1) * F.normalize(levels[0].to(device))
-        first = (head.classification_head.module_list[0](scaled), head.regression_head.module_list[0](scaled))
-        return [*(part.to(levels[0].device) for part in first), *levels[1:]]
+        # While a quantized network is trained, the float model may be on another device.
+        device = levels[0].device
+        scaled = backbone.scale_weight.to(device).view(1, -1, 1, 1) * F.normalize(levels[0])
+        parts = (head.classification_head.module_list[0], head.regression_head.module_list[0])
+        return [*(part.to(device)(scaled) for part in parts), *levels[1:]]
 
     def rows(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (N, K, 1 + C), the background first, and offsets from default boxes (N, K, 4)."""
@@ -164,6 +165,19 @@ def ssdlite320(num_classes: int) -> Ssd:
     return Ssd(
         detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=num_classes + 1)
     )
+
+
+def blood_ssdlite320(num_classes: int) -> Ssd:
+    """SSDlite320-MobileNetV3 with default boxes of 7 to 60 % of the image, for blood cells.
+
+    torchvision's are of 20 to 95 %: a platelet of 6 % overlaps none of them by more than 0.2.
+
+    Args:
+        num_classes: Without the background.
+    """
+    detector = detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=num_classes + 1)
+    detector.anchor_generator = DefaultBoxGenerator([[2, 3]] * 6, min_ratio=0.07, max_ratio=0.6)
+    return Ssd(detector)
 
 
 def ssd300(num_classes: int) -> Ssd:

@@ -29,25 +29,21 @@ def report(cfg: Config, run: RunFolder) -> Path:
     """
     found = results(run)
     folders = {result.name: run.path / NETWORKS / result.name for result in found}
-    with TrialStore(run.path / TRIALS, read_only=True) as store:
-        every = store.trials()
+    every = _trials(run) if cfg.search.trials else ()
     trials = [trial for trial in every if trial.is_completed]
-    profile = SensitivityProfile.from_dict(run.read_json("sensitivity.json"))
-    network = untrained(cfg)
-    space = SearchSpace.from_network(network, space_settings(cfg, network))
     environment = run.read_json("environment.json")[0]
     data = ReportData(
         title=f"{cfg.network.name} on {cfg.data.name}, {cfg.board.name}",
         board=cfg.board.name,
         bram18_available=cfg.board.bram18,
         results=found,
-        foretold=[(one.observed, one.predicted, one.std) for one in leave_one_out(space, profile, trials)],
+        foretold=_foretold(cfg, run, trials) if every else (),
         trials=[(trial.id, trial.target, trial.cost["compression"], trial.accuracy) for trial in trials],
         fronts={name: [(trial.cost[name], trial.accuracy) for trial in trials] for name in cfg.search.front},
         costs={
             name: CostReport.from_dict(json.loads((path / "cost.json").read_text())) for name, path in folders.items()
         },
-        sensitivity={name: max(row) for name, row in zip(profile.dimensions, profile.loss_increase, strict=True)},
+        sensitivity=_sensitivity(run) if every else {},
         curves={name: _curve(path / "metrics.csv", found[0].score) for name, path in folders.items()},
         notes=[*_notes(cfg, found), *_stopped(every)],
         commands=[("this run", " ".join(environment["command"]))],
@@ -60,6 +56,29 @@ def report(cfg: Config, run: RunFolder) -> Path:
     )
     write_text(run.path / "summary.md", markdown(found) + "\n")
     return write_report(data, run.path)
+
+
+def _trials(run: RunFolder) -> tuple[Trial, ...]:
+    """All trials of the search."""
+    with TrialStore(run.path / TRIALS, read_only=True) as store:
+        return store.trials()
+
+
+def _profile(run: RunFolder) -> SensitivityProfile:
+    return SensitivityProfile.from_dict(run.read_json("sensitivity.json"))
+
+
+def _foretold(cfg: Config, run: RunFolder, trials: Sequence[Trial]) -> list[tuple[float, float, float]]:
+    """Each trial's score, what the others foretell of it, and how surely."""
+    network = untrained(cfg)
+    space = SearchSpace.from_network(network, space_settings(cfg, network))
+    return [(one.observed, one.predicted, one.std) for one in leave_one_out(space, _profile(run), trials)]
+
+
+def _sensitivity(run: RunFolder) -> dict[str, float]:
+    """Loss increase of each layer at its lowest precision."""
+    profile = _profile(run)
+    return {name: max(row) for name, row in zip(profile.dimensions, profile.loss_increase, strict=True)}
 
 
 def _curve(path: Path, score: str) -> list[tuple[int, float]]:

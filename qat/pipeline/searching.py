@@ -13,7 +13,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import hwmodel
-from hwmodel import LayerConfig, NetworkConfig, Schedule
+from hwmodel import CostTable, LayerConfig, NetworkConfig, Schedule
 from qat.config import Config
 from qat.errors import SearchError
 from qat.pipeline.evaluation import executor_of
@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 def search(cfg: Config, run: RunFolder) -> list[Result]:
     """The main job: float model, sensitivity, search, and full training of winners and baselines.
 
+    Without trials (`search.trials=0`) nothing is searched: the baselines alone are trained.
+
     Returns:
         One row per network trained in full; the integer columns are filled by `verify`.
 
@@ -50,6 +52,24 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
     """
     space, costs, targets = plan(cfg)
     setup = train(cfg, run)
+    mixes = _searched(cfg, run, setup, space, costs, targets) if cfg.search.trials else {}
+    for name, config in mixes.items():
+        train_in_full(cfg, run, setup, name, config, bounded_schedule(cfg, setup.network, config))
+    for bits in cfg.baselines:
+        config = uniform_of(cfg, setup.network, bits)
+        schedule = hwmodel.schedule(setup.network, config, setup.board)  # need not keep the bounds
+        train_in_full(cfg, run, setup, f"uniform_w{bits}", config, schedule)
+    return results(run)
+
+
+def _searched(
+    cfg: Config, run: RunFolder, setup: Setup, space: SearchSpace, costs: CostTable, targets: Sequence[Target]
+) -> dict[str, NetworkConfig]:
+    """What the search finds, by name; trials that the run folder holds are not made again.
+
+    Raises:
+        SearchError: No configuration meets a target, or too many trials fail.
+    """
     with TrialStore(run.path / TRIALS) as store, executor_of(cfg, run, setup) as executor:
         found = search_on(
             executor=executor,
@@ -79,14 +99,7 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
             f"no completed trial meets the targets {missing}; raise search.trials (now {cfg.search.trials}), or run "
             "again after removing what made trials fail: trials.csv has the errors"
         )
-    mixes = found_mixes(space, found, targets, cfg.search.front_networks)
-    for name, config in mixes.items():
-        train_in_full(cfg, run, setup, name, config, bounded_schedule(cfg, setup.network, config))
-    for bits in cfg.baselines:
-        config = uniform_of(cfg, setup.network, bits)
-        schedule = hwmodel.schedule(setup.network, config, setup.board)  # need not keep the bounds
-        train_in_full(cfg, run, setup, f"uniform_w{bits}", config, schedule)
-    return results(run)
+    return found_mixes(space, found, targets, cfg.search.front_networks)
 
 
 def found_mixes(
@@ -132,7 +145,13 @@ def _sensitivity(cfg: Config, setup: Setup, space: SearchSpace) -> SensitivityPr
     torch.manual_seed(cfg.seed)
     base = _base(space)
     probe = SensitivityProbe(
-        setup.float_model, base, setup.data, setup.normalization, cfg.search.sensitivity_images, setup.objective
+        setup.float_model,
+        base,
+        setup.data,
+        setup.normalization,
+        cfg.search.sensitivity_images,
+        setup.objective,
+        setup.machine.device,
     )
     with Progress(
         TextColumn("sensitivity"),
@@ -176,7 +195,8 @@ def train_in_full(
         cfg.seed,
         setup.objective,
     )
-    figures = evaluate(model, setup.data.test_dataloader(), setup.normalization, setup.objective)
+    test_images = setup.data.test_dataloader()
+    figures = evaluate(model, test_images, setup.normalization, setup.objective, setup.machine.device)
     float_figures = run.read_json("float.json")
     result = Result(
         name=name,

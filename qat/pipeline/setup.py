@@ -93,7 +93,7 @@ def train(cfg: Config, run: RunFolder) -> Setup:
         (run.path / "float" / "last.ckpt").unlink(missing_ok=True)
     model.eval().requires_grad_(False)  # quantized copies are trained; what stays in float behind them is not
     if not (run.path / "float.json").is_file():
-        figures = evaluate(model, data.test_dataloader(), normalization, objective)
+        figures = evaluate(model, data.test_dataloader(), normalization, objective, machine.device)
         run.write_json("float.json", {**figures, "images": data.test_images})
         run.write_json("network.json", network.to_dict())
     return Setup(model, network, data, normalization, objective, cfg.board.to_board(), recipe, machine)
@@ -127,4 +127,5 @@ def machine_of(cfg: Config) -> Machine:
         precision=trainer.precision,
         progress_bar=trainer.progress_bar,
         compiled=trainer.compile,
+        epochs_per_validation=trainer.epochs_per_validation,
     )

@@ -33,6 +33,7 @@ class Machine:
         precision: Lightning's: "32-true" or "bf16-mixed".
         progress_bar: Whether a progress bar is shown.
         compiled: Whether the model is trained as compiled graphs (torch.compile).
+        epochs_per_validation: Epochs of a fit in a folder between two measurements on validation images, >= 1.
     """
 
     accelerator: str = "auto"
@@ -41,6 +42,13 @@ class Machine:
     precision: str = "32-true"
     progress_bar: bool = True
     compiled: bool = False
+    epochs_per_validation: int = 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where networks are calibrated and measured outside of a fit: on the GPU if fits use one."""
+        has_gpu = self.accelerator != "cpu" and torch.cuda.is_available()
+        return torch.device("cuda" if has_gpu else "cpu")
 
 
 def write_checkpoint(values: Mapping[str, Any], path: Path) -> None:
@@ -158,6 +166,7 @@ def fit(
         enable_model_summary=False,
         num_sanity_val_steps=0,
         limit_val_batches=0 if folder is None else None,
+        check_val_every_n_epoch=machine.epochs_per_validation,
         log_every_n_steps=1,
         use_distributed_sampler=False,
     )

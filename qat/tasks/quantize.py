@@ -56,6 +56,7 @@ def quantize(
     data: pl.LightningDataModule,
     normalization: Normalization,
     rounding: Rounding = Rounding.NEAREST,
+    device: torch.device | None = None,
 ) -> QuantNetwork:
     """A calibrated, untrained quantized copy of a float model: one-shot quantization.
 
@@ -65,11 +66,12 @@ def quantize(
         data: Its augmented fit batches calibrate steps and batch-norm statistics.
         normalization: Of the images.
         rounding: How weights become codes; `layerwise` is for networks that are not trained afterwards.
+        device: Where it is calibrated, and stays; None for where the float model is.
     """
-    model = prepare(float_model, config)
+    model = prepare(float_model, config).to(device)
     batches = islice(iter(data.train_dataloader()), CALIBRATION_BATCHES)
     calibrate = model.calibrate if rounding is Rounding.NEAREST else partial(quantize_after_training, model)
-    calibrate(normalization(images) for images, _ in batches)
+    calibrate(normalization(images.to(device)) for images, _ in batches)
     return model
 
 
@@ -112,7 +114,7 @@ class TrialEvaluator:
         pl.seed_everything(seed, verbose=False)
         steps = round(fidelity.effort * len(self.data.train_dataloader()))
         rounding = Rounding.NEAREST if steps > 0 else self.one_shot_rounding
-        model = quantize(self.float_model, config, self.data, self.normalization, rounding)
+        model = quantize(self.float_model, config, self.data, self.normalization, rounding, self.machine.device)
         look = _Look(partial(self._figures, model), self.objective.score, screening, steps) if screening else None
         if steps > 0 and not (look and look.at_step(0)):
             teacher = copy.deepcopy(self.float_model)
@@ -125,7 +127,8 @@ class TrialEvaluator:
         return {"accuracy": figures[self.objective.score], **figures, **(look.metrics if look else {})}
 
     def _figures(self, model: nn.Module) -> dict[str, float]:
-        return evaluate(model, self._images(self.eval_images), self.normalization, self.objective)
+        images = self._images(self.eval_images)
+        return evaluate(model, images, self.normalization, self.objective, self.machine.device)
 
     def _images(self, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
         seen = 0
@@ -184,6 +187,7 @@ class SensitivityProbe:
         normalization: Of the images.
         images: Images of the probe; more than 1, rounded up to whole batches.
         objective: Whose loss is probed.
+        device: Where; None for where the float model is.
     """
 
     def __init__(
@@ -194,10 +198,11 @@ class SensitivityProbe:
         normalization: Normalization,
         images: int,
         objective: Objective = CLASSIFICATION,
+        device: torch.device | None = None,
     ) -> None:
         self.base = base
         self.objective = objective
-        self.model = quantize(float_model, base, data, normalization).train()
+        self.model = quantize(float_model, base, data, normalization, device=device).train()
         self._inputs = {node.name: node.inputs[0] for node in self.model.graph.nodes}
         batches, count = [], 0
         for batch in data.train_dataloader():
@@ -205,8 +210,8 @@ class SensitivityProbe:
             count += len(batch[1])
             if count >= images:
                 break
-        self.x_NCHW = normalization(torch.cat([batch[0] for batch in batches]))
-        self.targets = torch.cat([batch[1] for batch in batches])
+        self.x_NCHW = normalization(torch.cat([batch[0] for batch in batches]).to(device))
+        self.targets = torch.cat([batch[1] for batch in batches]).to(device)
 
     @torch.no_grad()
     def __call__(self, config: NetworkConfig) -> float:
@@ -231,7 +236,7 @@ class SensitivityProbe:
 
     def _change(self, layer: QuantWeighted, config: LayerConfig, base: LayerConfig, name: str) -> None:
         """Gives a layer other weights, and reads fewer bits, whose step is fitted to the probe's images."""
-        layer.weight_quantizer = WeightQuantizer(layer.weight_OIHW, config)
+        layer.weight_quantizer = WeightQuantizer(layer.weight_OIHW, config).to(layer.weight.device)
         if config.act_bit_width < base.act_bit_width:
             source = self.model.written_by(self._inputs[name])
             reader = ActQuantizer(config.act_bit_width, source.signed, source.scale_rule)
@@ -270,7 +275,7 @@ def finetune(
     if result.is_file():
         return load_quantized(float_model, config, result)
     pl.seed_everything(seed, verbose=False)
-    model = quantize(float_model, config, data, normalization)
+    model = quantize(float_model, config, data, normalization, device=machine.device)
     task = TrainingTask(model, normalization, recipe, objective, copy.deepcopy(float_model))
     fit(task, data, machine, folder)
     write_checkpoint({"state_dict": model.state_dict()}, result)

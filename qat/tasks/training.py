@@ -227,7 +227,11 @@ def as_float32(outputs: Any) -> Any:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], normalization: Normalization, objective: Objective
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    normalization: Normalization,
+    objective: Objective,
+    device: torch.device | None = None,
 ) -> dict[str, float]:
     """Figures of a model in inference mode: at least `objective.score`, and "loss".
 
@@ -236,12 +240,13 @@ def evaluate(
         batches: Of (uint8 images, targets); only one is held at a time.
         normalization: Of the images.
         objective: What is measured.
+        device: Where; None for where the model is.  The model is brought back afterwards.
     """
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
+    training, home = model.training, next(model.parameters()).device
+    device = device or home
+    model.eval().to(device)
     meter = objective.meter()
     for images_NCHW, targets in batches:
         meter.update(as_float32(model(normalization(images_NCHW.to(device)))), targets.to(device))
-    model.train(training)
+    model.train(training).to(home)
     return meter.compute()
