@@ -174,7 +174,8 @@ class Proposer:
             point = self.allocate(self.profile, target, rng)
             if tuple(point) not in taken:
                 return self._proposal(point, "lagrange")
-        if number == 1:
+        # The last one, as it is most often far behind: by then the others say what a trial has to reach early.
+        if number == self.settings.initial_trials - 1:
             for point in self._uniform_designs(target):
                 if tuple(point) not in taken:
                     return self._proposal(point, "uniform")
