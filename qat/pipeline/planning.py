@@ -70,7 +70,7 @@ def space_settings(cfg: Config, network: NetworkSpec) -> SpaceSettings:
         significant_densities=tuple(chosen.significant_densities),
         binary_densities=tuple(chosen.sparse_densities),
         sparse_densities=tuple(chosen.sparse_densities),
-        granularity=Granularity(chosen.granularity),
+        granularities=tuple(map(Granularity, chosen.granularities)),
         act_bit_widths=tuple(chosen.act_bit_widths) or (quant.act_bit_width,),
     )
     layers: dict[str, dict[str, Any]] = {}
@@ -83,8 +83,8 @@ def space_settings(cfg: Config, network: NetworkSpec) -> SpaceSettings:
         for name in ("weight_bit_widths", "significant_densities", "sparse_densities", "act_bit_widths"):
             if getattr(choices, name) is not None:
                 changes[name] = tuple(getattr(choices, name))
-        if choices.granularity is not None:
-            changes["granularity"] = Granularity(choices.granularity)
+        if choices.granularities is not None:
+            changes["granularities"] = tuple(map(Granularity, choices.granularities))
         if choices.sparse_densities is not None:
             changes["binary_densities"] = tuple(choices.sparse_densities)
     return SpaceSettings(

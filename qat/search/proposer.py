@@ -14,7 +14,6 @@ from qat.errors import ConfigError, SearchError
 from qat.search.acquisition import LocalSearch
 from qat.search.front import Front
 from qat.search.goal import BestGoal, FrontGoal, Goal
-from qat.search.noise import relative_noise
 from qat.search.prices import Prices, prices_of
 from qat.search.sensitivity import SensitivityProfile, lagrange_path
 from qat.search.space import SearchSpace
@@ -253,7 +252,7 @@ class Proposer:
 
     def _uniform_designs(self, target: Target) -> list[IntArray]:
         """Feasible points with the same choice everywhere (or the nearest one that a layer has), least loss first."""
-        noise = [np.log([relative_noise(c) for c in choices]) for choices in self.space.dimension_choices]
+        noise = [np.log(row) for row in self.space.dimension_noise]
         read = [np.array([c.act_bit_width for c in choices]) for choices in self.space.dimension_choices]
         levels = np.unique(np.concatenate(noise))
         points = []

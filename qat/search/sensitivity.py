@@ -13,7 +13,7 @@ import numpy as np
 
 from hwmodel.precision import LayerConfig, NetworkConfig
 from qat.errors import SearchError
-from qat.search.noise import activation_noise, at_least_as_precise, relative_noise
+from qat.search.noise import activation_noise, at_least_as_precise
 from qat.search.space import SearchSpace
 from qat.search.trial import FloatArray, IntArray
 
@@ -102,10 +102,12 @@ def gaussian_profile(space: SearchSpace) -> SensitivityProfile:
     """
     rows = tuple(
         tuple(
-            relative_noise(choice) + activation_noise(choice.act_bit_width) - activation_noise(widths[-1])
-            for choice in choices
+            weights + activation_noise(choice.act_bit_width) - activation_noise(widths[-1])
+            for weights, choice in zip(noise, choices, strict=True)
         )
-        for choices, widths in zip(space.dimension_choices, space.act_bit_widths, strict=True)
+        for noise, choices, widths in zip(
+            space.dimension_noise, space.dimension_choices, space.act_bit_widths, strict=True
+        )
     )
     return SensitivityProfile(space.dimensions, rows, "gaussian")
 

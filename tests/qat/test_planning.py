@@ -118,14 +118,15 @@ def test_activation_bits_are_searched_where_quant_does_not_give_them() -> None:
 
 
 def test_granularity_for_all_layers_and_for_some() -> None:
-    layers = "search.layers=[{pattern: conv1, granularity: element}]"
-    space, _, _ = plan(config("search.granularity=kernel", "search.significant_densities=[0.05]", layers))
+    layers = "search.layers=[{pattern: conv1, granularities: [element]}]"
+    space, _, _ = plan(config("search.granularities=[filter,kernel]", "search.significant_densities=[0.05]", layers))
     found = {
         name: {choice.granularity for choice in choices if choice.sparsity > 0}
         for name, choices in space.choices_by_layer.items()
     }
     assert found.pop("conv1") == {Granularity.ELEMENT}
-    assert set().union(*found.values()) == {Granularity.KERNEL}
+    assert found.pop(space.layers[-1]) == {Granularity.FILTER, Granularity.KERNEL}  # one weight, and a row of them
+    assert set(map(frozenset, found.values())) == {frozenset({Granularity.FILTER, Granularity.KERNEL})}
 
 
 def test_retargeting_answers_budgets(tmp_path: Path) -> None:
