@@ -14,6 +14,7 @@ from qat.config import Config
 from qat.errors import ConfigError, SearchError
 from qat.pipeline.planning import bounded_schedule, plan, required_fps, targets_of, uniform_of, untrained
 from qat.pipeline.retargeting import retarget_run
+from qat.runs import RunFolder
 from qat.search.front import Front
 from qat.search.trial import Target
 
@@ -129,6 +130,11 @@ def test_granularity_for_all_layers_and_for_some() -> None:
     assert set(map(frozenset, found.values())) == {frozenset({Granularity.FILTER, Granularity.KERNEL})}
 
 
-def test_retargeting_answers_budgets(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"search\.front=\['bram18'\]: another board is answered for budgets; give"):
-        retarget_run(config(f"run_dir={tmp_path}", "search.front=[bram18]"))
+def test_budgets_that_a_front_makes_void_are_refused(tmp_path: Path) -> None:
+    there = [f"run_dir={tmp_path / 'run'}", "search.front=[bram18]"]
+    RunFolder.create(config(*there))
+    message = (
+        r"search\.min_compression=\[18\.0\] says nothing beside search\.front=\['bram18'\]; give search\.front=\[\]"
+    )
+    with pytest.raises(ConfigError, match=message):
+        retarget_run(config(*there, "search.min_compression=[18]"))

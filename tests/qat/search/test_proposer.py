@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qat.errors import ConfigError, SearchError
-from qat.search.proposer import Proposer, ProposerSettings, error_scale, trusted_radius
+from qat.search.proposer import Proposer, ProposerSettings
 from qat.search.surrogate import AccuracySurrogate
 from qat.search.trial import Target, Trial, TrialState
+from qat.search.trust import error_scale, trusted_radius
 from tests.qat.search.problems import TARGET, Problem, searched
 
 PROBLEM = Problem(layers=10, seed=3)
