@@ -269,6 +269,8 @@ class SearchSettings:
         layers: Narrower choices of single layers; the last pattern that matches counts.
         granularities: Which weights may be kept or dropped together: element, kernel, channel_vector, filter; at each
             density each of them is a choice of its own.
+        density_levels: Fills each of the lists of densities, those of `layers` too, up from its lowest to its highest
+            value to about so many, in equal ratios, >= 2: a density between bounds; null for the listed ones.
         act_bit_widths: Bits of the codes that a layer may read, each 1..8 or 16, except where `quant` gives them: in
             the first layer, by `end_bit_width` in the last, and by `quant.layers`.  Empty for `quant.act_bit_width`.
         groups: Lists of patterns of layer names; the layers of a list are tied, they take the same choice.
@@ -303,6 +305,7 @@ class SearchSettings:
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
     # Run folders of before have none of these keys.
     granularities: list[str] = field(default_factory=lambda: ["element"])  # once `granularity`: `qat.compose`
+    density_levels: int | None = None
     act_bit_widths: list[int] = field(default_factory=list)
     groups: list[list[str]] = field(default_factory=list)
     front: list[str] = field(default_factory=list)
@@ -316,6 +319,8 @@ class SearchSettings:
             require_number(f"search.{name}", getattr(self, name), low)
         bound = f"at most search.trials={self.trials}"
         require(self.initial_trials <= self.trials, "search.initial_trials", self.initial_trials, bound)
+        levels = self.density_levels
+        require(levels is None or levels >= 2, "search.density_levels", levels, "null or an integer >= 2")
         for name in ("bram18", "eval_images"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"search.{name}", value, "null or an integer >= 1")

@@ -107,6 +107,7 @@ def test_wrong_keys_and_types_are_named(override: str, message: str) -> None:
         ),
         ("search.act_bit_widths=[12]", "search.act_bit_widths=12, expected 1..8 or 16"),
         ("search.layers=[{pattern: fc, act_bit_widths: []}]", r"search.layers\[fc\].act_bit_widths=\[\], expected at"),
+        ("search.density_levels=1", "search.density_levels=1, expected null or an integer >= 2"),
         ("search.granularities=[row]", r"search.granularities=\['row'\], expected at least one of \['element', "),
         ("search.granularities=[]", r"search.granularities=\[\], expected at least one of"),
         ("search.layers=[{pattern: fc, granularities: [row]}]", r"search.layers\[fc\].granularities=\['row'\], exp"),

@@ -226,6 +226,7 @@ def test_a_front_of_searched_activation_bits_and_tied_layers(tmp_path: Path) -> 
     overrides = ["search.front=[bram18,offchip_bits]", "search.front_networks=2", "search.act_bit_widths=[2,4,8]"]
     overrides += ["search.groups=[[layer1.*]]", "search.trials=5", "search.initial_trials=4", "baselines=[]"]
     overrides += ["search.bounds=[{column: compression, low: 6}]", "search.granularities=[element,kernel]"]
+    overrides += ["search.sparse_densities=[0.25,0.5]", "search.density_levels=5"]
     config = _config(tmp_path / "front", *overrides)
     run = RunFolder.create(config)
     assert pipeline.demo(config, run) == 0

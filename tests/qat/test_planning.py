@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hwmodel import estimate, load_board
@@ -116,6 +117,29 @@ def test_activation_bits_are_searched_where_quant_does_not_give_them() -> None:
     assert {widths for name, widths in found.items() if not name.startswith("layer1.")} == {(2, 4)}
     given, _, _ = plan(config(*quant))
     assert set(given.act_bit_widths) == {(8,), (6,), (4,)}
+
+
+def test_densities_between_bounds() -> None:
+    layers = "search.layers=[{pattern: conv1, significant_densities: [0.02]}]"
+    densities = [
+        "search.significant_densities=[0.05,0.005]",
+        "search.sparse_densities=[0.25]",
+        "search.density_levels=9",
+    ]
+    chosen = config(*densities, layers)
+    space, costs, _ = plan(chosen)
+    found = {
+        name: sorted(choice.density for choice in choices if choice.weight_format == "binary_plus_sparse")
+        for name, choices in space.choices_by_layer.items()
+    }
+    assert found.pop("conv1") == pytest.approx([0.02])
+    for row in found.values():
+        assert row == pytest.approx([0.005 * 10 ** (i / 8) for i in range(9)], rel=1e-3)
+    sparse = {c.density for choices in space.choices for c in choices if c.weight_format == "sparse"}
+    assert sparse == {0.25}
+    (point,) = points = space.sample(1, np.random.default_rng(0))
+    exact = estimate(untrained(chosen), space.config(point), load_board("pynq_z2"))
+    assert costs.evaluate(space.layer_indices(points))["stored_bits"] == exact.stored_bits
 
 
 def test_granularity_for_all_layers_and_for_some() -> None:
