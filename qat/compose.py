@@ -152,12 +152,30 @@ def config_from_dict(values: Mapping[str, Any], where: str) -> DictConfig:
         ConfigError: It does not fit the schema: written by another version, or edited.
     """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), dict(values))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), _renamed(values))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where} does not fit this version: {error}") from error
     if not isinstance(merged, DictConfig):
         raise ConfigError(f"{where} holds no configuration")
     return merged
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored configuration with the keys of now: `search.granularity`, one word, became `granularities`."""
+    search = values.get("search")
+    if not isinstance(search, Mapping):
+        return dict(values)
+
+    def listed(choices: Any) -> Any:
+        if not isinstance(choices, Mapping) or "granularity" not in choices:
+            return choices
+        kept = {key: value for key, value in choices.items() if key != "granularity"}
+        word = choices["granularity"]
+        return kept | {"granularities": None if word is None else [word]}
+
+    layers = search.get("layers")
+    own = {"layers": [listed(choices) for choices in layers]} if isinstance(layers, Sequence) else {}
+    return {**values, "search": {**listed(search), **own}}
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class LayerChoices:
         weight_bit_widths: Dense precisions, each 1..8.
         significant_densities: Shares of 8-bit weights beside binary ones, each in (0, 1].
         sparse_densities: Shares of weights kept where the others are zero, each in (0, 1].
-        granularity: Which weights are kept or dropped together: element, kernel, channel_vector or filter.
+        granularities: Which weights may be kept or dropped together: element, kernel, channel_vector, filter.
         act_bit_widths: Bits of the codes that they may read, each 1..8 or 16.
     """
 
@@ -194,7 +194,7 @@ class LayerChoices:
     weight_bit_widths: list[int] | None = None
     significant_densities: list[float] | None = None
     sparse_densities: list[float] | None = None
-    granularity: str | None = None
+    granularities: list[str] | None = None
     act_bit_widths: list[int] | None = None
 
 
@@ -267,7 +267,10 @@ class SearchSettings:
         significant_densities: Shares of 8-bit weights beside binary ones (`binary_plus_sparse`), each in (0, 1].
         sparse_densities: Shares of weights kept where the others are zero (`sparse`), each in (0, 1].
         layers: Narrower choices of single layers; the last pattern that matches counts.
-        granularity: Which weights are kept or dropped together: element, kernel, channel_vector or filter.
+        granularities: Which weights may be kept or dropped together: element, kernel, channel_vector, filter; at each
+            density each of them is a choice of its own.
+        density_levels: Fills each of the lists of densities, those of `layers` too, up from its lowest to its highest
+            value to about so many, in equal ratios, >= 2: a density between bounds; null for the listed ones.
         act_bit_widths: Bits of the codes that a layer may read, each 1..8 or 16, except where `quant` gives them: in
             the first layer, by `end_bit_width` in the last, and by `quant.layers`.  Empty for `quant.act_bit_width`.
         groups: Lists of patterns of layer names; the layers of a list are tied, they take the same choice.
@@ -301,7 +304,8 @@ class SearchSettings:
     seed: int
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
     # Run folders of before have none of these keys.
-    granularity: str = "element"
+    granularities: list[str] = field(default_factory=lambda: ["element"])  # once `granularity`: `qat.compose`
+    density_levels: int | None = None
     act_bit_widths: list[int] = field(default_factory=list)
     groups: list[list[str]] = field(default_factory=list)
     front: list[str] = field(default_factory=list)
@@ -316,6 +320,8 @@ class SearchSettings:
         bound = f"at most search.trials={self.trials}"
         ok = not self.trials or self.initial_trials <= self.trials
         require(ok, "search.initial_trials", self.initial_trials, bound)
+        levels = self.density_levels
+        require(levels is None or levels >= 2, "search.density_levels", levels, "null or an integer >= 2")
         for name in ("bram18", "eval_images"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"search.{name}", value, "null or an integer >= 1")
@@ -355,8 +361,9 @@ class SearchSettings:
         for bits in widths or ():
             require(bits in (*range(1, 9), 16), f"{where}.act_bit_widths", bits, "1..8 or 16")
         words = [str(granularity) for granularity in Granularity]
-        ok = choices.granularity is None or choices.granularity in words
-        require(ok, f"{where}.granularity", choices.granularity, f"one of {words}")
+        names = choices.granularities
+        ok = names is None or (names != [] and set(names) <= set(words))
+        require(ok, f"{where}.granularities", names, f"at least one of {words}")
 
 
 @dataclass(kw_only=True)

@@ -1,8 +1,9 @@
-"""Answers for another board, or other budgets, from the trials of a search; nothing is trained unless asked for.
+"""Answers for another board, budgets or front, from the trials of a search; nothing is trained unless asked for.
 
-Needs run=<folder> of a search and board=<board>; search.min_compression and search.bram18 set other budgets. Writes
-the best expected configuration of each budget into retarget/<board> of the run folder. more_trials=<n> first adds n
-trials for that board to those already paid for; the same command goes on where it stopped.
+Needs run=<folder> of a search and board=<board>; search.min_compression and search.bram18 set other budgets,
+search.front and search.bounds another front (search.front=[] asks a search of a front for budgets). Writes the best
+expected configuration of each budget, or all of the front, into retarget/<board> of the run folder. more_trials=<n>
+first adds n trials for that board to those already paid for; the same command goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 import hwmodel
 from hwmodel import Board, CostTable, NetworkConfig, NetworkSpec, Schedule
@@ -67,10 +70,10 @@ def space_settings(cfg: Config, network: NetworkSpec) -> SpaceSettings:
     end_bit_width = quant.end_bit_width or quant.act_bit_width
     rule = LayerRule(
         weight_bit_widths=tuple(chosen.weight_bit_widths),
-        significant_densities=tuple(chosen.significant_densities),
-        binary_densities=tuple(chosen.sparse_densities),
-        sparse_densities=tuple(chosen.sparse_densities),
-        granularity=Granularity(chosen.granularity),
+        significant_densities=_densities(chosen.significant_densities, chosen.density_levels),
+        binary_densities=_densities(chosen.sparse_densities, chosen.density_levels),
+        sparse_densities=_densities(chosen.sparse_densities, chosen.density_levels),
+        granularities=tuple(map(Granularity, chosen.granularities)),
         act_bit_widths=tuple(chosen.act_bit_widths) or (quant.act_bit_width,),
     )
     layers: dict[str, dict[str, Any]] = {}
@@ -80,13 +83,16 @@ def space_settings(cfg: Config, network: NetworkSpec) -> SpaceSettings:
         layers.setdefault(activations.pattern, {})["act_bit_widths"] = (activations.act_bit_width,)
     for choices in chosen.layers:
         changes = layers.setdefault(choices.pattern, {})
-        for name in ("weight_bit_widths", "significant_densities", "sparse_densities", "act_bit_widths"):
+        for name in ("weight_bit_widths", "act_bit_widths"):
             if getattr(choices, name) is not None:
                 changes[name] = tuple(getattr(choices, name))
-        if choices.granularity is not None:
-            changes["granularity"] = Granularity(choices.granularity)
+        for name in ("significant_densities", "sparse_densities"):
+            if getattr(choices, name) is not None:
+                changes[name] = _densities(getattr(choices, name), chosen.density_levels)
+        if choices.granularities is not None:
+            changes["granularities"] = tuple(map(Granularity, choices.granularities))
         if choices.sparse_densities is not None:
-            changes["binary_densities"] = tuple(choices.sparse_densities)
+            changes["binary_densities"] = changes["sparse_densities"]
     return SpaceSettings(
         rule=rule,
         first_act_bit_width=end_bit_width,
@@ -94,6 +100,14 @@ def space_settings(cfg: Config, network: NetworkSpec) -> SpaceSettings:
         groups=chosen.groups,
         sum_bit_width=quant.sum_bit_width,
     )
+
+
+def _densities(listed: Sequence[float], levels: int | None) -> tuple[float, ...]:
+    """The listed densities, or as many as asked for between the lowest and the highest of them."""
+    if levels is None or len(set(listed)) < 2:
+        return tuple(listed)
+    between = np.geomspace(min(listed), max(listed), levels)
+    return tuple(sorted({*listed, *(float(f"{density:.4g}") for density in between)}))
 
 
 def targets_of(cfg: Config) -> list[Target]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from hwmodel.table import HIGHER_IS_BETTER
 from qat.config import Config
 from qat.errors import ConfigError, SearchError
-from qat.files import write_text
+from qat.files import write_rows, write_text
 from qat.pipeline.evaluation import executor_of
 from qat.pipeline.planning import plan
 from qat.pipeline.records import LOG_WIDTH, TRIALS
@@ -22,9 +24,10 @@ from qat.pipeline.searching import context_of, fidelity_of, screening_share_of
 from qat.pipeline.setup import train
 from qat.runs import RunFolder
 from qat.search.display import SearchDisplay
+from qat.search.front import Front
 from qat.search.loop import SearchSettings, search_on
 from qat.search.proposer import ProposerSettings
-from qat.search.retarget import Retargeted, retarget, with_costs
+from qat.search.retarget import Retargeted, RetargetedFront, retarget, retarget_front, with_costs
 from qat.search.sensitivity import SensitivityProfile
 from qat.search.space import SearchSpace
 from qat.search.store import TrialStore, setting_differences
@@ -35,31 +38,32 @@ FIRST_DESIGNS = 2
 """Of a budget that the search had not; the surrogate knows the earlier trials already."""
 
 
-def retarget_run(cfg: Config, more_trials: int = 0) -> list[Retargeted]:
-    """Answers for the board and the budgets of `cfg` from the trials in `cfg.run_dir`.
+Answer = Retargeted | RetargetedFront
 
-    Writes `retarget/<board>/<target>.json`, the best expected configuration of each target, into the run folder.
+
+def retarget_run(cfg: Config, more_trials: int = 0) -> list[Answer]:
+    """Answers for the board and the budgets, or the front, of `cfg` from the trials in `cfg.run_dir`.
+
+    Writes into `retarget/<board>` of the run folder: of each budget `<target>.json`, the best expected configuration;
+    of a front `front/trial<id>.json` for each evaluated configuration, `front/predicted<number>.json` for each other
+    one, and `front.csv` with accuracies and all costs; `summary.txt` is what is printed.
 
     Args:
-        cfg: The search's configuration, with the other board and budgets.
+        cfg: The search's configuration, with the other board, and other budgets or another front.
         more_trials: How many trials to add, proposed for this board from those there are; none trains nothing. They are
             kept in `retarget/<board>/trials.sqlite`, so that the same call goes on where it stopped.
 
     Raises:
-        ConfigError: A front is asked for.
+        ConfigError: Budgets were changed that a front makes void.
         RunFolderError: There is no such run.
         SearchError: The run has too few trials, nothing fits, or more trials would not be comparable.
         BudgetError: The board is too small for the network.
     """
-    if cfg.search.front:
-        raise ConfigError(
-            f"search.front={list(cfg.search.front)}: another board is answered for budgets; give search.front=[] and "
-            "search.min_compression=[...]"
-        )
     run = RunFolder.open(cfg.run_dir)
+    _check_goal(cfg, run)
     space, costs, budgets = plan(cfg)
     # Beside the bounds of the search, the schedule must exist on the new board.
-    targets = [Target(target.name, {**target.bounds, "fits": (1, None)}) for target in budgets]
+    targets = [replace(target, bounds={**target.bounds, "fits": (1, None)}) for target in budgets]
     with TrialStore(run.path / TRIALS, read_only=True) as store:
         trials = store.trials()
         stored, settings = store.document("profile"), store.document("fingerprint")
@@ -69,13 +73,58 @@ def retarget_run(cfg: Config, more_trials: int = 0) -> list[Retargeted]:
     if more_trials:
         start = Continuation(space, costs.evaluate, targets, profile, settings)
         trials = _with_more(cfg, run, start, trials, more_trials)
-    found = [retarget(space, profile, trials, costs.evaluate, target, cfg.search.seed) for target in targets]
+    found: list[Answer] = []
     folder = Path("retarget") / cfg.board.name
-    for answer in found:
-        run.write_json(folder / f"{answer.target.name}.json", answer.predicted.to_dict())
-    text = _table(cfg, found)
-    write_text(run.path / folder / "summary.txt", text)
+    for target in targets:
+        if isinstance(target, Front):
+            few = cfg.search.front_networks
+            front = retarget_front(space, profile, trials, costs.evaluate, target, few, cfg.search.seed)
+            _write_front(run, folder, space, front)
+            found.append(front)
+        else:
+            answer = retarget(space, profile, trials, costs.evaluate, target, cfg.search.seed)
+            run.write_json(folder / f"{target.name}.json", answer.predicted.to_dict())
+            found.append(answer)
+    write_text(run.path / folder / "summary.txt", _text(cfg, found))
     return found
+
+
+def _check_goal(cfg: Config, run: RunFolder) -> None:
+    """Raises `ConfigError` where budgets were given that a front, of the search or given too, makes void."""
+    before = run.config_values()["search"].get("min_compression")
+    if cfg.search.front and list(cfg.search.min_compression) != before:
+        raise ConfigError(
+            f"search.min_compression={list(cfg.search.min_compression)} says nothing beside search.front="
+            f"{list(cfg.search.front)}; give search.front=[] for budgets, or for a smaller front bounds, as in "
+            "search.bounds=[{column: compression, low: 18}]"
+        )
+
+
+def _write_front(run: RunFolder, folder: Path, space: SearchSpace, front: RetargetedFront) -> None:
+    """The front's configurations and their table; those of an earlier answer go."""
+    name = front.target.name
+    configs = {f"trial{winner.trial.id}": winner.trial.config for winner in front.evaluated}
+    configs |= {f"predicted{i}": space.config(each.point) for i, each in enumerate(front.predicted, 1)}
+    for key, config in configs.items():
+        run.write_json(folder / name / f"{key}.json", config.to_dict())
+    for path in (run.path / folder / name).glob("*.json"):
+        if path.stem not in configs:
+            path.unlink()
+    rows = [
+        {
+            "configuration": key, "observed_accuracy": observed, "expected_accuracy": expected, "std": std, **cost
+        }
+        for key, (observed, expected, std, cost) in zip(configs, _points(front), strict=True)
+    ]  # fmt: skip
+    write_rows(run.path / folder / name, rows)
+
+
+def _points(front: RetargetedFront) -> list[tuple[float | None, float, float | None, Mapping[str, float]]]:
+    """Observed accuracy, expected accuracy, its standard deviation, and costs: trials, then predicted points."""
+    trials = [
+        (w.trial.accuracy, w.expected_accuracy, None if isnan(w.std) else w.std, w.trial.cost) for w in front.evaluated
+    ]
+    return [*trials, *((None, *each.predicted, each.cost) for each in front.predicted if each.predicted)]
 
 
 @dataclass(frozen=True)
@@ -134,14 +183,45 @@ def _check_comparable(run: RunFolder, start: Continuation, fidelity: Fidelity, c
         )
 
 
-def show_retargeted(cfg: Config, found: list[Retargeted]) -> None:
+def show_retargeted(cfg: Config, found: Sequence[Answer]) -> None:
     """Prints the answers."""
     console = Console()
-    console.print(_table(cfg, found), highlight=False, markup=False, soft_wrap=True)
+    console.print(_text(cfg, found), highlight=False, markup=False, soft_wrap=True)
 
 
-def _table(cfg: Config, found: list[Retargeted]) -> str:
-    table = Table(title=f"{cfg.name} on {cfg.board.name}, from trials already paid for")
+def _text(cfg: Config, found: Sequence[Answer]) -> str:
+    title = f"{cfg.name} on {cfg.board.name}, from trials already paid for"
+    tables = [_front_table(title, answer) for answer in found if isinstance(answer, RetargetedFront)]
+    budgets = [answer for answer in found if isinstance(answer, Retargeted)]
+    tables += [_table(title, budgets)] if budgets else []
+    console = Console(width=LOG_WIDTH + 20, record=True, file=io.StringIO())
+    console.print(*tables)
+    return console.export_text()
+
+
+def _front_table(title: str, front: RetargetedFront) -> Table:
+    """Evaluated and predicted points together, cheapest first."""
+    columns = list(dict.fromkeys((*front.target.columns, "compression", "bram18", "fps")))
+    table = Table(title=f"{title}; {front.trials_inside} trials are inside the bounds")
+    for header in ("configuration", "observed", "expected", *columns):
+        table.add_column(header)
+    names = [f"trial {winner.trial.id}" for winner in front.evaluated]
+    names += [f"predicted {number}" for number, _ in enumerate(front.predicted, 1)]
+    named = list(zip(names, _points(front), strict=True))
+    first = front.target.columns[0]
+    named.sort(key=lambda each: each[1][3][first], reverse=first in HIGHER_IS_BETTER)
+    for name, (observed, expected, std, cost) in named:
+        table.add_row(
+            name,
+            "-" if observed is None else f"{100 * observed:.2f} %",
+            f"{100 * expected:.2f} {'' if std is None else f'+- {100 * std:.2f} '}%",
+            *(f"{cost[column]:,.6g}" for column in columns),
+        )
+    return table
+
+
+def _table(title: str, found: Sequence[Retargeted]) -> Table:
+    table = Table(title=title)
     headers = ("target", "trials that fit", "best evaluated", "observed", "expected", "best predicted", "compression")
     for header in (*headers, "RAMB18", "fps"):
         table.add_column(header)
@@ -158,6 +238,4 @@ def _table(cfg: Config, found: list[Retargeted]) -> str:
             f"{answer.cost['bram18']:.0f}",
             f"{answer.cost['fps']:,.0f}",
         )
-    console = Console(width=LOG_WIDTH + 20, record=True, file=io.StringIO())
-    console.print(table)
-    return console.export_text()
+    return table

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import erfcx, logsumexp, ndtr
 
 from hwmodel.table import HIGHER_IS_BETTER
-from qat.errors import ConfigError
+from qat.errors import ConfigError, SearchError
 from qat.search.sensitivity import SensitivityProfile
 from qat.search.space import SearchSpace
 from qat.search.surrogate import AccuracySurrogate
@@ -52,7 +52,16 @@ class Front(Target):
             raise ConfigError(f"front {self.name!r}: columns={list(self.columns)}, expected one or two cost columns")
 
     def costs(self, columns: CostColumns) -> FloatArray:
-        """What is minimised; shape (n, 1 or 2)."""
+        """What is minimised; shape (n, 1 or 2).
+
+        Raises:
+            SearchError: The cost function has no such column.
+        """
+        missing = [name for name in self.columns if name not in columns]
+        if missing:
+            raise SearchError(
+                f"front {self.name!r} is against {missing}, which are no cost columns; there are {sorted(columns)}"
+            )
         signs = [-1.0 if name in HIGHER_IS_BETTER else 1.0 for name in self.columns]
         rows = [sign * np.asarray(columns[name], np.float64) for sign, name in zip(signs, self.columns, strict=True)]
         return np.stack(rows, axis=1)
@@ -205,7 +214,8 @@ def select_front(
     if len(peers) > 2:
         points = np.array([trial.point for trial in inside], dtype=np.int64)
         means, stds = AccuracySurrogate.fit(space, profile, peers).predict(points)
-    costs = front.costs({name: np.array([trial.cost[name] for trial in inside]) for name in front.columns})
+    known = [name for name in inside[0].cost if all(name in trial.cost for trial in inside)]
+    costs = front.costs({name: np.array([trial.cost[name] for trial in inside]) for name in known})
     best = np.flatnonzero(non_dominated(means, costs))
     # A little beyond the dearest, which would else add nothing.
     worst = costs[best].max(axis=0)

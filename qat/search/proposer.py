@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,23 +11,17 @@ from scipy.spatial.distance import cdist
 
 from qat.errors import ConfigError, SearchError
 from qat.search.acquisition import LocalSearch
-from qat.search.front import Front
-from qat.search.goal import BestGoal, FrontGoal, Goal
-from qat.search.noise import relative_noise
+from qat.search.front import Front, non_dominated
+from qat.search.goal import NO_GAIN, BestGoal, FrontGoal, Goal
 from qat.search.prices import Prices, prices_of
 from qat.search.sensitivity import SensitivityProfile, lagrange_path
 from qat.search.space import SearchSpace
 from qat.search.surrogate import AccuracySurrogate
 from qat.search.trial import BoolArray, CostFunction, FloatArray, IntArray, Target, Trial, TrialState
+from qat.search.trust import error_scale, trusted_radius
 
 DRAW_EVERY = 2
 """One in so many proposals is the best point of the expected improvement, the others of a draw from the posterior."""
-
-SMALLEST_RADIUS = 2
-RADIUS_GROWTH = 1.5
-RADIUS_SHRINKAGE = 0.5
-TOLERANCE = 2.0
-"""A trial that ends further below its prediction than this many standard deviations disproves the surrogate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +167,8 @@ class Proposer:
             point = self.allocate(self.profile, target, rng)
             if tuple(point) not in taken:
                 return self._proposal(point, "lagrange")
-        if number == 1:
+        # The last one, as it is most often far behind: by then the others say what a trial has to reach early.
+        if number == self.settings.initial_trials - 1:
             for point in self._uniform_designs(target):
                 if tuple(point) not in taken:
                     return self._proposal(point, "uniform")
@@ -252,7 +246,7 @@ class Proposer:
 
     def _uniform_designs(self, target: Target) -> list[IntArray]:
         """Feasible points with the same choice everywhere (or the nearest one that a layer has), least loss first."""
-        noise = [np.log([relative_noise(c) for c in choices]) for choices in self.space.dimension_choices]
+        noise = [np.log(row) for row in self.space.dimension_noise]
         read = [np.array([c.act_bit_width for c in choices]) for choices in self.space.dimension_choices]
         levels = np.unique(np.concatenate(noise))
         points = []
@@ -345,11 +339,61 @@ class Proposer:
         wider = error_scale(trials, surrogate.observation_std)
         return self._proposal(found[0], "predicted", (float(mean[0]), wider * float(std[0])))
 
+    def predicted_front(
+        self, trials: Sequence[Trial], front: Front, count: int, rng: np.random.Generator
+    ) -> list[Proposal]:
+        """Points, not evaluated ones, that are expected to improve the front of the evaluated ones.
+
+        Each is the one that adds most hypervolume, by expected accuracy, to the trials and to those before it; where it
+        may lie, and its standard deviation, are as in `best_predicted`.
+
+        Args:
+            trials: Of one fidelity.
+            front: What is sought.
+            count: Most points, >= 0.
+            rng: Source of the samples of the local search.
+
+        Returns:
+            Cheapest first; fewer than `count` where nothing more is expected to improve the front.
+
+        Raises:
+            SearchError: Fewer than two trials are completed, or nothing is inside the bounds.
+        """
+        surrogate = AccuracySurrogate.fit(self.space, self.profile, trials)
+        finished = np.array([t.point for t in trials if t.is_completed], dtype=np.int64)
+        goal = self._front_goal(surrogate, finished, front)
+        evaluated = len(goal.finished)
+        taken = {trial.point for trial in trials}
+        allowed = self._allowed(surrogate, trials, goal.centres, taken, front)
+        starts = self._starts(goal.centres, front, rng)
+        for _ in range(count):
+            score = goal.under(lambda points: surrogate.posterior(points)[0])
+            inside = starts[allowed(starts)]
+            if not len(inside):
+                break
+            inside = inside[np.argsort(-score(inside), kind="stable")[: self.settings.starts]]
+            found, scores = LocalSearch(self.space).run(inside, score, allowed, rng)
+            if scores[0] <= NO_GAIN and len(goal.finished):
+                break
+            taken.add(tuple(found[0].tolist()))
+            goal = replace(goal, finished=np.concatenate([goal.finished, found[:1]]))
+        mean, std = surrogate.predict(goal.finished)
+        wider = error_scale(trials, surrogate.observation_std)
+        costs = self._costs_of(front)(goal.finished)
+        best = [i for i in np.flatnonzero(non_dominated(mean, costs)) if i >= evaluated]
+        return [
+            self._proposal(goal.finished[i], "predicted", (float(mean[i]), wider * float(std[i])))
+            for i in sorted(best, key=lambda i: tuple(costs[i]))
+        ]
+
     def _goal(self, surrogate: AccuracySurrogate, finished: IntArray, target: Target) -> Goal:
         """What is to be improved, from the points of all completed trials."""
+        if isinstance(target, Front):
+            return self._front_goal(surrogate, finished, target)
+        return BestGoal(surrogate, finished[self.feasible(finished, target)])
+
+    def _front_goal(self, surrogate: AccuracySurrogate, finished: IntArray, target: Front) -> FrontGoal:
         inside = finished[self.feasible(finished, target)]
-        if not isinstance(target, Front):
-            return BestGoal(surrogate, inside)
         known = np.concatenate([inside, self.check_reachable(target)])
         return FrontGoal(surrogate, inside, self._costs_of(target), target.worst(self._costs_of(target)(known)))
 
@@ -394,46 +438,6 @@ class Proposer:
         columns = self.cost(self.space.layer_indices(point[None, :]))
         cost = {name: float(np.asarray(values)[0]) for name, values in columns.items()}
         return Proposal(tuple(int(i) for i in point), origin, cost, predicted)
-
-
-def trusted_radius(trials: Sequence[Trial], start: int, observation_std: float) -> int:
-    """In how many dimensions proposals may differ from a good trial, after what became of earlier predictions.
-
-    Args:
-        trials: In the order of proposal; those with an accuracy and a prediction count, of whatever target.
-        start: Radius before there is any, >= 1.
-        observation_std: Standard deviation of one observation, as accuracy.
-
-    Returns:
-        `start`, grown by half for every trial that kept its promise and halved for every one that fell short by more
-        than two standard deviations; at least 2.
-    """
-    radius = float(start)
-    for trial in trials:
-        if trial.is_completed and trial.predicted is not None:
-            mean, std = trial.predicted
-            short = mean - trial.accuracy > TOLERANCE * math.hypot(std, observation_std)
-            radius = max(radius * (RADIUS_SHRINKAGE if short else RADIUS_GROWTH), SMALLEST_RADIUS)
-            radius = min(radius, len(trial.point))
-    return max(int(radius), min(start, SMALLEST_RADIUS))
-
-
-def error_scale(trials: Sequence[Trial], observation_std: float) -> float:
-    """By how much standard deviations at chosen points were too small so far, >= 1.
-
-    The root mean square of past errors over their standard deviations, with four errors of 1 added: a choice seeks
-    points whose prediction is too high.
-
-    Args:
-        trials: Those with an accuracy and a prediction count.
-        observation_std: Standard deviation of one observation, as accuracy.
-    """
-    squares = [1.0] * 4
-    for trial in trials:
-        if trial.is_completed and trial.predicted is not None:
-            mean, std = trial.predicted
-            squares.append((trial.accuracy - mean) ** 2 / (std**2 + observation_std**2))
-    return max(1.0, math.sqrt(sum(squares) / len(squares)))
 
 
 def _log_success(points: IntArray, failures: IntArray, finished: IntArray) -> FloatArray:

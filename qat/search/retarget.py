@@ -1,4 +1,4 @@
-"""Search once, fit any board: what the trials already paid for say about another budget.
+"""Search once, fit any board: what the trials already paid for say about another budget, or another front.
 
 Accuracy does not depend on the board, and costs are exact: only the costs of the trials are counted anew.
 """
@@ -12,7 +12,8 @@ import numpy as np
 
 from hwmodel.precision import NetworkConfig
 from qat.errors import SearchError
-from qat.search.proposer import Proposer
+from qat.search.front import Front, select_front
+from qat.search.proposer import Proposal, Proposer
 from qat.search.sensitivity import SensitivityProfile
 from qat.search.space import SearchSpace
 from qat.search.trial import CostFunction, Target, Trial
@@ -39,6 +40,23 @@ class Retargeted:
     expected_accuracy: float
     std: float
     cost: dict[str, float]
+    trials_inside: int
+
+
+@dataclass(frozen=True)
+class RetargetedFront:
+    """The answer for a front.
+
+    Args:
+        target: The front.
+        evaluated: The trials of which it consists, by posterior mean, cheapest first; empty if none is inside.
+        predicted: Configurations that were not evaluated and are expected to improve it, cheapest first.
+        trials_inside: How many completed trials are inside the bounds.
+    """
+
+    target: Front
+    evaluated: tuple[Winner, ...]
+    predicted: tuple[Proposal, ...]
     trials_inside: int
 
 
@@ -78,12 +96,9 @@ def retarget(
     Raises:
         SearchError: Fewer than two trials are completed, or no configuration of the space meets the target.
     """
-    completed = highest_fidelity(trials)
-    if len(completed) < 2:
-        raise SearchError(f"retargeting needs at least 2 completed trials, the search has {len(completed)}")
+    recosted = _recosted(space, trials, cost)
     proposer = Proposer(space, cost, profile)
     proposer.check_reachable(target)
-    recosted = with_costs(completed, space, cost)
     best = proposer.best_predicted(recosted, target, np.random.default_rng(seed))
     if best.predicted is None:
         raise SearchError(f"target {target.name!r}: the best point has no prediction")
@@ -96,3 +111,45 @@ def retarget(
         cost=best.cost,
         trials_inside=sum(target.admits(trial.cost) for trial in recosted),
     )
+
+
+def retarget_front(
+    space: SearchSpace,
+    profile: SensitivityProfile,
+    trials: Sequence[Trial],
+    cost: CostFunction,
+    front: Front,
+    predicted: int,
+    seed: int = 0,
+) -> RetargetedFront:
+    """The front on another board, from trials of whatever board and whatever goal.
+
+    Args:
+        space: The choices.
+        profile: Sensitivities that the search used.
+        trials: Of the search.
+        cost: Exact costs on the new board.
+        front: Its columns and bounds.
+        predicted: Most configurations to propose beside the evaluated ones, >= 0.
+        seed: Of the local search.
+
+    Raises:
+        SearchError: Fewer than two trials are completed, no configuration of the space is inside the bounds, or the
+            cost function lacks a column of the front.
+    """
+    recosted = _recosted(space, trials, cost)
+    proposer = Proposer(space, cost, profile)
+    proposer.check_reachable(front)
+    return RetargetedFront(
+        target=front,
+        evaluated=select_front(space, profile, recosted, front, len(recosted)),
+        predicted=tuple(proposer.predicted_front(recosted, front, predicted, np.random.default_rng(seed))),
+        trials_inside=sum(front.admits(trial.cost) for trial in recosted),
+    )
+
+
+def _recosted(space: SearchSpace, trials: Sequence[Trial], cost: CostFunction) -> tuple[Trial, ...]:
+    completed = highest_fidelity(trials)
+    if len(completed) < 2:
+        raise SearchError(f"retargeting needs at least 2 completed trials, the search has {len(completed)}")
+    return with_costs(completed, space, cost)

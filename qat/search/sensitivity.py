@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -13,11 +14,15 @@ import numpy as np
 
 from hwmodel.precision import LayerConfig, NetworkConfig
 from qat.errors import SearchError
-from qat.search.noise import activation_noise, at_least_as_precise, relative_noise
+from qat.search.noise import activation_noise, at_least_as_precise
 from qat.search.space import SearchSpace
 from qat.search.trial import FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
+
+MEASURED_DENSITIES = 8
+"""Of one format, bit width and granularity at most so many densities are measured; between them losses are
+interpolated, linearly in the logarithm of the density."""
 
 Progress = Callable[[int, int], None]
 """Called with (measurements done, measurements in all)."""
@@ -102,10 +107,12 @@ def gaussian_profile(space: SearchSpace) -> SensitivityProfile:
     """
     rows = tuple(
         tuple(
-            relative_noise(choice) + activation_noise(choice.act_bit_width) - activation_noise(widths[-1])
-            for choice in choices
+            weights + activation_noise(choice.act_bit_width) - activation_noise(widths[-1])
+            for weights, choice in zip(noise, choices, strict=True)
         )
-        for choices, widths in zip(space.dimension_choices, space.act_bit_widths, strict=True)
+        for noise, choices, widths in zip(
+            space.dimension_noise, space.dimension_choices, space.act_bit_widths, strict=True
+        )
     )
     return SensitivityProfile(space.dimensions, rows, "gaussian")
 
@@ -117,6 +124,8 @@ def measure(
     on_progress: Progress | None = None,
 ) -> SensitivityProfile:
     """Measures the profile, one dimension at a time.
+
+    Of many densities some are measured (`MEASURED_DENSITIES`).
 
     Where a dimension chooses among widths of activations too, weights and activations are measured one by one, and
     the increases added.
@@ -155,7 +164,7 @@ def measure(
 
     measured: list[FloatArray] = []
     for choices, (weights, acts) in zip(space.dimension_choices, plans, strict=True):
-        of_weights = {key: increase(changed) for key, changed in weights.items()}
+        of_weights = _all_densities({key: increase(changed) for key, changed in weights.items()}, choices)
         of_acts = {width: increase(changed) for width, changed in acts.items()}
         measured.append(np.array([of_weights[_weights(c)] + of_acts.get(c.act_bit_width, 0.0) for c in choices]))
     finite = np.concatenate([row[np.isfinite(row)] for row in measured])
@@ -169,6 +178,36 @@ def measure(
     rows = [np.where(np.isfinite(row), row, finite.max()) for row in measured]
     cleaned = [monotone(row, choices) for row, choices in zip(rows, space.dimension_choices, strict=True)]
     return SensitivityProfile(space.dimensions, tuple(tuple(row) for row in cleaned))
+
+
+def _families(choices: Iterable[LayerConfig]) -> list[list[LayerConfig]]:
+    """Weights that differ in density only, sparsest first."""
+    found: dict[tuple[object, ...], set[LayerConfig]] = {}
+    for choice in map(_weights, choices):
+        key = (choice.weight_format, choice.weight_bit_width, choice.granularity)
+        found.setdefault(key, set()).add(choice)
+    return [sorted(family, key=lambda choice: choice.density) for family in found.values()]
+
+
+def _measured(choices: Iterable[LayerConfig]) -> set[LayerConfig]:
+    """Of each family all, or if there are many the ends and some between."""
+    kept: set[LayerConfig] = set()
+    for family in _families(choices):
+        count = min(len(family), MEASURED_DENSITIES)
+        kept |= {family[round(i)] for i in np.linspace(0, len(family) - 1, count)}
+    return kept
+
+
+def _all_densities(increases: Mapping[LayerConfig, float], choices: Iterable[LayerConfig]) -> dict[LayerConfig, float]:
+    """Loss increases of all choices of weights, interpolated between the measured ones."""
+    found = dict(increases)
+    for family in _families(choices):
+        known = [choice for choice in family if choice in increases]
+        for choice in family:
+            if choice not in increases:
+                at = [math.log(each.density) for each in known]
+                found[choice] = float(np.interp(math.log(choice.density), at, [increases[each] for each in known]))
+    return found
 
 
 def _weights(choice: LayerConfig) -> LayerConfig:
@@ -185,12 +224,14 @@ def _measurements(
 ) -> tuple[Mapping[LayerConfig, Changes], Mapping[int, Changes]]:
     """What is measured of a dimension: each choice of weights with the widest codes, each narrower width by itself."""
     columns, widths = space.groups[dimension], space.act_bit_widths[dimension]
+    measured = _measured(space.dimension_choices[dimension])
     weights: dict[LayerConfig, Changes] = {}
     acts: dict[int, Changes] = {}
     for i, lead in enumerate(space.dimension_choices[dimension]):
         own = {space.layers[column]: space.choices[column][i] for column in columns}
         if lead.act_bit_width == widths[-1]:
-            weights[_weights(lead)] = own
+            if _weights(lead) in measured:
+                weights[_weights(lead)] = own
         elif lead.act_bit_width not in acts:
             acts[lead.act_bit_width] = {
                 name: replace(base[name], act_bit_width=choice.act_bit_width) for name, choice in own.items()

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hwmodel.errors import SpecError
-from hwmodel.network import NetworkSpec
-from hwmodel.precision import Granularity, LayerConfig, NetworkConfig, WeightFormat
+from hwmodel.network import LayerSpec, NetworkSpec
+from hwmodel.precision import Granularity, LayerConfig, NetworkConfig, WeightFormat, group_shape
 from hwmodel.storage import weight_storage
 from qat.errors import ConfigError, SearchError
+from qat.search.noise import group_weights_of, relative_noise
 from qat.search.trial import FloatArray, IntArray
 
 
@@ -32,7 +33,7 @@ class LayerRule:
             weights in [0, 1); 0 is plain dense 1 bit and offered anyway.
         binary_densities: For `sparse` with 1 bit: shares of weights kept, in (0, 1).
         sparse_densities: For `sparse` with two or more bits: shares of weights kept, in (0, 1).
-        granularity: Which weights are kept together.
+        granularities: Which weights are kept together: each is a choice of its own at each density.
         act_bit_widths: Bits of the codes that the layer may read, each 1..8 or 16.
 
     Raises:
@@ -43,15 +44,14 @@ class LayerRule:
     significant_densities: tuple[float, ...] = (0.01, 0.02, 0.05)
     binary_densities: tuple[float, ...] = ()
     sparse_densities: tuple[float, ...] = (0.5, 0.25)
-    granularity: Granularity = Granularity.ELEMENT
+    granularities: tuple[Granularity, ...] = (Granularity.ELEMENT,)
     act_bit_widths: tuple[int, ...] = (4,)
 
     def __post_init__(self) -> None:
-        lists = ("weight_bit_widths", "significant_densities", "binary_densities", "sparse_densities", "act_bit_widths")
-        for name in lists:
+        for name in (each.name for each in fields(self)):
             value = getattr(self, name)
             if isinstance(value, str) or not isinstance(value, Sequence):
-                raise ConfigError(f"{name}={value!r}, expected a list of numbers")
+                raise ConfigError(f"{name}={value!r}, expected a list")
             object.__setattr__(self, name, tuple(value))
         bits = self.weight_bit_widths
         if not bits or any(not isinstance(b, int) or isinstance(b, bool) or not 1 <= b <= 8 for b in bits):
@@ -65,11 +65,12 @@ class LayerRule:
                         f"{name} holds {density!r}, expected a share in {'[0, 1)' if allows_zero else '(0, 1)'}"
                     )
         try:
-            object.__setattr__(self, "granularity", Granularity(self.granularity))
+            object.__setattr__(self, "granularities", tuple(Granularity(name) for name in self.granularities))
         except ValueError:
-            raise ConfigError(
-                f"granularity={self.granularity!r}, expected one of {[str(g) for g in Granularity]}"
-            ) from None
+            words = [str(granularity) for granularity in Granularity]
+            raise ConfigError(f"granularities={list(self.granularities)!r}, expected some of {words}") from None
+        if not self.granularities:
+            raise ConfigError("granularities=[], expected at least one")
         widths = self.act_bit_widths
         if not widths or any(width not in (*range(1, 9), 16) for width in widths):
             raise ConfigError(f"act_bit_widths={list(widths)!r}, expected at least one of 1..8 and 16")
@@ -81,16 +82,19 @@ class LayerRule:
         for bits in sorted(set(self.weight_bit_widths)):
             found.append(LayerConfig(bits, widest))
             for density in sorted(set(self.binary_densities if bits == 1 else self.sparse_densities)):
-                found.append(self._with_plane(bits, density, WeightFormat.SPARSE))
+                found += self._with_plane(bits, density, WeightFormat.SPARSE)
             for density in sorted(set(self.significant_densities) - {0}) if bits == 1 else ():
-                found.append(self._with_plane(1, density, WeightFormat.BINARY_PLUS_SPARSE))
+                found += self._with_plane(1, density, WeightFormat.BINARY_PLUS_SPARSE)
         widths = sorted(set(self.act_bit_widths))
         return tuple(replace(choice, act_bit_width=width) for choice in found for width in widths)
 
-    def _with_plane(self, bits: int, density: float, weight_format: WeightFormat) -> LayerConfig:
+    def _with_plane(self, bits: int, density: float, weight_format: WeightFormat) -> list[LayerConfig]:
         # Rounding keeps 1 - 0.02 from becoming 0.97999..., so that files and tables stay readable.
         widest = max(self.act_bit_widths)
-        return LayerConfig(bits, widest, round(1 - density, 9), weight_format, self.granularity)
+        return [
+            LayerConfig(bits, widest, round(1 - density, 9), weight_format, granularity)
+            for granularity in dict.fromkeys(self.granularities)
+        ]
 
     def may_be_tied_to(self, other: LayerRule) -> bool:
         """Whether both offer the same choices; given activation bits may differ, searched ones may not."""
@@ -132,6 +136,7 @@ class SearchSpace:
         weights: Number of weights of each layer.
         choices: Per layer its configurations, cheapest first.
         stored_bits: Per layer and choice everything that is stored for its weights, in bits.
+        noise: Per layer and choice the relative noise of Gaussian weights.
         groups: Partition of the layer columns into dimensions; a dimension's layers have equally many choices.
         sum_bit_width: As in `NetworkConfig`.
         input_bit_width: As in `NetworkConfig`.
@@ -145,6 +150,7 @@ class SearchSpace:
     weights: tuple[int, ...]
     choices: tuple[tuple[LayerConfig, ...], ...] = field(repr=False)
     stored_bits: tuple[tuple[int, ...], ...] = field(repr=False)
+    noise: tuple[tuple[float, ...], ...] = field(repr=False)
     groups: tuple[tuple[int, ...], ...] = field(repr=False)
     sum_bit_width: int = 8
     input_bit_width: int = 8
@@ -152,11 +158,13 @@ class SearchSpace:
 
     def __post_init__(self) -> None:
         count = len(self.layers)
-        if not count or {len(self.weights), len(self.choices), len(self.stored_bits)} != {count}:
-            raise ConfigError("a search space needs layers, and weights, choices and stored_bits for each")
-        for name, choices, bits in zip(self.layers, self.choices, self.stored_bits, strict=True):
-            if not choices or len(choices) != len(bits):
-                raise ConfigError(f"layer {name!r} has {len(choices)} choices and {len(bits)} stored sizes")
+        if not count or {len(self.weights), len(self.choices), len(self.stored_bits), len(self.noise)} != {count}:
+            raise ConfigError("a search space needs layers, and weights, choices, stored_bits and noise for each")
+        for name, choices, bits, noise in zip(self.layers, self.choices, self.stored_bits, self.noise, strict=True):
+            if not choices or not len(choices) == len(bits) == len(noise):
+                raise ConfigError(
+                    f"layer {name!r} has {len(choices)} choices, {len(bits)} stored sizes and {len(noise)} noises"
+                )
         if sorted(column for group in self.groups for column in group) != list(range(count)):
             raise ConfigError(f"groups {self.groups!r} are no partition of the {count} layers")
         for group in self.groups:
@@ -187,19 +195,29 @@ class SearchSpace:
                         f"tied layers {members[0]!r} and {name!r} have different rules; give them the same, "
                         "or do not tie them"
                     )
+            specs = [network.by_name[name] for name in members]
+            offered = [rules[name].choices() for name in members]
+            rows = _different(specs, offered)
             sizes = [
-                sum(weight_storage(network.by_name[name], rules[name].choices()[i]).total_bits for name in members)
-                for i in range(len(lead.choices()))
+                sum(weight_storage(spec, choices[i]).total_bits for spec, choices in zip(specs, offered, strict=True))
+                for i in rows
             ]
-            order = np.argsort(sizes, kind="stable")
-            for name in members:
-                ordered[name] = tuple(rules[name].choices()[i] for i in order)
+            order = [rows[i] for i in np.argsort(sizes, kind="stable")]
+            for name, choices in zip(members, offered, strict=True):
+                ordered[name] = tuple(choices[i] for i in order)
         return cls(
             layers=tuple(names),
             weights=tuple(network.by_name[name].weights for name in names),
             choices=tuple(ordered[name] for name in names),
             stored_bits=tuple(
                 tuple(weight_storage(network.by_name[name], choice).total_bits for choice in ordered[name])
+                for name in names
+            ),
+            noise=tuple(
+                tuple(
+                    relative_noise(choice, group_weights_of(network.by_name[name], choice.granularity))
+                    for choice in ordered[name]
+                )
                 for name in names
             ),
             groups=groups,
@@ -230,6 +248,14 @@ class SearchSpace:
         """Per dimension the stored bits of each choice, summed over its layers."""
         return tuple(
             np.sum([self.stored_bits[column] for column in group], axis=0, dtype=np.float64) for group in self.groups
+        )
+
+    @cached_property
+    def dimension_noise(self) -> tuple[FloatArray, ...]:
+        """Per dimension the relative noise of Gaussian weights of each choice, the mean over its layers' weights."""
+        return tuple(
+            np.average([self.noise[column] for column in group], axis=0, weights=[self.weights[c] for c in group])
+            for group in self.groups
         )
 
     @cached_property
@@ -343,6 +369,16 @@ class SearchSpace:
             "input_bit_width": self.input_bit_width,
             "output_bit_width": self.output_bit_width,
         }
+
+
+def _different(layers: Sequence[LayerSpec], offered: Sequence[Sequence[LayerConfig]]) -> list[int]:
+    """Which choices of tied layers are not an earlier one under another name, as kernels of 1x1 are elements."""
+    seen: dict[object, int] = {}
+    for i, row in enumerate(zip(*offered, strict=True)):
+        grids = [group_shape(layer.weight_shape, choice.granularity) for layer, choice in zip(layers, row, strict=True)]
+        plain = [replace(choice, granularity=Granularity.ELEMENT) for choice in row]
+        seen.setdefault((tuple(grids), tuple(plain)), i)
+    return list(seen.values())
 
 
 def _label(choice: LayerConfig) -> str:

@@ -10,10 +10,10 @@ from typing import Self
 
 import numpy as np
 
-from hwmodel.precision import LayerConfig, WeightFormat
+from hwmodel.precision import WeightFormat
 from qat.errors import SearchError
 from qat.search.damage import DamageModel, fit_damage
-from qat.search.noise import activation_noise, relative_noise
+from qat.search.noise import activation_noise
 from qat.search.sensitivity import SensitivityProfile
 from qat.search.space import SearchSpace
 from qat.search.trial import FloatArray, IntArray, Trial
@@ -37,11 +37,8 @@ class _Features:
 
     @classmethod
     def of(cls, space: SearchSpace, profile: SensitivityProfile, points: IntArray) -> Self:
-        kinds = [_pruning_noise, _code_noise] if space.searches_activations else [_pruning_noise]
-        tables = tuple(
-            np.stack([row, *([kind(choice) for choice in choices] for kind in kinds)], axis=1)
-            for row, choices in zip(profile.table, space.dimension_choices, strict=True)
-        )
+        kinds = [_pruning_noise(space), *([_code_noise(space)] if space.searches_activations else [])]
+        tables = tuple(np.stack(rows, axis=1) for rows in zip(profile.table, *kinds, strict=True))
         # The total over dimensions becomes about 1 in the trials; a kind that they hardly have is scaled by the space.
         typical = np.median(cls(tables, np.ones(1 + len(kinds)))(points).sum(axis=1), axis=0)
         anywhere = np.sum([table.mean(axis=0) for table in tables], axis=0)
@@ -60,12 +57,13 @@ class _Features:
         return np.concatenate(self.tables) / self.scale, starts
 
 
-def _pruning_noise(choice: LayerConfig) -> float:
-    return relative_noise(choice) if choice.weight_format is WeightFormat.SPARSE else 0.0
+def _pruning_noise(space: SearchSpace) -> list[FloatArray]:
+    pruned = [[c.weight_format is WeightFormat.SPARSE for c in choices] for choices in space.dimension_choices]
+    return [np.where(mask, noise, 0.0) for mask, noise in zip(pruned, space.dimension_noise, strict=True)]
 
 
-def _code_noise(choice: LayerConfig) -> float:
-    return activation_noise(choice.act_bit_width)
+def _code_noise(space: SearchSpace) -> list[FloatArray]:
+    return [np.array([activation_noise(c.act_bit_width) for c in choices]) for choices in space.dimension_choices]
 
 
 @dataclass(frozen=True)

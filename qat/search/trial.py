@@ -269,15 +269,16 @@ class Trial:
 
     @property
     def choices(self) -> dict[str, int | float | str]:
-        """Precision of each layer, flat: `<layer>.weight_bit_width`, `.weight_format`, `.sparsity`, `.act_bit_width`.
+        """Precision of each layer, flat: `<layer>.weight_bit_width` and other fields of `LayerConfig`.
 
-        The last one is what the layer reads.
+        `act_bit_width` is what the layer reads.
         """
         flat: dict[str, int | float | str] = {}
         for name, layer in self.config.layers:
             flat[f"{name}.weight_bit_width"] = layer.weight_bit_width
             flat[f"{name}.weight_format"] = str(layer.weight_format)
             flat[f"{name}.sparsity"] = layer.sparsity
+            flat[f"{name}.granularity"] = str(layer.granularity)
             flat[f"{name}.act_bit_width"] = layer.act_bit_width
         return flat
 

@@ -48,6 +48,7 @@ def values(_composed: Config) -> dict[str, Any]:
         ("dta=cifar10", "dta"),
         ("search.layers=[{pattern: a, bits: 1}]", "bits"),
         ("search.layers=[{weight_bit_widths: [1]}]", r"search\.layers\[0\]\.pattern has no value"),
+        ("search.granularity=kernel", "search.granularity"),
         ("network.name=???", r"network\.name has no value"),
         ("network.name=${no.such.key}", "no.such.key"),
     ],
@@ -106,8 +107,10 @@ def test_wrong_keys_and_types_are_named(override: str, message: str) -> None:
         ),
         ("search.act_bit_widths=[12]", "search.act_bit_widths=12, expected 1..8 or 16"),
         ("search.layers=[{pattern: fc, act_bit_widths: []}]", r"search.layers\[fc\].act_bit_widths=\[\], expected at"),
-        ("search.granularity=row", "search.granularity='row', expected one of "),
-        ("search.layers=[{pattern: fc, granularity: row}]", r"search.layers\[fc\].granularity='row', expected one of"),
+        ("search.density_levels=1", "search.density_levels=1, expected null or an integer >= 2"),
+        ("search.granularities=[row]", r"search.granularities=\['row'\], expected at least one of \['element', "),
+        ("search.granularities=[]", r"search.granularities=\[\], expected at least one of"),
+        ("search.layers=[{pattern: fc, granularities: [row]}]", r"search.layers\[fc\].granularities=\['row'\], exp"),
         ("search.bram18=0", "search.bram18=0, expected null or an integer >= 1"),
         ("search.max_failed_share=1.5", "search.max_failed_share=1.5"),
         ("search.layers=[{pattern: fc, weight_bit_widths: [16]}]", r"search.layers\[fc\].weight_bit_widths=16"),
@@ -125,6 +128,19 @@ def test_values_out_of_range_are_named(values: dict[str, Any], override: str, me
     OmegaConf.update(changed, key, yaml.safe_load(value))
     with pytest.raises(ConfigError, match=message):
         to_config(changed)
+
+
+def test_one_granularity_of_before_is_a_list_now(values: dict[str, Any]) -> None:
+    del values["search"]["granularities"]
+    values["search"]["granularity"] = "kernel"
+    layer = dict.fromkeys(("weight_bit_widths", "significant_densities", "sparse_densities", "act_bit_widths"))
+    values["search"]["layers"] = [
+        {"pattern": "fc", "granularity": "filter", **layer},
+        {"pattern": "conv1", "granularity": None, **layer},
+    ]
+    search = to_config(config_from_dict(values, "here")).search
+    assert search.granularities == ["kernel"]
+    assert [choices.granularities for choices in search.layers] == [["filter"], None]
 
 
 def test_block_ram_is_bounded_once(values: dict[str, Any]) -> None:

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from hwmodel import BudgetError
+from hwmodel import BudgetError, NetworkConfig
 from qat import pipeline
 from qat.compose import compose_config
 from qat.config import Config
 from qat.deployment import DeployedNetwork
 from qat.errors import CheckpointError, ConfigError, PackedFormatError, RunFolderError, SearchError
+from qat.pipeline.planning import plan
 from qat.pipeline.retargeting import retarget_run
 from qat.report import Result
 from qat.runs import RunFolder
+from qat.search.retarget import RetargetedFront
 from qat.search.store import TrialStore
 from qat.search.trial import Screening, Trial
 
@@ -223,7 +225,8 @@ def test_a_front_of_searched_activation_bits_and_tied_layers(tmp_path: Path) -> 
     """From the command line to packed files that agree code for code, at whatever widths layers read."""
     overrides = ["search.front=[bram18,offchip_bits]", "search.front_networks=2", "search.act_bit_widths=[2,4,8]"]
     overrides += ["search.groups=[[layer1.*]]", "search.trials=5", "search.initial_trials=4", "baselines=[]"]
-    overrides += ["search.bounds=[{column: compression, low: 6}]", "search.granularity=kernel"]
+    overrides += ["search.bounds=[{column: compression, low: 6}]", "search.granularities=[element,kernel]"]
+    overrides += ["search.sparse_densities=[0.25,0.5]", "search.density_levels=5"]
     config = _config(tmp_path / "front", *overrides)
     run = RunFolder.create(config)
     assert pipeline.demo(config, run) == 0
@@ -241,6 +244,21 @@ def test_a_front_of_searched_activation_bits_and_tied_layers(tmp_path: Path) -> 
         assert trial.cost["compression"] >= 6
         assert len({layer for name, layer in trial.config.layers if name.startswith("layer1.")}) == 1
     assert {path.name for path in (run.path / "plots").iterdir()} >= {"front_bram18.png", "front_offchip_bits.png"}
+    there = [*overrides, "board=zcu102", "search.front=[lut]"]
+    space, costs, _ = plan(_config(tmp_path / "front", *there))
+    folder = run.path / "retarget" / "zcu102"
+    for more in (0, 1):
+        (answer,) = retarget_run(_config(tmp_path / "front", *there), more)
+        assert isinstance(answer, RetargetedFront) and answer.trials_inside == 5 + more
+        rows = json.loads((folder / "front.json").read_text())
+        assert len(rows) == len(answer.evaluated) + len(answer.predicted)
+        assert {path.stem for path in (folder / "front").iterdir()} == {row["configuration"] for row in rows}
+        for row in rows:
+            stored = json.loads((folder / "front" / f"{row['configuration']}.json").read_text())
+            point = space.point(NetworkConfig.from_dict(stored))
+            exact = costs.evaluate(space.layer_indices([point]))
+            assert all(row[column] == values[0] for column, values in exact.items())
+        assert "lut" in (folder / "summary.txt").read_text()
 
 
 def test_a_board_too_small_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hwmodel import estimate, load_board
@@ -14,6 +15,7 @@ from qat.config import Config
 from qat.errors import ConfigError, SearchError
 from qat.pipeline.planning import bounded_schedule, plan, required_fps, targets_of, uniform_of, untrained
 from qat.pipeline.retargeting import retarget_run
+from qat.runs import RunFolder
 from qat.search.front import Front
 from qat.search.trial import Target
 
@@ -117,17 +119,46 @@ def test_activation_bits_are_searched_where_quant_does_not_give_them() -> None:
     assert set(given.act_bit_widths) == {(8,), (6,), (4,)}
 
 
+def test_densities_between_bounds() -> None:
+    layers = "search.layers=[{pattern: conv1, significant_densities: [0.02]}]"
+    densities = [
+        "search.significant_densities=[0.05,0.005]",
+        "search.sparse_densities=[0.25]",
+        "search.density_levels=9",
+    ]
+    chosen = config(*densities, layers)
+    space, costs, _ = plan(chosen)
+    found = {
+        name: sorted(choice.density for choice in choices if choice.weight_format == "binary_plus_sparse")
+        for name, choices in space.choices_by_layer.items()
+    }
+    assert found.pop("conv1") == pytest.approx([0.02])
+    for row in found.values():
+        assert row == pytest.approx([0.005 * 10 ** (i / 8) for i in range(9)], rel=1e-3)
+    sparse = {c.density for choices in space.choices for c in choices if c.weight_format == "sparse"}
+    assert sparse == {0.25}
+    (point,) = points = space.sample(1, np.random.default_rng(0))
+    exact = estimate(untrained(chosen), space.config(point), load_board("pynq_z2"))
+    assert costs.evaluate(space.layer_indices(points))["stored_bits"] == exact.stored_bits
+
+
 def test_granularity_for_all_layers_and_for_some() -> None:
-    layers = "search.layers=[{pattern: conv1, granularity: element}]"
-    space, _, _ = plan(config("search.granularity=kernel", "search.significant_densities=[0.05]", layers))
+    layers = "search.layers=[{pattern: conv1, granularities: [element]}]"
+    space, _, _ = plan(config("search.granularities=[filter,kernel]", "search.significant_densities=[0.05]", layers))
     found = {
         name: {choice.granularity for choice in choices if choice.sparsity > 0}
         for name, choices in space.choices_by_layer.items()
     }
     assert found.pop("conv1") == {Granularity.ELEMENT}
-    assert set().union(*found.values()) == {Granularity.KERNEL}
+    assert found.pop(space.layers[-1]) == {Granularity.FILTER, Granularity.KERNEL}  # one weight, and a row of them
+    assert set(map(frozenset, found.values())) == {frozenset({Granularity.FILTER, Granularity.KERNEL})}
 
 
-def test_retargeting_answers_budgets(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"search\.front=\['bram18'\]: another board is answered for budgets; give"):
-        retarget_run(config(f"run_dir={tmp_path}", "search.front=[bram18]"))
+def test_budgets_that_a_front_makes_void_are_refused(tmp_path: Path) -> None:
+    there = [f"run_dir={tmp_path / 'run'}", "search.front=[bram18]"]
+    RunFolder.create(config(*there))
+    message = (
+        r"search\.min_compression=\[18\.0\] says nothing beside search\.front=\['bram18'\]; give search\.front=\[\]"
+    )
+    with pytest.raises(ConfigError, match=message):
+        retarget_run(config(*there, "search.min_compression=[18]"))

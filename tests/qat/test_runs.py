@@ -61,6 +61,18 @@ def test_settings_that_came_later_mean_what_was_done_before(tmp_path: Path) -> N
         RunFolder.create(_config(tmp_path / "run", "trainer.mask_schedule=gradual"))
 
 
+def test_a_folder_with_one_granularity_goes_on_with_a_list_of_it(tmp_path: Path) -> None:
+    kernels = "search.granularities=[kernel]"
+    run = RunFolder.create(_config(tmp_path / "run", kernels))
+    values = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+    del values["search"]["granularities"]
+    values["search"]["granularity"] = "kernel"
+    (run.path / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert RunFolder.create(_config(tmp_path / "run", kernels)) == run
+    with pytest.raises(RunFolderError, match=r"search.granularities: \['kernel'\] there, \['element'\] now"):
+        RunFolder.create(_config(tmp_path / "run"))
+
+
 def test_moved_data_and_weights_are_the_same_configuration(tmp_path: Path) -> None:
     experiment = "experiment=cifar10_resnet20"
     run = RunFolder.create(_config(tmp_path / "run", experiment, "data.root=/a"))

@@ -149,7 +149,7 @@ class Backwards:
         task = self.tasks.pop()
         if len(self.submitted) % 5 == 0:
             return [Outcome(task.trial_id, lost=True)]
-        return [evaluate(PROBLEM.evaluate, task, None)]
+        return [evaluate(PROBLEM.unlucky, task, None)]
 
     def close(self) -> None:
         self.tasks.clear()

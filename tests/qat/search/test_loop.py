@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ SCREENED = SearchSettings(trials=24, seed=1, screening_share=0.5)
 
 
 def test_bad_trials_are_stopped_and_nothing_else_changes(tmp_path: Path) -> None:
-    result = run(tmp_path / "s.sqlite", settings=SCREENED)
+    result = run(tmp_path / "s.sqlite", settings=SCREENED, evaluator=PROBLEM.unlucky)
     stopped = [t for t in result.trials if t.state is TrialState.STOPPED]
     assert stopped and all(t.is_completed for t in result.trials if t not in stopped)
     for trial in stopped:
@@ -84,18 +85,19 @@ def test_bad_trials_are_stopped_and_nothing_else_changes(tmp_path: Path) -> None
     for target in (TARGET, LARGE):
         assert result.winners[target.name].trial not in stopped
     # Up to the first one that is stopped, screening changes no proposal and no accuracy.
-    plain = run(tmp_path / "plain.sqlite", trials=stopped[0].id)
+    plain = run(tmp_path / "plain.sqlite", trials=stopped[0].id, evaluator=PROBLEM.unlucky)
     assert [(t.point, t.seed) for t in plain.trials] == [(t.point, t.seed) for t in result.trials[: stopped[0].id]]
     before = stopped[0].id - 1
     assert [t.accuracy for t in plain.trials[:before]] == [t.accuracy for t in result.trials[:before]]
 
 
 def test_screening_may_change_when_a_search_goes_on(tmp_path: Path) -> None:
-    whole = sequence(run(tmp_path / "a.sqlite", settings=SCREENED).trials)
-    run(tmp_path / "b.sqlite", settings=replace(SCREENED, trials=13))
-    assert sequence(run(tmp_path / "b.sqlite", settings=SCREENED).trials) == whole
-    plain = run(tmp_path / "c.sqlite", trials=8)
-    on = run(tmp_path / "c.sqlite", settings=SCREENED)
+    screened = partial(run, settings=SCREENED, evaluator=PROBLEM.unlucky)
+    whole = sequence(screened(tmp_path / "a.sqlite").trials)
+    screened(tmp_path / "b.sqlite", settings=replace(SCREENED, trials=13))
+    assert sequence(screened(tmp_path / "b.sqlite").trials) == whole
+    plain = run(tmp_path / "c.sqlite", trials=8, evaluator=PROBLEM.unlucky)
+    on = screened(tmp_path / "c.sqlite")
     assert on.trials[:8] == plain.trials
     assert all(t.screening is not None and t.screening.share == 0.5 for t in on.trials[8:])
 
@@ -258,7 +260,7 @@ settings = SearchSettings(trials=60, seed=1, max_attempts=1000, screening_share=
 
 def evaluator(*arguments):
     time.sleep(0.03)
-    return PROBLEM.evaluate(*arguments)
+    return PROBLEM.unlucky(*arguments)
 
 folder = Path(sys.argv[1])
 path, ended, interrupted = folder / "killed.sqlite", {}, 0
@@ -282,7 +284,7 @@ for delay in np.random.default_rng(0).uniform(0.0, 0.25, 50):
     interrupted += bool(unfinished)
     ended = done
 killed = run(path, settings=settings, evaluator=evaluator)
-whole = run(folder / "whole.sqlite", settings=settings)
+whole = run(folder / "whole.sqlite", settings=settings, evaluator=PROBLEM.unlucky)
 assert sequence(killed.trials) == sequence(whole.trials), "proposals went another way"
 print(interrupted, len(ended), sum(t.state == "stopped" for t in killed.trials))
 """

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qat.errors import ConfigError, SearchError
-from qat.search.proposer import Proposer, ProposerSettings, error_scale, trusted_radius
+from qat.search.proposer import Proposer, ProposerSettings
 from qat.search.surrogate import AccuracySurrogate
 from qat.search.trial import Target, Trial, TrialState
+from qat.search.trust import error_scale, trusted_radius
 from tests.qat.search.problems import TARGET, Problem, searched
 
 PROBLEM = Problem(layers=10, seed=3)
@@ -37,10 +38,10 @@ def test_proposals_are_inside_the_bounds_and_new(seed: int, count: int, bits: fl
     assert proposal.cost == {name: float(values[0]) for name, values in columns.items()}
 
 
-def test_first_designs_are_the_allocation_then_uniform_then_perturbed() -> None:
+def test_first_designs_are_the_allocation_then_perturbed_then_uniform() -> None:
     trials = search(PROBLEM, 5, seed=0)
-    assert [t.origin for t in trials] == ["lagrange", "uniform", "perturbed", "perturbed", "acquisition"]
-    uniform = {(c.weight_bit_width, c.sparsity, c.weight_format) for c in trials[1].config.by_name.values()}
+    assert [t.origin for t in trials] == ["lagrange", "perturbed", "perturbed", "uniform", "acquisition"]
+    uniform = {(c.weight_bit_width, c.sparsity, c.weight_format) for c in trials[3].config.by_name.values()}
     assert len(uniform) == 1
     assert trials[4].predicted is not None
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from qat.errors import SearchError
-from qat.search.retarget import retarget, with_costs
+from qat.search.front import Front, Hypervolume, non_dominated
+from qat.search.retarget import retarget, retarget_front, with_costs
 from qat.search.trial import FloatArray, IntArray, Target
 from tests.qat.search.problems import Problem
 
@@ -45,6 +46,69 @@ def test_no_evaluated_trial_fits_but_a_predicted_one_does() -> None:
     answer = retarget(PROBLEM.space, PROBLEM.profile, PROBLEM.completed(expensive), other_board, target)
     assert answer.evaluated is None and answer.trials_inside == 0
     assert target.admits(answer.cost)
+
+
+def two_columns(indices: IntArray) -> dict[str, FloatArray]:
+    """Another board: bits of the last four layers, and how many choices above the cheapest the first four are."""
+    return {**other_board(indices), "early": indices[:, :4].sum(axis=1).astype(np.float64), "fps": 1e6 / (
+        1 + other_board(indices)["late_bits"])}  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [("late_bits",), ("late_bits", "early"), ("fps",)])
+def test_a_front_on_another_board(columns: tuple[str, ...]) -> None:
+    trials = PROBLEM.completed(PROBLEM.space.sample(40, np.random.default_rng(0)))
+    recosted = {t.id: t for t in with_costs(trials, PROBLEM.space, two_columns)}
+    limit = float(np.quantile([t.cost["late_bits"] for t in recosted.values()], 0.8))
+    front = Front("front", {"late_bits": (None, limit)}, columns)
+    answer = retarget_front(PROBLEM.space, PROBLEM.profile, trials, two_columns, front, 5)
+    assert answer == retarget_front(PROBLEM.space, PROBLEM.profile, trials, two_columns, front, 5)
+    assert answer.trials_inside == sum(t.cost["late_bits"] <= limit for t in recosted.values())
+    # The evaluated ones: exact costs of that board, inside the bounds, and none beats another one.
+    assert answer.evaluated
+    for winner in answer.evaluated:
+        assert winner.trial == recosted[winner.trial.id]
+        assert front.admits(winner.trial.cost)
+    points = np.array([w.trial.point for w in answer.evaluated])
+    accuracy = np.array([w.expected_accuracy for w in answer.evaluated])
+    costs = front.costs(two_columns(points))
+    assert non_dominated(accuracy, costs).all()
+    assert (np.diff(costs[:, 0]) >= 0).all()
+    # The predicted ones: new, inside, no better answered by an evaluated one, and they do improve the true front.
+    assert 1 <= len(answer.predicted) <= 5
+    found = np.array([each.point for each in answer.predicted])
+    assert not {tuple(point) for point in found.tolist()} & {t.point for t in trials}
+    assert front.feasible(two_columns(found)).all()
+    np.testing.assert_array_equal(front.costs(two_columns(found)), [front.costs(
+        {name: np.array([value]) for name, value in each.cost.items()})[0] for each in answer.predicted])  # fmt: skip
+    expected = np.array([each.predicted[0] for each in answer.predicted if each.predicted])
+    together = np.concatenate([costs, front.costs(two_columns(found))])
+    assert non_dominated(np.concatenate([accuracy, expected]), together)[len(accuracy) :].all()
+    truth, worst = PROBLEM.accuracy(points), together.max(axis=0) + 1
+    gain = Hypervolume.of(truth, costs, worst).gain(PROBLEM.accuracy(found), front.costs(two_columns(found)))
+    assert gain.max() > 0
+    assert all(each.predicted and each.predicted[1] > 0 for each in answer.predicted)
+
+
+def test_a_front_of_no_trial_is_predicted() -> None:
+    expensive = np.tile(PROBLEM.space.sizes - 1, (3, 1))
+    expensive[1, 0] -= 1
+    expensive[2, 1] -= 1
+    front = Front("f", {"late_bits": (None, float(other_board(expensive)["late_bits"].min()) / 3)}, ("late_bits",))
+    answer = retarget_front(PROBLEM.space, PROBLEM.profile, PROBLEM.completed(expensive), other_board, front, 3)
+    assert not answer.evaluated and answer.trials_inside == 0
+    assert answer.predicted and all(front.admits(each.cost) for each in answer.predicted)
+    assert not retarget_front(
+        PROBLEM.space, PROBLEM.profile, PROBLEM.completed(expensive), other_board, front, 0
+    ).predicted
+
+
+def test_a_front_against_what_is_no_cost_is_refused() -> None:
+    trials = PROBLEM.completed(PROBLEM.space.sample(3, np.random.default_rng(0)))
+    front = Front("f", {"late_bits": (None, 1e9)}, ("lut",))
+    with pytest.raises(
+        SearchError, match=r"front 'f' is against \['lut'\], which are no cost columns; there are \['late_"
+    ):
+        retarget_front(PROBLEM.space, PROBLEM.profile, trials, other_board, front, 3)
 
 
 def test_what_it_needs() -> None:

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from hwmodel.precision import LayerConfig, NetworkConfig, WeightFormat, uniform
 from qat.errors import SearchError
 from qat.search.noise import activation_noise, at_least_as_precise, relative_noise
-from qat.search.sensitivity import SensitivityProfile, gaussian_profile, lagrange_path, measure, monotone
+from qat.search.sensitivity import (
+    MEASURED_DENSITIES,
+    SensitivityProfile,
+    gaussian_profile,
+    lagrange_path,
+    measure,
+    monotone,
+)
 from qat.search.space import LayerRule, SearchSpace, SpaceSettings
 from tests.qat.search.problems import RULE, chain
 
@@ -57,6 +64,38 @@ def test_measure_adds_what_weights_and_activations_lose() -> None:
     # Per layer its choices of weights and two narrower widths, not their product; 8 bits throughout are the base.
     weights = len(RULE.choices())
     assert len(seen) == 1 + 4 * (weights - 1) + 3 * 2
+
+
+@pytest.mark.parametrize("widths", [(4,), (2, 4)])
+def test_of_many_densities_some_are_measured(widths: tuple[int, ...]) -> None:
+    """What lies between follows from a loss that is linear in the logarithm of the density."""
+    densities = tuple(np.geomspace(0.01, 0.5, 40).round(4).tolist())
+    rule = replace(RULE, significant_densities=densities, sparse_densities=(0.1, 0.5), act_bit_widths=widths)
+    space = SearchSpace.from_network(NETWORK, SpaceSettings(rule=rule))
+    seen = []
+
+    def loss_of(config: NetworkConfig) -> float:
+        seen.append(config)
+        return sum(of_layer(layer) for _, layer in config.layers)
+
+    def of_layer(layer: LayerConfig) -> float:
+        """More precise choices lose less."""
+        read = -layer.act_bit_width / 20
+        if layer.weight_format is WeightFormat.BINARY_PLUS_SPARSE:
+            return read + 1.0 - np.log(layer.density) / 8
+        return read + 2.0 - layer.weight_bit_width / 5 - np.log(layer.density) / 10
+
+    widest = {name: max(c.act_bit_width for c in choices) for name, choices in space.choices_by_layer.items()}
+    base = NetworkConfig(tuple((name, LayerConfig(8, width)) for name, width in widest.items()))
+    profile = measure(loss_of, space, base)
+    few = len(rule.choices()) // len(widths) - 40 + MEASURED_DENSITIES
+    assert len(seen) <= 1 + 4 * few + 3 * (len(widths) - 1)
+    for name, choices, row in zip(space.layers, space.choices, profile.table, strict=True):
+        family = [(c, loss) for c, loss in zip(choices, row, strict=True) if c.weight_format == "binary_plus_sparse"]
+        assert len(family) == 40 * (1 if name == "conv0" else len(widths))
+        for choice, loss in family:
+            changed = tuple((n, choice if n == name else layer) for n, layer in base.layers)
+            assert loss == pytest.approx(loss_of(replace(base, layers=changed)) - loss_of(base), abs=1e-9)
 
 
 def test_narrower_activations_are_less_precise() -> None:

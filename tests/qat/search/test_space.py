@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hwmodel.precision import LayerConfig, WeightFormat
+from hwmodel.network import LayerSpec, NetworkSpec, Op
+from hwmodel.precision import Granularity, LayerConfig, WeightFormat, group_shape
 from hwmodel.storage import weight_storage
 from qat.errors import ConfigError, SearchError
+from qat.search.noise import at_least_as_precise
 from qat.search.space import LayerRule, SearchSpace, SpaceSettings
 from tests.qat.search.problems import RULE, chain
 
@@ -22,7 +25,17 @@ RULES = st.builds(
     binary_densities=st.lists(st.sampled_from([0.25, 0.5]), unique=True),
     sparse_densities=st.lists(st.sampled_from([0.1, 0.5]), unique=True),
     act_bit_widths=st.sampled_from([(2,), (4,), (2, 8)]),
+    granularities=st.lists(st.sampled_from(list(Granularity)), min_size=1, unique=True),
 )
+SQUARES = NetworkSpec(
+    "squares", 8, 6, 6,
+    (
+        LayerSpec("square", Op.CONV, ("input",), 8, 6, 6, 16, 6, 6, (3, 3), (1, 1), (1, 1)),
+        LayerSpec("point", Op.CONV, ("square",), 16, 6, 6, 16, 6, 6),
+        LayerSpec("deep", Op.CONV, ("point",), 16, 6, 6, 16, 6, 6, (3, 3), (1, 1), (1, 1), groups=16),
+    ),
+)  # fmt: skip
+"""Where kernels are more than elements, where they are the same, and where a filter is one kernel."""
 GROUPS = st.sampled_from([(), (("conv0", "conv1"),), (("conv*",),), (("conv[01]",), ("conv[23]", "fc"))])
 
 
@@ -47,10 +60,48 @@ def test_points_and_configurations_are_inverse(rule: LayerRule, groups: tuple[tu
 def test_choices_are_unique_and_ordered_by_stored_bits(rule: LayerRule) -> None:
     space = SearchSpace.from_network(NETWORK, SpaceSettings(rule=rule))
     for name, choices, bits in zip(space.layers, space.choices, space.stored_bits, strict=True):
+        planes = len([c for c in rule.choices() if c.sparsity > 0]) // len(rule.granularities)
+        dense = len([c for c in rule.choices() if c.sparsity == 0])
+        grids = {group_shape(NETWORK.by_name[name].weight_shape, granularity) for granularity in rule.granularities}
         widths = len(rule.act_bit_widths) if name == "conv0" else 1  # its activations are given
-        assert len(set(choices)) == len(choices) == len(rule.choices()) // widths
+        assert len(set(choices)) == len(choices) == (dense + planes * len(grids)) // widths
         assert list(bits) == sorted(bits)
         assert list(bits) == [weight_storage(NETWORK.by_name[name], choice).total_bits for choice in choices]
+
+
+@given(rule=RULES, groups=st.sampled_from([(), (("point", "deep"),)]))
+@settings(max_examples=60, deadline=None)
+def test_granularities_are_choices_where_they_differ(rule: LayerRule, groups: tuple[tuple[str, ...], ...]) -> None:
+    space = SearchSpace.from_network(SQUARES, SpaceSettings(rule=rule, groups=groups))
+    for group, noise in zip(space.groups, space.dimension_noise, strict=True):
+        specs = [SQUARES.by_name[space.layers[column]] for column in group]
+        rows = list(zip(*(space.choices[column] for column in group), strict=True))
+        grids = [
+            tuple(group_shape(s.weight_shape, c.granularity) for s, c in zip(specs, row, strict=True)) for row in rows
+        ]
+        plain = [replace(row[0], granularity=Granularity.ELEMENT) for row in rows]
+        assert len(set(zip(grids, plain, strict=True))) == len(rows)
+        offered = {
+            tuple(group_shape(spec.weight_shape, granularity) for spec in specs) for granularity in rule.granularities
+        }
+        for one in set(plain):
+            found = {grid for grid, other in zip(grids, plain, strict=True) if other == one}
+            assert found == offered or (one.sparsity == 0 and len(found) == 1)
+        for a, row in enumerate(rows):
+            for b, other in enumerate(rows):
+                if row[0].act_bit_width == other[0].act_bit_width and at_least_as_precise(row[0], other[0]):
+                    assert noise[a] <= noise[b] + 1e-9
+    names = {choice.granularity for choices in space.choices for choice in choices if choice.sparsity > 0}
+    assert names <= set(rule.granularities)
+
+
+def test_a_kernel_of_one_weight_is_no_choice_beside_an_element() -> None:
+    rule = LayerRule(
+        weight_bit_widths=(4,), significant_densities=(), sparse_densities=(0.5,), granularities=("element", "kernel")
+    )
+    space = SearchSpace.from_network(SQUARES, SpaceSettings(rule=rule, layers={"deep": {"granularities": ["filter"]}}))
+    found = [[c.granularity for c in choices if c.sparsity > 0] for choices in space.choices]
+    assert found == [["kernel", "element"], ["element"], ["filter"]]  # cheapest first: the index of kernels is shorter
 
 
 def test_formats_follow_the_rule() -> None:
@@ -142,7 +193,9 @@ def test_settings_that_do_not_fit_the_network(settings_: SpaceSettings, message:
         ({"binary_densities": (1.0,)}, r"binary_densities holds 1\.0"),
         ({"significant_densities": (float("nan"),)}, r"significant_densities holds nan, expected a share in \[0, 1\)"),
         ({"act_bit_widths": [12]}, r"act_bit_widths=\[12\], expected at least one of 1\.\.8 and 16"),
-        ({"granularity": "row"}, r"granularity='row', expected one of"),
+        ({"granularities": ["row"]}, r"granularities=\['row'\], expected some of \['element', 'kernel', "),
+        ({"granularities": []}, r"granularities=\[\], expected at least one"),
+        ({"granularities": "kernel"}, r"granularities='kernel', expected a list"),
     ],
 )
 def test_rules_out_of_range(changes: dict[str, object], message: str) -> None:
