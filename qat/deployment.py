@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from hwmodel.network import INPUT, RELAYING, LayerSpec, Op
 from hwmodel.precision import WeightFormat
@@ -168,12 +169,12 @@ def _requantized(
 
 
 def _batch_norm(
-    norm: nn.BatchNorm2d, bias: NDArray[np.float64] | None
+    norm: nn.BatchNorm2d | FrozenBatchNorm2d, bias: NDArray[np.float64] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Gain and offset per channel of y = gain * z + offset, the bias in front of the norm included."""
-    channels = norm.num_features
-    bias = np.zeros(channels) if bias is None else bias
     assert norm.running_mean is not None and norm.running_var is not None
+    channels = len(norm.running_mean)
+    bias = np.zeros(channels) if bias is None else bias
     weight = torch.ones(channels) if norm.weight is None else norm.weight
     shift = torch.zeros(channels) if norm.bias is None else norm.bias
     gain = (weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)).numpy()

@@ -7,14 +7,16 @@ Shapes: `x_NCHW` are values on the grid of the producer's quantizer; each layer 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from hwmodel.network import Op
 from hwmodel.precision import LayerConfig
-from qat.graph import Node
+from qat.graph import BatchNorm, Node
 from qat.quantizers import ActQuantizer, WeightQuantizer
 
 FUSED = ("none", "relu", "leaky_relu")
@@ -24,7 +26,8 @@ FUSED = ("none", "relu", "leaky_relu")
 class QuantWeighted(nn.Module):
     """Convolution or linear layer with quantized weights, its batch norm and its ReLU.
 
-    Batch norm is trained unfolded on the output of the quantized weights; `qat.deployment` folds it.
+    Batch norm is trained unfolded on the output of the quantized weights, a frozen one stays as it is there;
+    `qat.deployment` folds both.
 
     Args:
         node: The layer in the traced graph; its module's weights are copied.
@@ -100,7 +103,9 @@ class QuantWeighted(nn.Module):
         return out
 
 
-def _copy_batch_norm(batch_norm: nn.BatchNorm2d | nn.BatchNorm1d) -> nn.BatchNorm2d:
+def _copy_batch_norm(batch_norm: BatchNorm) -> nn.BatchNorm2d | FrozenBatchNorm2d:
+    if isinstance(batch_norm, FrozenBatchNorm2d):
+        return deepcopy(batch_norm)
     copy = nn.BatchNorm2d(batch_norm.num_features, batch_norm.eps, batch_norm.momentum, batch_norm.affine)
     copy.load_state_dict(batch_norm.state_dict())
     return copy

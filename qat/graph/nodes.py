@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TypeAlias, cast
 
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from hwmodel.errors import SpecError
 from hwmodel.network import INPUT, LayerSpec, NetworkSpec, Op
 from qat.errors import TraceError
+
+BatchNorm: TypeAlias = nn.BatchNorm2d | nn.BatchNorm1d | FrozenBatchNorm2d
+"""Norms that join the layer before them; statistics and affine of a frozen one are constants."""
 
 Pair = tuple[int, int]
 Shape = tuple[int, int, int]
@@ -61,7 +65,7 @@ class Node:
     activation: str = "none"
     negative_slope: float = 0.0
     module: nn.Module | None = None
-    batch_norm: nn.BatchNorm2d | nn.BatchNorm1d | None = None
+    batch_norm: BatchNorm | None = None
 
 
 @dataclass(frozen=True)

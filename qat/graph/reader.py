@@ -14,7 +14,7 @@ from hwmodel.network import INPUT, Op
 from qat.errors import TraceError
 from qat.graph.geometry import GeometryReader
 from qat.graph.ledger import pair
-from qat.graph.nodes import Graph, Node
+from qat.graph.nodes import BatchNorm, Graph, Node
 
 FUSING = (Op.CONV, Op.LINEAR, Op.ADD, Op.SCALE)
 """Operations whose requantization can be a ReLU, ReLU6 or leaky ReLU too."""
@@ -107,7 +107,7 @@ class Reader(GeometryReader):
             self._read_conv(node, path, module.padding, module.stride, module.dilation, module.groups)
         elif isinstance(module, nn.Linear):
             self._read_linear(node, path)
-        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+        elif isinstance(module, BatchNorm):
             self._read_batch_norm(node, module)
         elif isinstance(module, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.AlphaDropout):
             self.left_out.append(path)
@@ -184,7 +184,7 @@ class Reader(GeometryReader):
         layer.in_channels, layer.out_channels = module.in_features, module.out_features
         self.add(node, layer)
 
-    def _read_batch_norm(self, node: fx.Node, module: nn.BatchNorm2d | nn.BatchNorm1d) -> None:
+    def _read_batch_norm(self, node: fx.Node, module: BatchNorm) -> None:
         if module.running_mean is None:
             self.refuse(node, "a batch norm without running statistics")
         before = self.only_reader_of(node)
@@ -194,7 +194,7 @@ class Reader(GeometryReader):
             before.batch_norm = module
             self.forward(node)
             return
-        channels = module.num_features
+        channels = len(module.running_mean)
         self.add(node, Node(name, Op.SCALE, self.inputs(node), in_channels=channels, batch_norm=module))
 
     def _read_activation(self, node: fx.Node, activation: str, negative_slope: float = 0.0) -> None:

@@ -8,6 +8,7 @@ identities vanish (`Graph.left_out` names them).  What cannot be mapped is an er
 from __future__ import annotations
 
 from torch import fx, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from hwmodel.network import NetworkSpec
 from qat.errors import TraceError
@@ -45,13 +46,18 @@ def read_graph(model: nn.Module) -> Graph:
 
 
 class _Tracer(fx.Tracer):
-    """Takes the layers of torch as they are, also those that a user derived without changing what they compute."""
+    """Takes layers as they are, also those that a user derived without changing what they compute."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether calls of a module stay calls."""
         if super().is_leaf_module(m, module_qualified_name):
             return True
-        base = next(kind for kind in type(m).__mro__ if kind.__module__.startswith("torch.nn"))
+        base = next(kind for kind in type(m).__mro__ if _is_known(kind))
         computes = ("forward", "_conv_forward", "_check_input_dim")
         same = all(getattr(type(m), name, None) is getattr(base, name, None) for name in computes)
         return same and not isinstance(m, nn.Sequential | nn.ModuleList) and base is not nn.Module
+
+
+def _is_known(kind: type) -> bool:
+    """Whether a class is a layer of torch, or torchvision's frozen batch norm."""
+    return kind.__module__.startswith("torch.nn") or kind is FrozenBatchNorm2d

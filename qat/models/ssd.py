@@ -85,9 +85,11 @@ class SsdFloatPart(FloatPart):
             return levels
         # While a quantized network is trained, the float model may be on another device.
         device = levels[0].device
-        scaled = backbone.scale_weight.to(device).view(1, -1, 1, 1) * F.normalize(levels[0])
-        parts = (head.classification_head.module_list[0], head.regression_head.module_list[0])
-        return [*(part.to(device)(scaled) for part in parts), *levels[1:]]
+        with torch.autocast(device.type, enabled=False):
+            scaled = backbone.scale_weight.to(device).view(1, -1, 1, 1) * F.normalize(levels[0])
+            parts = (head.classification_head.module_list[0], head.regression_head.module_list[0])
+            first = [part.to(device)(scaled) for part in parts]
+        return [*first, *levels[1:]]
 
     def rows(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (N, K, 1 + C), the background first, and offsets from default boxes (N, K, 4)."""

@@ -32,7 +32,8 @@ class FloatPartDetection:
         rows, columns = self.part.image_size(outputs)
         pixels = targets.new_tensor([columns, rows, columns, rows])
         is_real_NB = (targets[:, :, 0] >= 0) & (targets[:, :, 5] == 0)
-        boxes_by_image = torch.split(targets[is_real_NB], is_real_NB.sum(1).tolist())  # all at once: each read-back waits
+        # All images at once: on a GPU every count that is read back waits.
+        boxes_by_image = torch.split(targets[is_real_NB], is_real_NB.sum(1).tolist())
         true = [
             {"boxes": own_B6[:, 1:5] * pixels, "labels": own_B6[:, 0].long() + self.part.first_label}
             for own_B6 in boxes_by_image

@@ -80,7 +80,7 @@ def test_wrong_keys_and_types_are_named(override: str, message: str) -> None:
         ("quant.act_bit_width=9", "quant.act_bit_width=9, expected 1..8 or 16"),
         ("quant.end_bit_width=0", "quant.end_bit_width=0, expected 1..8 or 16"),
         ("quant.layers=[{pattern: fc, act_bit_width: 12}]", r"quant.layers\[fc\].act_bit_width=12, expected 1..8"),
-        ("search.trials=0", "search.trials=0, expected a number >= 1"),
+        ("search.trials=-1", "search.trials=-1, expected a number >= 0"),
         ("search.initial_trials=99", "search.initial_trials=99, expected at most search.trials="),
         ("search.weight_bit_widths=[0]", "search.weight_bit_widths=0, expected a number >= 1 and <= 8"),
         ("search.sparse_densities=[0.0]", "search.sparse_densities=0.0, expected a number > 0 and <= 1"),
@@ -120,6 +120,7 @@ def test_wrong_keys_and_types_are_named(override: str, message: str) -> None:
         ("trainer.warmup_share=1", "trainer.warmup_share=1.0, expected a number >= 0 and < 1"),
         ("trainer.devices=0", "trainer.devices=0, expected a number >= 1"),
         ("trainer.num_threads=0", "trainer.num_threads=0, expected null or an integer >= 1"),
+        ("trainer.epochs_per_validation=0", "trainer.epochs_per_validation=0, expected a number >= 1"),
     ],
 )
 def test_values_out_of_range_are_named(values: dict[str, Any], override: str, message: str) -> None:

@@ -310,3 +310,14 @@ def test_published_resnet20_reaches_its_float_accuracy(tmp_path: Path, data_root
     pipeline.train(config, run)
     found = run.read_json("float.json")
     assert (found["accuracy"], found["images"]) == (0.91, 500)
+
+
+def test_without_trials_the_baselines_alone_are_trained(tmp_path: Path) -> None:
+    config = _config(tmp_path / "uniform", "search.trials=0", "baselines=[4]")
+    run = RunFolder.create(config)
+    assert pipeline.demo(config, run) == 0
+    names = {path.name for path in run.path.rglob("*")}
+    assert {"uniform_w4", "report.html", "summary.csv"} <= names
+    assert not {"trials.sqlite", "sensitivity.json"} & names
+    with pytest.raises(ConfigError, match=r"baselines=\[\], expected at least one, or search.trials >= 1"):
+        _config(tmp_path / "nothing", "search.trials=0", "baselines=[]")

@@ -69,6 +69,17 @@ def test_losses_and_detections_of_maps(name: str) -> None:
         assert bool((found.boxes_K4 >= 0).all()) and bool((found.boxes_K4 <= 1).all())
 
 
+def test_the_float_part_of_ssd300_is_in_float_where_the_network_is_not() -> None:
+    torch.manual_seed(0)
+    model = ssd300(3)
+    maps = random_maps(model, 300)
+    expected = model.float_part.rows(maps)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.float_part.rows(maps)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_perfect_maps_are_measured_as_perfect() -> None:
     """Maps that say what the default boxes should: AP50 of 1 and next to no loss."""
     model = ssdlite320(3)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -124,6 +126,13 @@ def test_finetune_is_done_once_and_loads_again(trained: nn.Module, tmp_path: Pat
     other = uniform(trace(trained, (3, 8, 8)), 3, 4)
     with pytest.raises(CheckpointError, match="another configuration"):
         load_quantized(trained, other, tmp_path / "model.ckpt")
+
+
+def test_validation_every_second_epoch(tmp_path: Path) -> None:
+    task = TrainingTask(Quarters(), NORMALIZATION, Recipe(epochs=4), OBJECTIVE)
+    fit(task, Stripes(), replace(CPU, epochs_per_validation=2), tmp_path)
+    with open(tmp_path / "metrics.csv", newline="", encoding="utf-8") as file:
+        assert [row["epoch"] for row in csv.DictReader(file) if row["val_loss"]] == ["1", "3"]
 
 
 class _Epochs(pl.Callback):
