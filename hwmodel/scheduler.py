@@ -107,8 +107,7 @@ class Scheduler:
 
     def segments(self, config: NetworkConfig) -> Segments:
         """Cuts and options of a configuration."""
-        board = self.board
-        return Segments(self.network, config, board.family, board.uram > 0, self.space, self._cache)
+        return Segments(self.network, config, self.board, self.space, self._cache)
 
 
 def schedule(network: NetworkSpec, config: NetworkConfig, board: Board, min_fps: float = 0.0) -> Schedule:
@@ -202,8 +201,8 @@ class _Search:
         found: tuple[Reached, int] | None = None
         reaching: list[Split] = []
         # First the cuts with the least traffic of feature maps: what they reach excludes most others.
-        for group in ([one.candidate for one in resident], candidates[len(resident) :]):
-            group = [one for one in group if one.map_bits <= best]
+        for cuts_ahead in ([one.candidate for one in resident], candidates[len(resident) :]):
+            group = [one for cut in cuts_ahead if cut.map_bits <= best for one in self.segments.loading(cut)]
             splits = OpenSplits(self.segments, self.budgets, self.board.uram > 0, group, best, self.longest)
             splits.exclude(self._prices)
             while part := splits.take(SPLITS_TOGETHER, best):
@@ -357,9 +356,9 @@ def _why_not(segments: Segments, board: Board) -> str:
     remedy = "no listed board would do"
     for other in load_boards():
         if other.name != board.name:
-            others = segments
-            if (other.family, other.uram > 0) != (board.family, board.uram > 0):
-                others = Segments(segments.network, segments.config, other.family, other.uram > 0, segments.space)
+            alike = (other.family, other.uram > 0) == (board.family, board.uram > 0)
+            cache = segments.cache if alike else None
+            others = Segments(segments.network, segments.config, other, segments.space, cache)
             if _Search(others, other).least_traffic() is not None:
                 remedy = f"the smallest listed board that would do is {other.name}"
                 break

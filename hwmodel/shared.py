@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from hwmodel.board import Board
 from hwmodel.compute import Multiplier
+from hwmodel.cost import dram_cycles
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, WeightPlace
 from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
@@ -22,7 +24,16 @@ from hwmodel.network import NetworkSpec
 from hwmodel.options import Array, Foldings, Space, resource_use, shared_uses
 from hwmodel.precision import NetworkConfig
 from hwmodel.problem import NO_LIMIT
-from hwmodel.resources import CODE_BITS, FRAME_ENGINE, SUMMED, Memory, SharedLayer, frame_buffer_shape, shared_layer
+from hwmodel.resources import (
+    BUFFERED,
+    CODE_BITS,
+    FRAME_ENGINE,
+    SUMMED,
+    Memory,
+    SharedLayer,
+    frame_buffer_shape,
+    shared_layer,
+)
 from hwmodel.storage import WeightStorage
 from hwmodel.traffic import Placement, elements
 
@@ -40,16 +51,18 @@ class Candidate:
         pipelined: Layers before the cut that are pipelined.
         spilled: Layers before the cut that are spilled; one of the two is 0.
         map_bits: Feature maps that cross the chip's border per frame.
+        loaded_bits: Spilled layers whose weights are no more bits than this load them whole if they are not resident.
     """
 
     pipelined: int
     spilled: int
     map_bits: int
+    loaded_bits: int = 0
 
 
 @dataclass(frozen=True)
 class Split:
-    """A cut, and how many of the layers behind it have resident weights; the others stream theirs.
+    """A cut, and how many layers on the shared engine have resident weights; the others load or stream theirs.
 
     Args:
         candidate: The cut.
@@ -71,13 +84,15 @@ class Chain:
         order: Layers in the order in which their weights become resident.
         needs: Shape (`FIELDS`, engines) for each layer.
         layer_cycles: Shape (engines,) for each layer.
-        streamed_bits: Shape (layers + 1,): off-chip bits per frame if the layers from one on stream their weights.
+        loading_cycles: Shape (layers + 1,): cycles that the engine waits if the layers from one on do not keep theirs.
+        streamed_bits: Shape (layers + 1,): off-chip bits per frame if weights of the layers from one on do not stay.
     """
 
     engines: int
     order: tuple[int, ...]
     needs: tuple[Array, ...]
     layer_cycles: tuple[Array, ...]
+    loading_cycles: Array
     streamed_bits: Array
 
     @cached_property
@@ -85,6 +100,11 @@ class Chain:
         """Shape (layers + 1, engines): words of resident weights of the layers before one."""
         column = FIELDS.index("weight_words")
         return _prefixes(np.cumsum(self._stacked([need[column] for need in self.needs]), axis=0))
+
+    @cached_property
+    def loaded_words(self) -> Array:
+        """Shape (layers + 1, engines): words for loaded weights if the layers from one on do not keep theirs."""
+        return self.after[:, MAXIMISED.index("loaded_words")]
 
     @cached_property
     def before(self) -> Array:
@@ -140,8 +160,8 @@ class SharedEngine:
         config: Precision of each layer.
         storages: Stored weights by layer.
         widths: Bit width of each tensor.
-        family: Device family.
-        places: Where resident weights may lie.
+        board: The board.
+        places: Where weights may lie on chip.
         space: Which executions are tried.
         placement: The feature maps of a cut, by its pipelined and spilled layers.
         cache: What earlier configurations left; it is added to.
@@ -153,7 +173,7 @@ class SharedEngine:
         config: NetworkConfig,
         storages: Mapping[str, WeightStorage],
         widths: Mapping[str, int],
-        family: str,
+        board: Board,
         places: Sequence[WeightPlace],
         space: Space,
         placement: Callable[[int, int], Placement],
@@ -163,15 +183,15 @@ class SharedEngine:
         self.config = config
         self.storages = storages
         self.widths = widths
-        self.family = family
+        self.board = board
         self.kinds = tuple((multiplier, place) for multiplier in space.multipliers for place in places)
         self._places = tuple(places)
         self._space = space
         self._placement = placement
         self._cache = cache
-        self._chains: dict[tuple[int, int], Chain] = {}
-        self._layer_needs: dict[tuple[int, bool, bool], tuple[Array, Array]] = {}
-        self._buffers: dict[Candidate, Array] = {}
+        self._chains: dict[tuple[int, int, int], Chain] = {}
+        self._layer_needs: dict[tuple[int, bool, bool, bool], tuple[Array, Array]] = {}
+        self._buffers: dict[tuple[int, int], Array] = {}
         self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
 
     @cached_property
@@ -185,8 +205,12 @@ class SharedEngine:
         """The layers of the shared engine at a cut, and where in their order they start."""
         cut = candidate.pipelined
         if candidate.spilled or self._shares_weights:
-            return self._chain_of(cut, candidate.spilled), 0
-        return self._chain_of(0, 0), self._weighted_before[cut]
+            return self._chain_of(cut, candidate.spilled, candidate.loaded_bits), 0
+        return self._chain_of(0, 0, 0), self._weighted_before[cut]
+
+    def loadable_bits(self, spilled: int) -> list[int]:
+        """Each number of bits that some of the first layers, spilled, can load whole and read more than once."""
+        return sorted({int(self._weight_bits[i]) for i in range(spilled) if self._reads(i, True) > 1} - {0})
 
     def splits(self, candidate: Candidate) -> list[Split]:
         """Every number of resident layers of a cut, most resident first."""
@@ -200,13 +224,13 @@ class SharedEngine:
         return bits
 
     def cycles(self, candidate: Candidate) -> Array:
-        """Shape (engines,): cycles per frame at a cut."""
+        """Shape (engines,): cycles per frame at a cut, without those of waiting for weights that are loaded."""
         chain, start = self.chain(candidate)
         cycles: Array = chain.cycles[start]
         return cycles
 
     def weight_memory_bits(self, candidates: Sequence[Candidate], longest: int = NO_LIMIT) -> list[Array]:
-        """Bits of block RAM or UltraRAM that resident weights of each cut take at least, by number of resident layers.
+        """Bits of block RAM or UltraRAM that weights of each cut take at least, by number of resident layers.
 
         Args:
             candidates: Cuts with a shared engine.
@@ -217,6 +241,8 @@ class SharedEngine:
         for candidate in candidates:
             chain, start = self.chain(candidate)
             words = chain.weight_words[start:] - chain.weight_words[start]
+            if candidate.loaded_bits:
+                words = words + chain.loaded_words[start:]
             bits = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * width
             bits[words <= most_in_luts] = 0
             found.append(bits[:, chain.cycles[start] <= longest].min(axis=1, initial=NO_LIMIT))
@@ -224,7 +250,7 @@ class SharedEngine:
 
     @cached_property
     def _weight_memories(self) -> tuple[Array, Array]:
-        """By engine: the width of the memory of resident weights, and the most words that may lie in LUTs."""
+        """By engine: the width of the memory of weights, and the most words that may lie in LUTs."""
         pe, simd = self.grid
         width = CODE_BITS * pe * simd
         # `hwmodel.memory.map_memories` takes LUTs for small memories and those that would fill little of the block RAM,
@@ -260,7 +286,7 @@ class SharedEngine:
     def _rows(
         self, chain: Chain, splits: Sequence[Split], numbers: Array, start: Array, stop: Array, longest: int
     ) -> SharedRows:
-        cycles = chain.cycles[start]
+        cycles = chain.cycles[start] + chain.loading_cycles[stop][:, None]
         split, engine = np.nonzero(cycles <= longest)
         first, last = start[split], stop[split]
         fields: dict[str, Any] = {}
@@ -269,7 +295,7 @@ class SharedEngine:
             end = len(chain.order) if name == "parameter_words" else last
             fields[name] = column[end, engine] - column[first, engine]
         for i, name in enumerate(MAXIMISED):
-            fields[name] = chain.after[last if name == "stream_words" else first, i, engine]
+            fields[name] = chain.after[last if name in BUFFERED else first, i, engine]
         pe, simd = (values[engine] for values in self.grid)
         use = np.empty((len(engine), len(self.kinds), 4), dtype=np.int64)
         widths = fields["weight_bit_width"] * 32 + fields["act_bit_width"]
@@ -278,7 +304,7 @@ class SharedEngine:
             values = {name: field[same] for name, field in fields.items()}
             values["weight_bit_width"], values["act_bit_width"] = divmod(int(width), 32)
             need = SharedLayer(**values)
-            uses = shared_uses(need, pe[same], simd[same], self._space.multipliers, self._places, self.family)
+            uses = shared_uses(need, pe[same], simd[same], self._space.multipliers, self._places, self.board.family)
             for i, kind in enumerate(self.kinds):
                 use[same, i] = uses[kind]
         buffers = np.array([self.buffer_use(splits[number].candidate) for number in numbers])
@@ -292,18 +318,22 @@ class SharedEngine:
             np.tile(np.arange(kinds), len(engine)),
         )
 
-    def _chain_of(self, pipelined: int, spilled: int) -> Chain:
-        key = (pipelined, spilled)
+    def _chain_of(self, pipelined: int, spilled: int, loaded_bits: int) -> Chain:
+        key = (pipelined, spilled, loaded_bits)
         if key not in self._chains:
             end = pipelined + spilled
-            order, reads, keeps = self._order(pipelined, spilled)
-            found = [self._needs(index, index < end, kept) for index, kept in zip(order, keeps, strict=True)]
-            bits = np.append(self._weight_bits[list(order)] * reads, 0)
+            order, reads, keeps = self._order(pipelined, spilled) if not loaded_bits else self._loading(*key[1:])
+            loads = [self._loads(index, spilled, loaded_bits) for index in order]
+            found = [self._needs(index, index < end, *how) for index, *how in zip(order, keeps, loads, strict=True)]
+            bits = np.append(self._weight_bits[list(order)], 0)
+            waits = np.append(dram_cycles(bits[:-1], self.board) * np.array(loads, dtype=np.int64), 0)
+            bits[:-1] *= reads
             self._chains[key] = Chain(
                 len(self.grid[0]),
                 order,
                 tuple(needs for needs, _ in found),
                 tuple(cycles for _, cycles in found),
+                np.cumsum(waits[::-1])[::-1],
                 np.cumsum(bits[::-1])[::-1],
             )
         return self._chains[key]
@@ -334,6 +364,29 @@ class SharedEngine:
         found: tuple[tuple[int, ...], Array, tuple[bool, ...]] = self._cache[key]
         return found
 
+    def loads(self, index: int, candidate: Candidate) -> bool:
+        """Whether a layer loads its weights whole if they are not resident."""
+        return self._loads(index, candidate.spilled, candidate.loaded_bits)
+
+    def _loads(self, index: int, spilled: int, loaded_bits: int) -> bool:
+        # Weights that are read once anyhow are streamed: that takes a smaller buffer.
+        return index < spilled and bool(self._weight_bits[index] <= loaded_bits) and self._reads(index, True) > 1
+
+    def _loading(self, spilled: int, loaded_bits: int) -> tuple[tuple[int, ...], Array, tuple[bool, ...]]:
+        """`_order` where spilled layers load weights of no more bits than some.
+
+        A resident bit saves what all layers that use it read.  Of equal ones the largest weights come first: they take
+        the largest buffers.
+        """
+        indices = [i for i, layer in enumerate(self.network.layers) if layer.has_weights]
+        reads = {i: 1 if self._loads(i, spilled, loaded_bits) else self._reads(i, i < spilled) for i in indices}
+        owners = {i: self._owner(i, 0) for i in indices}
+        saved = dict.fromkeys(indices, 0)
+        for i in indices:
+            saved[owners[i]] += reads[i]
+        order = sorted(indices, key=lambda i: (-saved[owners[i]], -int(self._weight_bits[owners[i]]), owners[i], i))
+        return tuple(order), np.array([reads[i] for i in order]), tuple(owners[i] == i for i in order)
+
     def _owner(self, index: int, pipelined: int) -> int:
         """The layer on the shared engine that has the weights of a layer: itself, unless an earlier one shares them."""
         name = self.network.layers[index].weights_of
@@ -352,21 +405,21 @@ class SharedEngine:
     def _reads(self, index: int, is_spilled: bool) -> int:
         return self.network.layers[index].out_height if is_spilled else 1
 
-    def _needs(self, index: int, is_spilled: bool, keeps_weights: bool) -> tuple[Array, Array]:
+    def _needs(self, index: int, is_spilled: bool, keeps_weights: bool, loads: bool) -> tuple[Array, Array]:
         """What a layer asks of each engine, shape (`FIELDS`, engines), and its cycles.
 
-        Words of resident weights and of the stream buffer both stand there; one of the two counts.
+        Words of resident weights stand there, and those of the buffer for weights that are not; one of the two counts.
         """
-        here = (index, is_spilled, keeps_weights)
+        here = (index, is_spilled, keeps_weights, loads)
         if here in self._layer_needs:
             return self._layer_needs[here]
         layer = self.network.layers[index]
-        key = ("needs", layer.name, self.config[layer.name], is_spilled, keeps_weights)
+        key = ("needs", layer.name, self.config[layer.name], is_spilled, keeps_weights, loads)
         if key not in self._cache:
             flow = DataFlow.SPILLED if is_spilled else DataFlow.FRAME
             pe, simd = self.grid
             table = np.zeros((len(FIELDS), len(pe)), dtype=np.int64)
-            for where in (WeightPlace.BRAM, WeightPlace.STREAMED):
+            for where in (WeightPlace.BRAM, WeightPlace.LOADED_BRAM if loads else WeightPlace.STREAMED):
                 plan = Foldings(flow, pe, simd, np.ones_like(pe), Multiplier.LUT, where)
                 storage = self.storages[layer.name]
                 need = shared_layer(layer, self.config[layer.name], storage, plan, keeps_weights=keeps_weights)
@@ -377,18 +430,19 @@ class SharedEngine:
 
     def buffer_use(self, candidate: Candidate) -> Array:
         """Resources of the frame buffers of each engine, shape (engines, resources)."""
-        if candidate not in self._buffers:
+        cut = candidate.pipelined, candidate.spilled
+        if cut not in self._buffers:
             _, simd = self.grid
             sizes = tuple(
                 max(elements(self.network, tensor) * self.widths[tensor] for tensor in buffer.tensors)
-                for buffer in self._placement(candidate.pipelined, candidate.spilled).buffers
+                for buffer in self._placement(*cut).buffers
             )
             key = ("buffers", sizes)
             if key not in self._cache:
                 memories = [Memory(FRAME_ENGINE, "frame_buffer", *frame_buffer_shape(bits, simd)) for bits in sizes]
-                self._cache[key] = resource_use(memories, 0, 0, self.family, len(simd))
-            self._buffers[candidate] = self._cache[key]
-        return self._buffers[candidate]
+                self._cache[key] = resource_use(memories, 0, 0, self.board.family, len(simd))
+            self._buffers[cut] = self._cache[key]
+        return self._buffers[cut]
 
 
 def _prefixes(accumulated: Array) -> Array:
