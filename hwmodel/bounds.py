@@ -47,11 +47,11 @@ class OpenSplits:
         engine = segments.engine
         self._buffers = [engine.buffer_use(one)[engine.cycles(one) <= longest] for one in candidates]
         bits = [engine.offchip_bits(one) for one in candidates]
-        memories = engine.weight_memory_bits(candidates, longest)
+        memories = engine.weight_memory_bits(candidates, budgets, longest)
         rows = [
             (int(bits[number][resident]), number, resident, int(memories[number][resident]))
             for number in range(len(candidates))
-            for resident in np.flatnonzero(bits[number] <= limit).tolist()
+            for resident in np.flatnonzero((bits[number] <= limit) & (memories[number] < NO_LIMIT)).tolist()
         ]
         rows.sort(key=lambda row: row[0])
         self._splits = [Split(candidates[number], resident, total) for total, number, resident, _ in rows]

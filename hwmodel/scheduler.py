@@ -6,7 +6,9 @@ The space: the network is cut once, before a layer with weights.
   `hwmodel.options`, all weights on chip; or they are `spilled`.
 - The layers behind the cut are `frame`.  They and spilled layers run on the shared engine, of any folding and
   multiplier.  There weights become resident in the order of the off-chip bits that this saves per word of memory: the
-  first k layers, any k.
+  first k layers, any k.  The others stream theirs; or those that are spilled and have no more bits of weights than some
+  number, any number, load them whole.  Then, of equal savings, the largest become resident first: they need the largest
+  buffer.
 
 Order of goals: off-chip bits, then frame interval, then block RAM; within block RAM, UltraRAM, LUTs and DSP slices.
 Where a frame rate is asked for, only schedules that reach it count.
@@ -200,9 +202,8 @@ class _Search:
         best, open_bound = NO_LIMIT, NO_LIMIT if is_proven else candidates[0].map_bits
         found: tuple[Reached, int] | None = None
         reaching: list[Split] = []
-        # First the cuts with the least traffic of feature maps: what they reach excludes most others.
-        for cuts_ahead in ([one.candidate for one in resident], candidates[len(resident) :]):
-            group = [one for cut in cuts_ahead if cut.map_bits <= best for one in self.segments.loading(cut)]
+        for stage in range(3):
+            group = self._cuts_of_stage(stage, best)
             splits = OpenSplits(self.segments, self.budgets, self.board.uram > 0, group, best, self.longest)
             splits.exclude(self._prices)
             while part := splits.take(SPLITS_TOGETHER, best):
@@ -221,6 +222,21 @@ class _Search:
             reaching += splits.of(best)
         self.is_proven &= open_bound >= best
         return None if found is None else (reaching, *found)
+
+    def _cuts_of_stage(self, stage: int, limit: int) -> list[Candidate]:
+        """Cuts that may have no more off-chip bits than this: what earlier ones reach excludes most of the later.
+
+        First those with the least traffic of feature maps, then the others, then those that load weights.
+        """
+        segments = self.segments
+        candidates, least = segments.candidates, segments.candidates[0].map_bits
+        if stage == 0:
+            return [one for one in candidates if one.map_bits == least]
+        if stage == 1:
+            return [one for one in candidates if least < one.map_bits <= limit]
+        weight_bits = segments.engine.least_weight_bits(segments.engine.memory_capacity(self.budgets))
+        cuts = [one for one in candidates if one.spilled and one.map_bits + weight_bits <= limit]
+        return [one for cut in cuts for one in segments.loading(cut)]
 
     def _all_resident(self, candidate: Candidate) -> Split:
         return Split(candidate, len(self.segments.engine.residency(candidate)), candidate.map_bits)

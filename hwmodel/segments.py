@@ -87,9 +87,8 @@ class Segments:
         return candidates
 
     def loading(self, candidate: Candidate) -> list[Candidate]:
-        """A cut where nothing is loaded, and the same where spilled layers load weights of up to some bits whole."""
-        sizes = (0, *self.engine.loadable_bits(candidate.spilled))
-        return [replace(candidate, loaded_bits=bits) for bits in sizes]
+        """The same cut where spilled layers load weights of up to some bits whole, for each number that matters."""
+        return [replace(candidate, loaded_bits=bits) for bits in self.engine.loadable_bits(candidate.spilled)]
 
     def _candidate(self, pipelined: int, spilled: int) -> Candidate:
         host = HostInterface()

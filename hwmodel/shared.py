@@ -8,8 +8,9 @@ and before p, and a maximum over the layers from c or from p on: both are accumu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from hwmodel.compute import Multiplier
 from hwmodel.cost import dram_cycles
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, WeightPlace
-from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
+from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, URAM_SHAPE, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
 from hwmodel.network import NetworkSpec
 from hwmodel.options import Array, Foldings, Space, resource_use, shared_uses
 from hwmodel.precision import NetworkConfig
@@ -192,6 +193,7 @@ class SharedEngine:
         self._chains: dict[tuple[int, int, int], Chain] = {}
         self._layer_needs: dict[tuple[int, bool, bool, bool], tuple[Array, Array]] = {}
         self._buffers: dict[tuple[int, int], Array] = {}
+        self._fixed: dict[tuple[int, int], Array] = {}
         self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
 
     @cached_property
@@ -229,11 +231,14 @@ class SharedEngine:
         cycles: Array = chain.cycles[start]
         return cycles
 
-    def weight_memory_bits(self, candidates: Sequence[Candidate], longest: int = NO_LIMIT) -> list[Array]:
+    def weight_memory_bits(
+        self, candidates: Sequence[Candidate], budgets: Array, longest: int = NO_LIMIT
+    ) -> list[Array]:
         """Bits of block RAM or UltraRAM that weights of each cut take at least, by number of resident layers.
 
         Args:
             candidates: Cuts with a shared engine.
+            budgets: Shape (resources,): what nothing of fits is left out where weights are loaded.
             longest: Engines with more cycles than this are left out.
         """
         width, most_in_luts = self._weight_memories
@@ -245,8 +250,60 @@ class SharedEngine:
                 words = words + chain.loaded_words[start:]
             bits = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * width
             bits[words <= most_in_luts] = 0
+            if candidate.loaded_bits:
+                bits[bits > self._room(candidate, budgets)] = NO_LIMIT
             found.append(bits[:, chain.cycles[start] <= longest].min(axis=1, initial=NO_LIMIT))
         return found
+
+    def _room(self, candidate: Candidate, budgets: Array) -> Array:
+        """Shape (engines,): bits of block RAM or UltraRAM left for weights; negative if another budget is missed."""
+        use = self._fixed_use(candidate)
+        left = budgets - use
+        fits = (left >= 0).all(axis=2)
+        in_uram = np.array([place is WeightPlace.URAM for _, place in self.kinds])
+        bits = np.where(in_uram, left[..., 1] * prod(URAM_SHAPE), left[..., 0] * RAMB18_BITS)
+        room: Array = np.where(fits, bits, -1).max(axis=1)
+        return room
+
+    def _fixed_use(self, candidate: Candidate) -> Array:
+        """What each engine takes at a cut beside memories of weights, shape (engines, kinds, resources)."""
+        cut = candidate.pipelined, candidate.spilled
+        if cut not in self._fixed:
+            chain, start = self.chain(replace(candidate, loaded_bits=0))
+            fields = {name: chain.after[start, i] for i, name in enumerate(MAXIMISED) if name not in BUFFERED}
+            column = chain.before[:, SUMMED.index("parameter_words")]
+            need = SharedLayer(parameter_words=column[-1] - column[start], **fields)
+            widths = {name: int(fields[name].max()) for name in ("weight_bit_width", "act_bit_width")}
+            family = self.board.family
+            uses = shared_uses(replace(need, **widths), *self.grid, self._space.multipliers, self._places, family)
+            self._fixed[cut] = (
+                np.stack([uses[kind] for kind in self.kinds], axis=1) + self.buffer_use(candidate)[:, None]
+            )
+        return self._fixed[cut]
+
+    def least_weight_bits(self, capacity: int) -> int:
+        """Bits of weights that cross the chip's border at least with all layers on the engine and so much memory."""
+        left = 0
+        users: dict[int, int] = {}
+        for index, layer in enumerate(self.network.layers):
+            if layer.has_weights:
+                owner = self._owner(index, 0)
+                users[owner] = users.get(owner, 0) + 1
+        # A resident bit saves a reading by each layer that uses it.
+        for count, bits in sorted(
+            ((count, int(self._weight_bits[owner])) for owner, count in users.items()), reverse=True
+        ):
+            kept = min(bits, capacity)
+            capacity -= kept
+            left += count * (bits - kept)
+        return left
+
+    def memory_capacity(self, budgets: Array) -> int:
+        """Bits of weights that a chip can keep at most."""
+        width, most_in_luts = self._weight_memories
+        # In LUTs lies a memory of weights, one of values, each small; a LUT holds 64 bits.
+        in_luts = min(2 * int((width * most_in_luts).max()), 64 * int(budgets[2]))
+        return int(budgets[0]) * RAMB18_BITS + int(budgets[1]) * prod(URAM_SHAPE) + in_luts
 
     @cached_property
     def _weight_memories(self) -> tuple[Array, Array]:

@@ -37,6 +37,42 @@ def test_no_split_is_excluded_that_its_options_do_not_exclude(board: str, seed: 
     assert excluded
 
 
+@pytest.mark.parametrize("board", ["zcu102", "kv260"])
+def test_no_split_that_loads_weights_is_excluded_that_fits(board: str) -> None:
+    network, device = load_network("resnet20"), load_board(board)
+    config = NetworkConfig(tuple((layer.name, LayerConfig(4, 4)) for layer in network.weighted))
+    segments = Scheduler(network, device).segments(config)
+    cuts = [one for one in segments.candidates if one.spilled][::4]
+    candidates = [one for cut in cuts for one in segments.loading(cut)]
+    splits = [split for candidate in candidates for split in segments.engine.splits(candidate)]
+    rows = segments.engine.rows(splits)
+    counts = []
+    for tight in (8, 32, 64):
+        budgets = np.array([getattr(device, name) for name in RESOURCES]) // tight
+        fits = (rows.use <= budgets).all(axis=1)
+        fitting = {splits[number] for number in np.unique(rows.split[fits])}
+        kept = OpenSplits(segments, budgets, device.uram > 0, candidates, NO_LIMIT).take(len(splits), NO_LIMIT)
+        assert fitting <= set(kept)
+        counts.append((len(fitting), len(kept)))
+    assert 0 < counts[1][0] <= counts[1][1] < len(splits)
+    assert segments.engine.least_weight_bits(0) == sum(int(one.weight_bits) for one in segments.storages.values())
+
+
+@pytest.mark.parametrize("board", ["zcu102", "kv260", "pynq_z2"])
+def test_no_cut_has_fewer_bits_of_weights_than_its_bound(board: str) -> None:
+    network, device = load_network("resnet20"), load_board(board)
+    config = NetworkConfig(tuple((layer.name, LayerConfig(8, 8)) for layer in network.weighted))
+    segments = Scheduler(network, device).segments(config)
+    engine, cuts = segments.engine, [one for one in segments.candidates if one.spilled][::4]
+    splits = [split for cut in cuts for one in (cut, *segments.loading(cut)) for split in engine.splits(one)]
+    rows = engine.rows(splits)
+    for tight in (1, 8, 64):
+        budgets = np.array([getattr(device, name) for name in RESOURCES]) // tight
+        least = engine.least_weight_bits(engine.memory_capacity(budgets))
+        for number in np.unique(rows.split[(rows.use <= budgets).all(axis=1)]):
+            assert splits[number].offchip_bits - splits[number].candidate.map_bits >= least
+
+
 def test_open_splits_come_once_and_in_the_order_of_their_off_chip_bits() -> None:
     network, device = load_network("resnet20"), load_board("zcu102")
     config = NetworkConfig(tuple((layer.name, LayerConfig(4, 4)) for layer in network.weighted))

@@ -98,7 +98,7 @@ def exhaustive(segments: Segments, board: Board) -> tuple[int, int, int] | None:
 def all_goals(segments: Segments, board: Board) -> Iterator[tuple[int, int, int]]:
     """The goals of every choice of options that fits."""
     budgets = np.array([getattr(board, name) for name in RESOURCES])
-    for candidate in (one for cut in segments.candidates for one in segments.loading(cut)):
+    for candidate in (one for cut in segments.candidates for one in (cut, *segments.loading(cut))):
         groups = segments.groups(candidate, streams=True)
         for picks in product(*(range(len(group.cycles)) for group in groups)):
             used = sum(group.use[pick] for group, pick in zip(groups, picks, strict=True))
