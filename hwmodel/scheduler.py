@@ -30,6 +30,7 @@ import numpy as np
 
 from hwmodel.board import Board, load_boards
 from hwmodel.bounds import OpenSplits
+from hwmodel.chains import Candidate, Split
 from hwmodel.cost import dram_cycles
 from hwmodel.cuts import Cuts
 from hwmodel.dataflow import Schedule
@@ -41,7 +42,6 @@ from hwmodel.options import RESOURCES, Options, Space
 from hwmodel.precision import NetworkConfig
 from hwmodel.problem import NO_LIMIT, PROVEN_GROUPS, Answers, Choices
 from hwmodel.segments import OptionCache, Segments
-from hwmodel.shared import Candidate, Split
 
 SPLITS_TOGETHER = 16
 """Splits whose options are made in one go."""
@@ -232,10 +232,10 @@ class _Search:
         candidates, least = segments.candidates, segments.candidates[0].map_bits
         if stage == 0:
             return [one for one in candidates if one.map_bits == least]
-        if stage == 1:
-            return [one for one in candidates if least < one.map_bits <= limit]
         weight_bits = segments.engine.least_weight_bits(segments.engine.memory_capacity(self.budgets))
-        cuts = [one for one in candidates if one.spilled and one.map_bits + weight_bits <= limit]
+        cuts = [one for one in candidates if one.map_bits <= limit - weight_bits]
+        if stage == 1:
+            return [one for one in cuts if one.map_bits > least]
         return [one for cut in cuts for one in segments.loading(cut)]
 
     def _all_resident(self, candidate: Candidate) -> Split:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hwmodel.board import Board
+from hwmodel.chains import Candidate, SharedRows, Split
 from hwmodel.cost import operation_bit_width, pipelined_operation_memories
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
 from hwmodel.network import LayerSpec, NetworkSpec
@@ -26,7 +27,7 @@ from hwmodel.options import (
 )
 from hwmodel.precision import NetworkConfig, ofm_bit_widths
 from hwmodel.problem import Choices
-from hwmodel.shared import Candidate, SharedEngine, SharedRows, Split
+from hwmodel.shared import SharedEngine
 from hwmodel.storage import WeightStorage, weight_storage
 from hwmodel.traffic import Placement, place, tensor_bits
 

@@ -8,7 +8,7 @@ and before p, and a maximum over the layers from c or from p on: both are accumu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from hwmodel.board import Board
+from hwmodel.chains import FIELDS, MAXIMISED, Candidate, Chain, SharedRows, Split
 from hwmodel.compute import Multiplier
 from hwmodel.cost import dram_cycles
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, WeightPlace
 from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, URAM_SHAPE, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
 from hwmodel.network import NetworkSpec
-from hwmodel.options import Array, Foldings, Space, resource_use, shared_uses
+from hwmodel.options import RESOURCES, Array, Foldings, Space, resource_use, shared_uses
 from hwmodel.precision import NetworkConfig
 from hwmodel.problem import NO_LIMIT
 from hwmodel.resources import (
@@ -37,120 +38,6 @@ from hwmodel.resources import (
 )
 from hwmodel.storage import WeightStorage
 from hwmodel.traffic import Placement, elements
-
-FIELDS = tuple(SharedLayer.__dataclass_fields__)
-"""Needs of the shared engine, in the order of the rows of their arrays."""
-
-MAXIMISED = tuple(name for name in FIELDS if name not in SUMMED)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A cut of the network: layers before it, then the rest on the shared engine.
-
-    Args:
-        pipelined: Layers before the cut that are pipelined.
-        spilled: Layers before the cut that are spilled; one of the two is 0.
-        map_bits: Feature maps that cross the chip's border per frame.
-        loaded_bits: Spilled layers whose weights are no more bits than this load them whole if they are not resident.
-    """
-
-    pipelined: int
-    spilled: int
-    map_bits: int
-    loaded_bits: int = 0
-
-
-@dataclass(frozen=True)
-class Split:
-    """A cut, and how many layers on the shared engine have resident weights; the others load or stream theirs.
-
-    Args:
-        candidate: The cut.
-        resident: Layers with resident weights.
-        offchip_bits: Bits of feature maps and weights that cross the chip's border per frame.
-    """
-
-    candidate: Candidate
-    resident: int
-    offchip_bits: int
-
-
-@dataclass(frozen=True)
-class Chain:
-    """What the layers of one order ask of each engine, accumulated where it is asked for.
-
-    Args:
-        engines: Number of engines.
-        order: Layers in the order in which their weights become resident.
-        needs: Shape (`FIELDS`, engines) for each layer.
-        layer_cycles: Shape (engines,) for each layer.
-        loading_cycles: Shape (layers + 1,): cycles that the engine waits if the layers from one on do not keep theirs.
-        streamed_bits: Shape (layers + 1,): off-chip bits per frame if weights of the layers from one on do not stay.
-    """
-
-    engines: int
-    order: tuple[int, ...]
-    needs: tuple[Array, ...]
-    layer_cycles: tuple[Array, ...]
-    loading_cycles: Array
-    streamed_bits: Array
-
-    @cached_property
-    def weight_words(self) -> Array:
-        """Shape (layers + 1, engines): words of resident weights of the layers before one."""
-        column = FIELDS.index("weight_words")
-        return _prefixes(np.cumsum(self._stacked([need[column] for need in self.needs]), axis=0))
-
-    @cached_property
-    def loaded_words(self) -> Array:
-        """Shape (layers + 1, engines): words for loaded weights if the layers from one on do not keep theirs."""
-        return self.after[:, MAXIMISED.index("loaded_words")]
-
-    @cached_property
-    def before(self) -> Array:
-        """Shape (layers + 1, `SUMMED`, engines): sums over the layers before one."""
-        return _prefixes(np.cumsum(self._stacked(self.needs, len(FIELDS))[:, _SUMMED], axis=0))
-
-    @cached_property
-    def after(self) -> Array:
-        """Shape (layers + 1, `MAXIMISED`, engines): maxima over the layers from one on."""
-        return _prefixes(np.maximum.accumulate(self._stacked(self.needs[::-1], len(FIELDS))[:, _MAXIMISED], axis=0))[
-            ::-1
-        ]
-
-    @cached_property
-    def cycles(self) -> Array:
-        """Shape (layers + 1, engines): cycles of the layers from one on."""
-        return _prefixes(np.cumsum(self._stacked(self.layer_cycles[::-1]), axis=0))[::-1]
-
-    def _stacked(self, rows: Sequence[Array], *inner: int) -> Array:
-        """Rows of shape (*inner, engines) as one array, also if there are none."""
-        return np.array(rows, dtype=np.int64).reshape(len(rows), *inner, self.engines)
-
-
-@dataclass(frozen=True)
-class SharedRows:
-    """Options of the shared engine, those of one split after those of another.
-
-    Args:
-        split: Shape (rows,), ascending: number of the split.
-        cycles: Shape (rows,).
-        use: Shape (rows, resources).
-        engine: Shape (rows,): number of the folding in the grid of engines.
-        kind: Shape (rows,): number of multiplier and place.
-    """
-
-    split: Array
-    cycles: Array
-    use: Array
-    engine: Array
-    kind: Array
-
-    def of_split(self, number: int) -> slice:
-        """Rows of one split."""
-        low, high = np.searchsorted(self.split, [number, number + 1])
-        return slice(int(low), int(high))
 
 
 class SharedEngine:
@@ -193,7 +80,6 @@ class SharedEngine:
         self._chains: dict[tuple[int, int, int], Chain] = {}
         self._layer_needs: dict[tuple[int, bool, bool, bool], tuple[Array, Array]] = {}
         self._buffers: dict[tuple[int, int], Array] = {}
-        self._fixed: dict[tuple[int, int], Array] = {}
         self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
 
     @cached_property
@@ -231,55 +117,99 @@ class SharedEngine:
         cycles: Array = chain.cycles[start]
         return cycles
 
-    def weight_memory_bits(
-        self, candidates: Sequence[Candidate], budgets: Array, longest: int = NO_LIMIT
-    ) -> list[Array]:
-        """Bits of block RAM or UltraRAM that weights of each cut take at least, by number of resident layers.
+    def weight_memories(
+        self, candidates: Sequence[Candidate], budgets: Array, limit: int, longest: int = NO_LIMIT
+    ) -> tuple[Array, Array, Array, Array]:
+        """What weights of each split take at least, of splits that may fit.
 
         Args:
             candidates: Cuts with a shared engine.
-            budgets: Shape (resources,): what nothing of fits is left out where weights are loaded.
+            budgets: Shape (resources,): where weights are loaded, what nothing of fits is left out.
+            limit: Most off-chip bits of a split.
             longest: Engines with more cycles than this are left out.
+
+        Returns:
+            Shape (splits,) each, those of one cut after those of another: the number of its cut, its resident layers,
+            its off-chip bits, and bits of block RAM or UltraRAM that weights take.
         """
         width, most_in_luts = self._weight_memories
-        found: list[Array] = []
-        for candidate in candidates:
-            chain, start = self.chain(candidate)
-            words = chain.weight_words[start:] - chain.weight_words[start]
-            if candidate.loaded_bits:
-                words = words + chain.loaded_words[start:]
-            bits = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * width
-            bits[words <= most_in_luts] = 0
-            if candidate.loaded_bits:
-                bits[bits > self._room(candidate, budgets)] = NO_LIMIT
-            found.append(bits[:, chain.cycles[start] <= longest].min(axis=1, initial=NO_LIMIT))
-        return found
+        parts = [np.zeros((4, 0), dtype=np.int64)]
+        rooms = self._rooms(candidates, budgets)
+        whole = [Split(one, 0, one.map_bits) for one in candidates]
+        for chain, numbers, start, _ in self._by_chain(whole):
+            size = len(chain.order)
+            maps = np.array([candidates[number].map_bits for number in numbers])
+            bits = chain.streamed_bits + maps[:, None]
+            cut, end = np.nonzero((np.arange(size + 1) >= start[:, None]) & (bits <= limit))
+            words = chain.weight_words[end] - chain.weight_words[start[cut]]
+            loads = candidates[numbers[0]].loaded_bits
+            if loads:
+                words += chain.loaded_words[end]
+            memory = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * width
+            memory[words <= most_in_luts] = 0
+            if loads:  # one cut, as each that loads weights has a chain of its own
+                memory[memory > rooms[candidates[numbers[0]].spilled]] = NO_LIMIT
+            if longest < NO_LIMIT - 1:
+                memory[(chain.cycles[start] > longest)[cut]] = NO_LIMIT
+            least = memory.min(axis=1, initial=NO_LIMIT)
+            kept = least < NO_LIMIT if loads else np.ones(len(cut), dtype=bool)
+            columns = (numbers[cut], end - start[cut], bits[cut, end], least)
+            parts.append(np.array([column[kept] for column in columns]))
+        found = np.concatenate(parts, axis=1)
+        number, resident, bits, least = found[:, np.argsort(found[0], kind="stable")]
+        return number, resident, bits, least
 
-    def _room(self, candidate: Candidate, budgets: Array) -> Array:
-        """Shape (engines,): bits of block RAM or UltraRAM left for weights; negative if another budget is missed."""
-        use = self._fixed_use(candidate)
-        left = budgets - use
-        fits = (left >= 0).all(axis=2)
+    def _rooms(self, candidates: Sequence[Candidate], budgets: Array) -> dict[int, Array]:
+        """What some cuts leave for weights, by their number of spilled layers; nothing is pipelined before them.
+
+        Returns:
+            Shape (engines,) each: bits of block RAM or UltraRAM; negative if another budget is missed.
+        """
+        cuts = list({one.spilled: replace(one, loaded_bits=0) for one in candidates if one.loaded_bits}.values())
+        if not cuts:
+            return {}
+        chains = [self._chain_of(0, one.spilled, 0) for one in cuts]
+        fields = {
+            name: np.concatenate([chain.after[0, i] for chain in chains])
+            for i, name in enumerate(MAXIMISED)
+            if name not in BUFFERED
+        }
+        words = np.concatenate([chain.before[-1, SUMMED.index("parameter_words")] for chain in chains])
+        engines = tuple(np.tile(column, len(cuts)) for column in self.grid)
+        use = self._uses(SharedLayer(parameter_words=words, **fields), *engines).reshape(len(cuts), -1, *self._shape)
+        left = budgets - use - np.array([self.buffer_use(one) for one in cuts])[:, :, None]
+        fits = (left >= 0).all(axis=3)
         in_uram = np.array([place is WeightPlace.URAM for _, place in self.kinds])
         bits = np.where(in_uram, left[..., 1] * prod(URAM_SHAPE), left[..., 0] * RAMB18_BITS)
-        room: Array = np.where(fits, bits, -1).max(axis=1)
-        return room
+        room = np.where(fits, bits, -1).max(axis=2)
+        return {one.spilled: row for one, row in zip(cuts, room, strict=True)}
 
-    def _fixed_use(self, candidate: Candidate) -> Array:
-        """What each engine takes at a cut beside memories of weights, shape (engines, kinds, resources)."""
-        cut = candidate.pipelined, candidate.spilled
-        if cut not in self._fixed:
-            chain, start = self.chain(replace(candidate, loaded_bits=0))
-            fields = {name: chain.after[start, i] for i, name in enumerate(MAXIMISED) if name not in BUFFERED}
-            column = chain.before[:, SUMMED.index("parameter_words")]
-            need = SharedLayer(parameter_words=column[-1] - column[start], **fields)
-            widths = {name: int(fields[name].max()) for name in ("weight_bit_width", "act_bit_width")}
-            family = self.board.family
-            uses = shared_uses(replace(need, **widths), *self.grid, self._space.multipliers, self._places, family)
-            self._fixed[cut] = (
-                np.stack([uses[kind] for kind in self.kinds], axis=1) + self.buffer_use(candidate)[:, None]
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """Kinds, resources."""
+        return len(self.kinds), len(RESOURCES)
+
+    def _uses(self, need: SharedLayer, pe: Array, simd: Array) -> Array:
+        """Resources of engines without their frame buffers, shape (engines, kinds, resources).
+
+        Args:
+            need: What each has to do, arrays of shape (engines,).
+            pe: Output channels in parallel.
+            simd: Products per output channel in parallel.
+        """
+        use = np.empty((len(pe), *self._shape), dtype=np.int64)
+        widths = need.weight_bit_width * 32 + need.act_bit_width
+        for width in np.flatnonzero(np.bincount(widths)):
+            same = np.flatnonzero(widths == width)
+            values = {name: getattr(need, name) for name in FIELDS}
+            values = {name: value[same] if isinstance(value, np.ndarray) else value for name, value in values.items()}
+            values["weight_bit_width"], values["act_bit_width"] = divmod(int(width), 32)
+            uses = shared_uses(
+                SharedLayer(**values), pe[same], simd[same], self._space.multipliers, self._places, self.board.family
             )
-        return self._fixed[cut]
+            for i, kind in enumerate(self.kinds):
+                use[same, i] = uses[kind]
+        return use
 
     def least_weight_bits(self, capacity: int) -> int:
         """Bits of weights that cross the chip's border at least with all layers on the engine and so much memory."""
@@ -353,17 +283,7 @@ class SharedEngine:
             fields[name] = column[end, engine] - column[first, engine]
         for i, name in enumerate(MAXIMISED):
             fields[name] = chain.after[last if name in BUFFERED else first, i, engine]
-        pe, simd = (values[engine] for values in self.grid)
-        use = np.empty((len(engine), len(self.kinds), 4), dtype=np.int64)
-        widths = fields["weight_bit_width"] * 32 + fields["act_bit_width"]
-        for width in np.flatnonzero(np.bincount(widths)):
-            same = np.flatnonzero(widths == width)
-            values = {name: field[same] for name, field in fields.items()}
-            values["weight_bit_width"], values["act_bit_width"] = divmod(int(width), 32)
-            need = SharedLayer(**values)
-            uses = shared_uses(need, pe[same], simd[same], self._space.multipliers, self._places, self.board.family)
-            for i, kind in enumerate(self.kinds):
-                use[same, i] = uses[kind]
+        use = self._uses(SharedLayer(**fields), *(values[engine] for values in self.grid))
         buffers = np.array([self.buffer_use(splits[number].candidate) for number in numbers])
         use += buffers[split, engine][:, None]
         kinds = len(self.kinds)
@@ -500,12 +420,3 @@ class SharedEngine:
                 self._cache[key] = resource_use(memories, 0, 0, self.board.family, len(simd))
             self._buffers[cut] = self._cache[key]
         return self._buffers[cut]
-
-
-def _prefixes(accumulated: Array) -> Array:
-    """Accumulated values with a row of zeros, for no layer, before them."""
-    return np.concatenate([np.zeros_like(accumulated[:1], shape=(1, *accumulated.shape[1:])), accumulated])
-
-
-_SUMMED = [FIELDS.index(name) for name in SUMMED]
-_MAXIMISED = [FIELDS.index(name) for name in MAXIMISED]

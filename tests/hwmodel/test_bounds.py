@@ -7,11 +7,11 @@ import pytest
 
 from hwmodel import LayerConfig, NetworkConfig, WeightFormat, load_board, load_network
 from hwmodel.bounds import OpenSplits
+from hwmodel.chains import Split
 from hwmodel.cuts import Cuts
 from hwmodel.options import RESOURCES
 from hwmodel.problem import NO_LIMIT
 from hwmodel.scheduler import Scheduler
-from hwmodel.shared import Split
 
 
 @pytest.mark.parametrize("board", ["zcu102", "kv260"])

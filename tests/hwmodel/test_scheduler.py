@@ -33,11 +33,12 @@ from hwmodel import (
     uniform,
     weight_storage,
 )
+from hwmodel.chains import Candidate
 from hwmodel.cost import cost_of, dram_cycles
 from hwmodel.folding import ingest_channels, pipelined_foldings
 from hwmodel.options import RESOURCES, Space
 from hwmodel.scheduler import Scheduler, search
-from hwmodel.segments import Candidate, Segments
+from hwmodel.segments import Segments
 from tests.hwmodel.conftest import conv
 
 SPACE = Space(
