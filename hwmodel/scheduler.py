@@ -226,14 +226,14 @@ class _Search:
     def _cuts_of_stage(self, stage: int, limit: int) -> list[Candidate]:
         """Cuts that may have no more off-chip bits than this: what earlier ones reach excludes most of the later.
 
-        First those with the least traffic of feature maps, then the others, then those that load weights.
+        First those with the least traffic of feature maps, all pipelined ones among them; then the other spilled ones;
+        then those that load weights.
         """
         segments = self.segments
         candidates, least = segments.candidates, segments.candidates[0].map_bits
         if stage == 0:
             return [one for one in candidates if one.map_bits == least]
-        weight_bits = segments.engine.least_weight_bits(segments.engine.memory_capacity(self.budgets))
-        cuts = [one for one in candidates if one.map_bits <= limit - weight_bits]
+        cuts = segments.engine.reaching([one for one in candidates if one.spilled], self.budgets, limit)
         if stage == 1:
             return [one for one in cuts if one.map_bits > least]
         return [one for cut in cuts for one in segments.loading(cut)]

@@ -8,7 +8,6 @@ and before p, and a maximum over the layers from c or from p on: both are accumu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -21,6 +20,7 @@ from hwmodel.compute import Multiplier
 from hwmodel.cost import dram_cycles
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, WeightPlace
+from hwmodel.exchanges import Floats
 from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, URAM_SHAPE, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
 from hwmodel.network import NetworkSpec
 from hwmodel.options import RESOURCES, Array, Foldings, Space, resource_use, shared_uses
@@ -30,6 +30,7 @@ from hwmodel.resources import (
     BUFFERED,
     CODE_BITS,
     FRAME_ENGINE,
+    SPARSE_WORD_BITS,
     SUMMED,
     Memory,
     SharedLayer,
@@ -80,6 +81,7 @@ class SharedEngine:
         self._chains: dict[tuple[int, int, int], Chain] = {}
         self._layer_needs: dict[tuple[int, bool, bool, bool], tuple[Array, Array]] = {}
         self._buffers: dict[tuple[int, int], Array] = {}
+        self._room_of: dict[tuple[int, bytes], Array] = {}
         self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
 
     @cached_property
@@ -134,7 +136,6 @@ class SharedEngine:
         """
         width, most_in_luts = self._weight_memories
         parts = [np.zeros((4, 0), dtype=np.int64)]
-        rooms = self._rooms(candidates, budgets)
         whole = [Split(one, 0, one.map_bits) for one in candidates]
         for chain, numbers, start, _ in self._by_chain(whole):
             size = len(chain.order)
@@ -148,7 +149,7 @@ class SharedEngine:
             memory = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * width
             memory[words <= most_in_luts] = 0
             if loads:  # one cut, as each that loads weights has a chain of its own
-                memory[memory > rooms[candidates[numbers[0]].spilled]] = NO_LIMIT
+                memory[memory > self._rooms([candidates[numbers[0]]], budgets)[0]] = NO_LIMIT
             if longest < NO_LIMIT - 1:
                 memory[(chain.cycles[start] > longest)[cut]] = NO_LIMIT
             least = memory.min(axis=1, initial=NO_LIMIT)
@@ -159,15 +160,21 @@ class SharedEngine:
         number, resident, bits, least = found[:, np.argsort(found[0], kind="stable")]
         return number, resident, bits, least
 
-    def _rooms(self, candidates: Sequence[Candidate], budgets: Array) -> dict[int, Array]:
-        """What some cuts leave for weights, by their number of spilled layers; nothing is pipelined before them.
+    def _rooms(self, candidates: Sequence[Candidate], budgets: Array) -> list[Array]:
+        """What some cuts leave for weights; nothing is pipelined before them.
 
         Returns:
             Shape (engines,) each: bits of block RAM or UltraRAM; negative if another budget is missed.
         """
-        cuts = list({one.spilled: replace(one, loaded_bits=0) for one in candidates if one.loaded_bits}.values())
-        if not cuts:
-            return {}
+        of = budgets.tobytes()
+        missing = {one.spilled: one for one in candidates if (one.spilled, of) not in self._room_of}
+        if missing:
+            rooms = self._new_rooms(list(missing.values()), budgets)
+            self._room_of |= {(spilled, of): room for spilled, room in zip(missing, rooms, strict=True)}
+        return [self._room_of[one.spilled, of] for one in candidates]
+
+    def _new_rooms(self, cuts: Sequence[Candidate], budgets: Array) -> Array:
+        """`_rooms` of different cuts, shape (cuts, engines)."""
         chains = [self._chain_of(0, one.spilled, 0) for one in cuts]
         fields = {
             name: np.concatenate([chain.after[0, i] for chain in chains])
@@ -181,8 +188,8 @@ class SharedEngine:
         fits = (left >= 0).all(axis=3)
         in_uram = np.array([place is WeightPlace.URAM for _, place in self.kinds])
         bits = np.where(in_uram, left[..., 1] * prod(URAM_SHAPE), left[..., 0] * RAMB18_BITS)
-        room = np.where(fits, bits, -1).max(axis=2)
-        return {one.spilled: row for one, row in zip(cuts, room, strict=True)}
+        room: Array = np.where(fits, bits, -1).max(axis=2)
+        return room
 
     @property
     def _shape(self) -> tuple[int, int]:
@@ -211,39 +218,51 @@ class SharedEngine:
                 use[same, i] = uses[kind]
         return use
 
-    def least_weight_bits(self, capacity: int) -> int:
-        """Bits of weights that cross the chip's border at least with all layers on the engine and so much memory."""
-        left = 0
+    def reaching(self, candidates: Sequence[Candidate], budgets: Array, limit: int) -> list[Candidate]:
+        """The cuts, nothing pipelined before them, that may have no more off-chip bits than this within the budgets."""
+        whole = int(budgets[0]) * RAMB18_BITS + int(budgets[1]) * prod(URAM_SHAPE)
+        most = whole + int(self._most_in_luts.max())
+        cuts = [one for one in candidates if one.map_bits + self.least_weight_bits(most) <= limit]
+        rooms = self._rooms(cuts, budgets)
+        return [
+            cut
+            for cut, room in zip(cuts, rooms, strict=True)
+            if room.max() >= 0
+            and cut.map_bits + self.least_weight_bits(int((room + self._most_in_luts)[room >= 0].max())) <= limit
+        ]
+
+    def least_weight_bits(self, memory_bits: int) -> int:
+        """Bits of weights that cross the chip's border at least, all layers on the engine, with so much memory."""
+        bits, saved = self._weights_by_users
+        return int(saved[-1]) - int(np.interp(memory_bits, bits, saved) + 1)
+
+    @cached_property
+    def _weights_by_users(self) -> tuple[Array, Array]:
+        """Bits of weights that are resident, and what they save: those that most layers use come first."""
         users: dict[int, int] = {}
         for index, layer in enumerate(self.network.layers):
             if layer.has_weights:
                 owner = self._owner(index, 0)
                 users[owner] = users.get(owner, 0) + 1
-        # A resident bit saves a reading by each layer that uses it.
-        for count, bits in sorted(
-            ((count, int(self._weight_bits[owner])) for owner, count in users.items()), reverse=True
-        ):
-            kept = min(bits, capacity)
-            capacity -= kept
-            left += count * (bits - kept)
-        return left
+        owners = sorted(users, key=lambda owner: -users[owner])
+        bits = self._weight_bits[owners]
+        saved = bits * np.array([users[owner] for owner in owners])
+        return np.append(0, np.cumsum(bits)), np.append(0, np.cumsum(saved))
 
-    def memory_capacity(self, budgets: Array) -> int:
-        """Bits of weights that a chip can keep at most."""
-        width, most_in_luts = self._weight_memories
-        # In LUTs lies a memory of weights, one of values, each small; a LUT holds 64 bits.
-        in_luts = min(2 * int((width * most_in_luts).max()), 64 * int(budgets[2]))
-        return int(budgets[0]) * RAMB18_BITS + int(budgets[1]) * prod(URAM_SHAPE) + in_luts
+    @cached_property
+    def _most_in_luts(self) -> Array:
+        """Shape (engines,): bits of weights and of significant values that may lie in LUTs."""
+        pe, simd = self.grid
+        return np.ceil(_small_memory_bits(CODE_BITS * pe * simd) + _small_memory_bits(SPARSE_WORD_BITS * pe)).astype(
+            int
+        )
 
     @cached_property
     def _weight_memories(self) -> tuple[Array, Array]:
         """By engine: the width of the memory of weights, and the most words that may lie in LUTs."""
         pe, simd = self.grid
         width = CODE_BITS * pe * simd
-        # `hwmodel.memory.map_memories` takes LUTs for small memories and those that would fill little of the block RAM,
-        # which takes at most ceil(width / 36) of them where there are no more than 512 words.
-        most_bits = VIVADO_LUTRAM_BITS + VIVADO_MIN_FILL * RAMB18_BITS * (width / RAMB18_WIDTHS[-1] + 1)
-        return width, np.floor(most_bits / width).astype(np.int64)
+        return width, np.floor(_small_memory_bits(width) / width).astype(np.int64)
 
     def rows(self, splits: Sequence[Split], longest: int = NO_LIMIT) -> SharedRows:
         """Options of some splits with no more than `longest` cycles."""
@@ -420,3 +439,12 @@ class SharedEngine:
                 self._cache[key] = resource_use(memories, 0, 0, self.board.family, len(simd))
             self._buffers[cut] = self._cache[key]
         return self._buffers[cut]
+
+
+def _small_memory_bits(width: Array) -> Floats:
+    """Most bits of a memory of some width that lies in LUTs.
+
+    `hwmodel.memory.map_memories` takes LUTs for small memories and those that would fill little of the block RAM, which
+    takes at most ceil(width / 36) of them where there are no more than 512 words.
+    """
+    return VIVADO_LUTRAM_BITS + VIVADO_MIN_FILL * RAMB18_BITS * (width / RAMB18_WIDTHS[-1] + 1)

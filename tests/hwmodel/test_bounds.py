@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hwmodel import LayerConfig, NetworkConfig, WeightFormat, load_board, load_network
+from hwmodel import LayerConfig, NetworkConfig, NetworkSpec, WeightFormat, load_board, load_network, uniform
 from hwmodel.bounds import OpenSplits
 from hwmodel.chains import Split
 from hwmodel.cuts import Cuts
@@ -55,22 +55,26 @@ def test_no_split_that_loads_weights_is_excluded_that_fits(board: str) -> None:
         assert fitting <= set(kept)
         counts.append((len(fitting), len(kept)))
     assert 0 < counts[1][0] <= counts[1][1] < len(splits)
-    assert segments.engine.least_weight_bits(0) == sum(int(one.weight_bits) for one in segments.storages.values())
 
 
 @pytest.mark.parametrize("board", ["zcu102", "kv260", "pynq_z2"])
-def test_no_cut_has_fewer_bits_of_weights_than_its_bound(board: str) -> None:
-    network, device = load_network("resnet20"), load_board(board)
-    config = NetworkConfig(tuple((layer.name, LayerConfig(8, 8)) for layer in network.weighted))
-    segments = Scheduler(network, device).segments(config)
-    engine, cuts = segments.engine, [one for one in segments.candidates if one.spilled][::4]
-    splits = [split for cut in cuts for one in (cut, *segments.loading(cut)) for split in engine.splits(one)]
-    rows = engine.rows(splits)
-    for tight in (1, 8, 64):
-        budgets = np.array([getattr(device, name) for name in RESOURCES]) // tight
-        least = engine.least_weight_bits(engine.memory_capacity(budgets))
-        for number in np.unique(rows.split[(rows.use <= budgets).all(axis=1)]):
-            assert splits[number].offchip_bits - splits[number].candidate.map_bits >= least
+@pytest.mark.parametrize("end_bits", [4, 8])
+def test_no_cut_is_left_out_that_reaches_a_limit(board: str, end_bits: int, sharing_network: NetworkSpec) -> None:
+    device, left_out = load_board(board), 0
+    for network in (load_network("resnet20"), sharing_network):
+        config = uniform(network, 1 if end_bits == 4 else 8, 8, end_bit_width=end_bits)
+        segments = Scheduler(network, device).segments(config)
+        engine, cuts = segments.engine, [one for one in segments.candidates if one.spilled]
+        splits = [split for cut in cuts[::4] for one in (cut, *segments.loading(cut)) for split in engine.splits(one)]
+        rows = engine.rows(splits)
+        for tight in (1, 8, 64):
+            budgets = np.array([getattr(device, name) for name in RESOURCES]) // tight
+            fitting = [splits[number] for number in np.unique(rows.split[(rows.use <= budgets).all(axis=1)])]
+            for limit in sorted({split.offchip_bits for split in fitting})[::5]:
+                kept = {one.spilled for one in engine.reaching(cuts, budgets, limit)}
+                assert {one.candidate.spilled for one in fitting if one.offchip_bits <= limit} <= kept
+                left_out += len(cuts) - len(kept)
+    assert left_out
 
 
 def test_open_splits_come_once_and_in_the_order_of_their_off_chip_bits() -> None:
