@@ -121,7 +121,7 @@ def main() -> None:
     for flow in (DataFlow.FRAME, DataFlow.SPILLED):
         print(row(f"YOLOv2 16 bit, ZU3EG, 190 MHz, as `{flow}`", 469, 1e3 * yolov2_zu3eg_s(flow), "ms"))
     print("\n| 8 bit on KCU1500 | off chip, model | layer by layer | saved |\n|---|---|---|---|")
-    for name in ("yolov3", "resnet152", "resnet50"):
+    for name in ("yolov3", "resnet152", "resnet50", "retinanet_r50"):
         saved = saved_traffic(load_network(name))
         mib = (bits / 8 / 2**20 for bits in (saved.offchip_bits, saved.baseline_offchip_bits))
         print("| {} | {:.1f} MiB | {:.1f} MiB |".format(name, *mib), end="")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
+from hwmodel.chains import Candidate, Split
 from hwmodel.cuts import Cuts
 from hwmodel.exchanges import TINY, Array, Floats
 from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
 from hwmodel.problem import NO_LIMIT
 from hwmodel.segments import Segments
-from hwmodel.shared import Candidate, Split
 
 
 class OpenSplits:
@@ -39,37 +41,46 @@ class OpenSplits:
         limit: int,
         longest: int = NO_LIMIT - 1,
     ) -> None:
+        self._longest = longest
         self._cuts = Cuts(segments, (), longest, longest)
         self._budgets = budgets
         self._has_uram = has_uram
-        candidates = [one for one in candidates if segments.least_cycles(one) <= longest]
+        if longest < NO_LIMIT - 1:
+            candidates = [one for one in candidates if segments.least_cycles(one) <= longest]
+        self._candidates = tuple(candidates)
         self._depth = np.array([one.pipelined for one in candidates], dtype=np.int64)
         engine = segments.engine
-        self._buffers = [engine.buffer_use(one)[engine.cycles(one) <= longest] for one in candidates]
-        bits = [engine.offchip_bits(one) for one in candidates]
-        memories = engine.weight_memory_bits(candidates, longest)
-        rows = [
-            (int(bits[number][resident]), number, resident, int(memories[number][resident]))
-            for number in range(len(candidates))
-            for resident in np.flatnonzero(bits[number] <= limit).tolist()
-        ]
-        rows.sort(key=lambda row: row[0])
-        self._splits = [Split(candidates[number], resident, total) for total, number, resident, _ in rows]
-        columns = np.array(rows, dtype=np.int64).reshape(-1, 4)
-        self._bits, self._number, self._memory = columns[:, 0], columns[:, 1], columns[:, 3]
-        self._is_open = np.ones(len(rows), dtype=bool)
+        found = engine.weight_memories(candidates, budgets, limit, longest)
+        order = np.argsort(found[2], kind="stable")
+        self._number, self._resident, self._bits, self._memory = (column[order] for column in found)
+        self._is_open = np.ones(len(order), dtype=bool)
         self._next = 0
+
+    @cached_property
+    def _buffers(self) -> Array:
+        """Shape (candidates, engines, resources)."""
+        engine = self._cuts.segments.engine
+        return np.array([engine.buffer_use(one) for one in self._candidates])
+
+    @cached_property
+    def _is_slow(self) -> NDArray[np.bool_]:
+        """Shape (candidates, engines)."""
+        engine = self._cuts.segments.engine
+        return np.array([engine.cycles(one) > self._longest for one in self._candidates])
 
     def exclude(self, prices: Sequence[Floats]) -> None:
         """Leaves out what is over budget at some prices of the budgets, each of sum 1."""
-        if not len(prices) or not len(self._splits):
+        if not len(prices) or not len(self._bits):
             return
         scaled = (np.array(prices) / np.maximum(self._budgets, 1)).T
         per_bit = scaled[0] / RAMB18_BITS
         if self._has_uram:
             per_bit = np.minimum(per_bit, scaled[1] / prod(URAM_SHAPE))
         fixed = self._cuts.before(self._cuts.own.use @ scaled)[self._depth]
-        fixed += np.array([(use @ scaled).min(axis=0) for use in self._buffers])
+        buffers = self._buffers @ scaled
+        if self._longest < NO_LIMIT - 1:
+            buffers[self._is_slow] = np.inf
+        fixed += buffers.min(axis=1)
         self._is_open &= (fixed[self._number] + self._memory[:, None] * per_bit).max(axis=1) <= 1 + TINY
 
     def take(self, count: int, limit: int) -> list[Split]:
@@ -77,8 +88,15 @@ class OpenSplits:
         ahead = self._next + np.flatnonzero((self._is_open & (self._bits < limit))[self._next :])[:count]
         if len(ahead):
             self._next = int(ahead[-1]) + 1
-        return [self._splits[place] for place in ahead.tolist()]
+        return self._splits(ahead)
 
     def of(self, bits: int) -> list[Split]:
         """The open splits of exactly these off-chip bits."""
-        return [self._splits[place] for place in np.flatnonzero(self._is_open & (self._bits == bits)).tolist()]
+        return self._splits(np.flatnonzero(self._is_open & (self._bits == bits)))
+
+    def _splits(self, places: Array) -> list[Split]:
+        columns = (self._number[places], self._resident[places], self._bits[places])
+        return [
+            Split(self._candidates[number], resident, bits)
+            for number, resident, bits in zip(*(column.tolist() for column in columns), strict=True)
+        ]

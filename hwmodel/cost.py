@@ -180,10 +180,23 @@ def feature_map_bits(network: NetworkSpec, schedule: Schedule, widths: Mapping[s
 
 
 def weight_reads(layer: LayerSpec, plan: LayerSchedule) -> int:
-    """How often the weights of a layer come from off chip per frame: once per output row unless `frame`."""
+    """How often weights of a layer come from off chip per frame: streamed ones once per output row unless `frame`."""
+    if plan.weight_place.is_loaded:
+        return 1
     if plan.weight_place is not WeightPlace.STREAMED:
         return 0
     return 1 if plan.data_flow is DataFlow.FRAME else layer.out_height
+
+
+def loading_cycles(plan: LayerSchedule, weight_bits: Count, board: Board) -> Count:
+    """Cycles in which the shared engine waits for the weights of a layer, per frame: all of them if they are loaded.
+
+    Args:
+        plan: Execution of the layer.
+        weight_bits: Its stored weights; one number, or an array.
+        board: The board.
+    """
+    return dram_cycles(weight_bits, board) if plan.weight_place.is_loaded else 0
 
 
 def baseline_bits(network: NetworkSpec, config: NetworkConfig, host: HostInterface | None = None) -> int:
@@ -286,7 +299,7 @@ def _layer_cost(
     plan = schedule[layer.name]
     own = [row for row in rows if row.owner == layer.name]
     lut, dsp = sum(row.lutram_luts for row in own), 0
-    weight_format, density = "", 1.0
+    weight_format, density, waits = "", 1.0, 0
     if layer.has_weights:
         precision, storage = config[layer.name], storages[layer.name]
         rescale_bits = input_rescale_bits(layer, config, widths)
@@ -295,6 +308,7 @@ def _layer_cost(
         weight_format, density = str(precision.weight_format), precision.density
         weight_bit_width, act_bit_width = precision.weight_bit_width, precision.act_bit_width
         streamed_bits = weight_reads(layer, plan) * storage.weight_bits
+        waits = loading_cycles(plan, storage.weight_bits, board)
         if plan.data_flow.is_pipelined:
             rescales = schedule.host.result_word_bits is None or layer.name not in network.outputs
             lanes = sparse_lanes(layer, precision, storage, plan.pe, plan.simd)
@@ -327,7 +341,8 @@ def _layer_cost(
         uram=sum(row.uram for row in own),
         lut=lut,
         dsp=dsp,
-        cycles=layer_cycles(layer, plan),
+        cycles=layer_cycles(layer, plan) + waits,
+        loading_cycles=waits,
         offchip_weight_bits=streamed_bits,
         offchip_ifm_bits=traffic[layer.name]["ifm"],
         offchip_ofm_bits=traffic[layer.name]["ofm"],
@@ -352,8 +367,8 @@ def _shared_need(
 
 
 def shared_place(schedule: Schedule) -> WeightPlace:
-    """Where the resident weights of the shared engine lie: in one memory for all its layers."""
-    in_uram = any(plan.weight_place is WeightPlace.URAM for plan in schedule.shared)
+    """Where weights of the shared engine lie, resident and loaded ones: in one memory for all its layers."""
+    in_uram = any(plan.weight_place.memory is WeightPlace.URAM for plan in schedule.shared)
     return WeightPlace.URAM if in_uram else WeightPlace.BRAM
 
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hwmodel.chains import SharedRows, Split
 from hwmodel.exchanges import Array, Floats
 from hwmodel.options import Options
 from hwmodel.problem import NO_LIMIT, Choices
 from hwmodel.segments import Segments
-from hwmodel.shared import SharedRows, Split
 
 
 class Cuts:

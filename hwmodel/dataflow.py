@@ -7,6 +7,12 @@
 | `frame`     | the shared engine  | output block, reduction, row, pixel | whole frame | frame buffers  |
 | `spilled`   | the shared engine  | row, output block, reduction, pixel | line buffer | off chip       |
 
+The shared engine has its weights in one of three ways: resident between frames; streamed, a block at a time, whenever
+the loops come to it, which for `spilled` is once per row; or, `spilled` only, loaded whole before the layer starts and
+kept until its last row is done.  All layers that are loaded use one buffer, in turn, so the engine waits while the next
+one's weights come, at the DRAM's peak bandwidth.  A second buffer would save that time, at most that of reading these
+weights once, and cost the memory of as many resident weights; the fewest off-chip bits are what a schedule is for.
+
 Layers with an engine of their own form a pipeline over the first part of the network; the shared engine executes
 the rest, layer by layer, while the pipeline works on the next frame.
 
@@ -46,12 +52,35 @@ class DataFlow(StrEnum):
 
 
 class WeightPlace(StrEnum):
-    """Where the weights of a layer lie between frames."""
+    """Where the weights of a layer lie: between frames, or for as long as it is computed."""
 
     NONE = "none"  # a layer without weights
     BRAM = "bram"
     URAM = "uram"
     STREAMED = "streamed"  # off chip; a block at a time passes through a double buffer
+    LOADED_BRAM = "loaded_bram"  # off chip; all of them are in block RAM while a `spilled` layer is computed
+    LOADED_URAM = "loaded_uram"  # the same in UltraRAM
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether weights stay on chip from frame to frame."""
+        return self in (WeightPlace.BRAM, WeightPlace.URAM)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether weights are loaded whole at the start of a layer."""
+        return self in (WeightPlace.LOADED_BRAM, WeightPlace.LOADED_URAM)
+
+    @property
+    def loaded(self) -> WeightPlace:
+        """The place in the same kind of memory for weights that are loaded."""
+        return WeightPlace.LOADED_URAM if self.memory is WeightPlace.URAM else WeightPlace.LOADED_BRAM
+
+    @property
+    def memory(self) -> WeightPlace:
+        """The kind of memory, `BRAM` or `URAM`; buffers of streamed weights lie in block RAM."""
+        in_uram = self in (WeightPlace.URAM, WeightPlace.LOADED_URAM)
+        return WeightPlace.URAM if in_uram else WeightPlace.BRAM
 
 
 class Execution(Protocol):
@@ -102,7 +131,7 @@ class LayerSchedule:
         weight_place: Where the weights lie.
 
     Raises:
-        SpecError: A field is out of range.
+        SpecError: A field is out of range, or weights are loaded for another data flow than `spilled`.
     """
 
     name: str
@@ -126,6 +155,11 @@ class LayerSchedule:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise SpecError(f"schedule of layer {self.name!r}: {name}={value!r}, expected an integer >= 1")
+        if self.weight_place.is_loaded and self.data_flow is not DataFlow.SPILLED:
+            raise SpecError(
+                f"schedule of layer {self.name!r}: weight_place={str(self.weight_place)!r} with "
+                f"data_flow={str(self.data_flow)!r}, expected 'spilled': only there is it better than 'streamed'"
+            )
 
 
 @dataclass(frozen=True)
@@ -209,7 +243,7 @@ class Schedule:
         if layer.weights_of is None:
             return True
         owner = self[layer.weights_of]
-        return owner.data_flow.is_pipelined or owner.weight_place is WeightPlace.STREAMED
+        return owner.data_flow.is_pipelined or not owner.weight_place.is_resident
 
     def check_matches(self, network: NetworkSpec) -> None:
         """Raises `SpecError` unless the schedule has exactly the layers of `network`, in its order."""

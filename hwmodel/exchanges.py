@@ -64,23 +64,41 @@ def descended(key: Floats, share: Floats, group: Array, starts: Array, penalty: 
     Returns:
         Shape (starts, groups).
     """
-    chosen = starts.copy()
-    columns = np.flatnonzero(share.any(axis=0)).tolist()
-    left, over = np.arange(len(chosen)), share[chosen].sum(axis=1) - 1
+    chosen, size = starts.copy(), len(key)
+    # The key, and what is taken of each budget that is asked for; the last column stands for no option.
+    columns = np.flatnonzero(share.any(axis=0))
+    values = np.zeros((1 + len(columns), size + 1))
+    values[0, :size], values[1:, :size] = key, penalty * share[:, columns].T
+    # Options of each group, filled up with the last column.
+    counts = np.bincount(group, minlength=chosen.shape[1])
+    ends = np.cumsum(counts)
+    members = np.arange(counts.max()) + (ends - counts)[:, None]
+    members = np.where(members < ends[:, None], np.argsort(group, kind="stable")[np.minimum(members, size - 1)], size)
+    left = np.arange(len(chosen))
+    over = penalty * (share[chosen][:, :, columns].sum(axis=1) - 1).T
+    # What each exchange changes, shape (values, starts, options).
+    change = values[:, None, :] - values[:, chosen[:, np.append(group, 0)]]
+    total, part = np.empty(change.shape[1:]), np.empty(change.shape[1:])
     for _ in range(2 * chosen.shape[1]):
-        old = chosen[left][:, group]
-        change = key - key[old]
-        for column in columns:
-            part = share[:, column]
-            change += penalty * np.maximum(0.0, part - part[old] + over[left, column, None])
-        pick = change.argmin(axis=1)
-        least = change[np.arange(len(left)), pick]
-        lower = least < penalty * np.maximum(0.0, over[left]).sum(axis=1) - TINY * penalty
-        left, pick = left[lower], pick[lower]
-        if not len(left):
-            break
-        over[left] += share[pick] - share[chosen[left, group[pick]]]
-        chosen[left, group[pick]] = pick
+        np.copyto(total, change[0])
+        for excess, takes in zip(over, change[1:], strict=True):
+            np.add(takes, excess[:, None], out=part)
+            np.maximum(part, 0.0, out=part)
+            np.add(total, part, out=total)
+        pick = total[:, :size].argmin(axis=1)
+        row = np.arange(len(left))
+        lower = total[row, pick] < np.maximum(0.0, over).sum(axis=0) - TINY * penalty
+        if not lower.all():
+            kept = np.flatnonzero(lower)
+            if not len(kept):
+                break
+            left, pick, row, over, change = left[kept], pick[kept], row[: len(kept)], over[:, kept], change[:, kept]
+            total, part = total[: len(kept)], part[: len(kept)]
+        over += change[1:, row, pick]
+        of = group[pick]
+        chosen[left, of] = pick
+        same = members[of]
+        change[:, row[:, None], same] = values[:, same] - values[:, pick, None]
     return chosen
 
 

@@ -97,8 +97,9 @@ def map_memories(depth: Count, width: Count, family: str) -> MemoryUse:
     """`map_memory` of profile `vivado`, for integers or arrays of positive depths and widths."""
     if isinstance(depth, int) and isinstance(width, int):
         return map_memory(depth, width, family)
-    counts = [-(-width // bits) * -(-depth // (16384 >> i)) for i, bits in enumerate(RAMB18_WIDTHS)]
-    bram18 = np.minimum.reduce(np.broadcast_arrays(*counts))
+    bram18 = width * ((depth + 16383) >> 14)
+    for i, bits in enumerate(RAMB18_WIDTHS[1:], 1):
+        bram18 = np.minimum(bram18, -(-width // bits) * ((depth + (16384 >> i) - 1) >> (14 - i)))
     small = depth * width <= np.maximum(VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL * RAMB18_BITS * bram18)
     return MemoryUse(np.where(small, 0, bram18), 0, np.where(small, lutram_luts(depth, width, family), 0))
 
@@ -107,10 +108,11 @@ def lutram_luts(depth: Count, width: Count, family: str) -> Count:
     """LUTs of a memory built from LUTs, read multiplexer included; integers or arrays."""
     bits, luts = (6, 4) if family == "7series" else (14, 8)
     is_deep = (depth > 32) * 1  # 64 words at half the width
-    banks = -(-depth // (32 << is_deep))
-    bits = bits >> is_deep
+    banks = (depth + 31 + 32 * is_deep) >> (5 + is_deep)
+    memories = -(-width // bits)
+    memories = memories + is_deep * (-(-width // (bits >> 1)) - memories)
     multiplexer = width * -(-(banks - 1) // 3)  # a 6-input LUT is a 4:1 multiplexer
-    return banks * luts * -(-width // bits) + multiplexer
+    return banks * luts * memories + multiplexer
 
 
 def _map_vivado(depth: int, width: int, family: str) -> MemoryUse:

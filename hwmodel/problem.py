@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hwmodel.enumeration import enumerated
 from hwmodel.exchanges import TINY, Array, Floats, descended, descended_by_pairs, repaired
 from hwmodel.highs import branch_and_cut
 from hwmodel.pricing import Game
@@ -34,7 +36,7 @@ STEEPEST = 40
 PENALTY = 3.0
 """What exceeding a budget costs exchanges, in units of the sum of prices."""
 
-PAIR_OPTIONS = 160
+PAIR_OPTIONS = 120
 """Options of which pairs are exchanged."""
 
 DESCENT_OPTIONS = 400
@@ -57,6 +59,18 @@ CORE_OPTIONS = 180
 
 CORE_NODES = 100
 """Nodes after which that is given up."""
+
+PRICES = 12
+"""The last prices that were tried, those that count beside the best to exclude options."""
+
+QUICK = 2 + 3 * STARTS
+"""Choices of exchanges that are looked at before enumeration goes on."""
+
+FEW_PARTIAL = 5_000
+"""Partial choices at which enumeration is given up before exchanges are tried."""
+
+MOST_PARTIAL = 250_000
+"""Partial choices at which it is given up afterwards."""
 
 NO_LIMIT = 1 << 60
 
@@ -133,12 +147,14 @@ class Relaxed:
     Args:
         bound: Lower bound of the sum of costs.
         prices: Of whole budgets, that gave it.
+        tried: Shape (prices, resources): all prices that were tried.
         columns: Shape (columns, groups): choices that were cheapest at some prices.
         mixed: Shape (groups,): the options with the largest share of the best mix of them.
     """
 
     bound: float
     prices: Floats
+    tried: Floats
     columns: Array
     mixed: Array
 
@@ -219,7 +235,7 @@ class Problem:
         Returns:
             Rows of the choice; the last prices; whether it is proven that there is none, if none was found.
         """
-        game, columns = Game(len(weights)), list[Array]()
+        game, columns, tried = Game(len(weights)), list[Array](), list[Floats]()
         nearest, least_excess, fill, largest = None, np.inf, np.inf, -np.inf
         for _ in range(STEPS):
             priced = self.share @ weights
@@ -236,6 +252,7 @@ class Problem:
             if excess <= TINY or largest > fill - (NEAR if fill <= 1 else TINY):
                 break
             columns.append(chosen)
+            tried.append(weights)
             weights, value = game.add(used + 1)  # payoffs have to be positive
             fill = value - 1
             # Half way from the best prices so far: extreme prices swing, and exclude little else.
@@ -247,7 +264,7 @@ class Problem:
             found = self._fitting([self._mixed(columns, game), chosen])
             if found is None and may_solve:
                 found, is_proven = self._decided(
-                    Relaxed(largest, weights, np.array(columns), self._mixed(columns, game))
+                    Relaxed(largest, weights, np.array(tried), np.array(columns), self._mixed(columns, game))
                 )
         return None if found is None else self.choices.rows[found], weights, is_proven
 
@@ -292,7 +309,8 @@ class Problem:
             cost, used = float(key[chosen].sum()) / most, self.share[chosen].sum(axis=0)
             weights, value = game.add(np.append(cost + used, cost + 1) + 1)  # payoffs have to be positive
             price, mixture = most * weights[:-1], most * (value - 2)
-        return Relaxed(lower, best, np.array(columns), self._mixed(columns, game) if len(columns) > 1 else columns[0])
+        mixed = self._mixed(columns, game) if len(columns) > 1 else columns[0]
+        return Relaxed(lower, best, np.array([best]), np.array(columns), mixed)
 
     def descended(self, key: Floats, relaxed: Relaxed, slack: float, starts: int, polished: int) -> Iterator[Array]:
         """Choices that exchanges reach from those that a relaxation suggests, better ones later."""
@@ -336,28 +354,56 @@ class Problem:
         Args:
             relaxed: The linear relaxation without costs.
         """
-        if len(self.starts) <= PROVEN_GROUPS:
-            return self.branch_and_cut(np.zeros(len(self.share)), np.arange(len(self.share)))
-        # An option is out if the bound with it is over the budgets; where the budgets are tight, few are left.
-        priced = self.share @ relaxed.prices
-        least = np.minimum.reduceat(priced, self.starts)
-        core = np.flatnonzero(priced - least[self.choices.group] <= 1 - least.sum() + 1e-6)
+        core, weights = self._core(relaxed)
+        if np.count_nonzero(np.diff(self.choices.group[core], prepend=-1)) < len(self.starts):
+            return None, True
         # Neighbouring limits often leave the same options.
         question = self.share[core].tobytes() + self.choices.group[core].tobytes()
         if question not in self.answers:
-            found, is_proven = self._exchanged(relaxed), False
-            if found is None and len(core) <= CORE_OPTIONS:
-                found, is_proven = self.branch_and_cut(np.zeros(len(self.share)), core, CORE_NODES)
+            found, is_proven = self._searched(relaxed, core, weights)
             if found is not None and not np.isin(found, core).all():
                 return found, False
             self.answers[question] = None if found is None else np.searchsorted(core, found), is_proven
         answer, is_proven = self.answers[question]
         return None if answer is None else core[answer], is_proven
 
-    def _exchanged(self, relaxed: Relaxed) -> Array | None:
-        """A choice within the budgets that exchanges find, if they do."""
-        found = self.descended(np.zeros(len(self.share)), relaxed, 1 - relaxed.bound, 2 * STARTS, 3 * STARTS)
-        return next((one for one in found if self.fits(one)), None)
+    def _core(self, relaxed: Relaxed) -> tuple[Array, Floats]:
+        """Options that no prices exclude, and the prices: an option is out if the bound with it is over the budgets."""
+        weights = np.vstack([relaxed.prices, np.eye(len(self.budgets)), relaxed.tried[-PRICES:]])
+        core = np.arange(len(self.share))
+        while True:
+            priced = self.share[core] @ weights.T
+            group = self.choices.group[core]
+            starts = np.flatnonzero(np.diff(group, prepend=-1))
+            least = np.minimum.reduceat(priced, starts)
+            extra = priced - np.repeat(least, np.diff(starts, append=len(core)), axis=0)
+            kept = (extra <= 1 - least.sum(axis=0) + 1e-6).all(axis=1)
+            if kept.all() or not kept.any():
+                return core[kept], weights
+            core = core[kept]
+
+    def _searched(self, relaxed: Relaxed, core: Array, weights: Floats) -> tuple[Array | None, bool]:
+        """A choice of the options of a core within the budgets, and whether it is proven that there is none."""
+        exchanged = self._exchanged(relaxed)
+        for most, tried in ((FEW_PARTIAL, QUICK), (MOST_PARTIAL, 0)):
+            choices, is_all = enumerated(self.share[core], self.choices.group[core], weights, most)
+            if is_all:
+                return next((one for one in core[choices] if self.fits(one)), None), True
+            for found in islice(exchanged, tried):
+                if self.fits(found):
+                    return found, False
+        if len(self.starts) <= PROVEN_GROUPS:
+            return self.branch_and_cut(np.zeros(len(self.share)), core)
+        for found in exchanged:
+            if self.fits(found):
+                return found, False
+        if len(core) <= CORE_OPTIONS:
+            return self.branch_and_cut(np.zeros(len(self.share)), core, CORE_NODES)
+        return None, False
+
+    def _exchanged(self, relaxed: Relaxed) -> Iterator[Array]:
+        """Choices that exchanges find, without costs."""
+        return self.descended(np.zeros(len(self.share)), relaxed, 1 - relaxed.bound, 2 * STARTS, 3 * STARTS)
 
     def branch_and_cut(self, cost: Floats, allowed: Array, nodes: int | None = None) -> tuple[Array | None, bool]:
         """`hwmodel.highs.branch_and_cut` of the allowed options; the choice as indices of all."""

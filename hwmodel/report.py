@@ -18,7 +18,8 @@ class LayerCost:
     """Cost of one layer, per frame.
 
     What layers on the shared engine have in common (its array, its memories) is in the memory rows and totals of
-    the report, not here: `bram18`, `uram`, `lut` and `dsp` are those of the layer's own engine.
+    the report, not here: `bram18`, `uram`, `lut` and `dsp` are those of the layer's own engine.  `cycles` has
+    `loading_cycles` in it, in which the engine waits for the layer's weights.
     """
 
     name: str
@@ -45,6 +46,7 @@ class LayerCost:
     offchip_ifm_bits: int
     offchip_ofm_bits: int
     offchip_shortcut_bits: int
+    loading_cycles: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,11 @@ class CostReport:
         return self.offchip_weight_bits + self.offchip_ifm_bits + self.offchip_ofm_bits + self.offchip_shortcut_bits
 
     @property
+    def loading_cycles(self) -> int:
+        """Cycles per frame in which the shared engine waits for weights that are loaded whole."""
+        return sum(layer.loading_cycles for layer in self.layers)
+
+    @property
     def fps(self) -> float:
         """Frames per second when frames follow each other."""
         return self.clock_hz / self.interval_cycles
@@ -200,6 +207,7 @@ DERIVED = (
     "bits_per_weight",
     "compression",
     "offchip_bits",
+    "loading_cycles",
     "fps",
     "latency_s",
     "gops",

@@ -4,7 +4,7 @@ Every memory has an owner and a purpose, and is mapped by `hwmodel.memory`.  Siz
 
 | purpose      | of                                | depth                             | width                       |
 |--------------|-----------------------------------|-----------------------------------|-----------------------------|
-| weights      | dense or sign plane               | folds                             | pe * simd * bits            |
+| weights      | dense or sign plane               | folds; + the most loaded          | pe * simd * bits            |
 | values       | kept weights                      | kept values / values per cycle    | values per cycle * bits     |
 | index        | positions of kept groups          | as values, or folds               | coded bits / depth          |
 | stream       | weights that are not resident     | two output blocks                 | pe * simd * stored bits     |
@@ -228,8 +228,9 @@ class SharedLayer:
     """What one layer asks of the shared engine; the engine takes the maximum (or the sum) over its layers.
 
     Args:
-        weight_words: Words of the resident weight memory (sum).
+        weight_words: Words of resident weights (sum).
         stream_words: Words of the stream buffer (maximum).
+        loaded_words: Words in the weight memory for a layer whose weights are loaded (maximum).
         parameter_words: Words of the parameter memory (sum).
         line_bits: Bits of the line buffer (maximum).
         sum_words: Words of the partial sums (maximum).
@@ -238,11 +239,13 @@ class SharedLayer:
         act_bit_width: Bits of the array's activations (maximum).
         lane_multipliers: Multipliers per sparse lane (maximum).
         lane_window: Activations that a sparse lane chooses from (maximum).
-        sparse_words: Words of the sparse lanes' memory (sum).
+        sparse_words: Words of resident weights in the sparse lanes' memory (sum).
+        loaded_sparse_words: Words there for a layer whose weights are loaded (maximum).
     """
 
     weight_words: Count = 0
     stream_words: Count = 0
+    loaded_words: Count = 0
     parameter_words: Count = 0
     line_bits: Count = 0
     sum_words: Count = 0
@@ -252,10 +255,14 @@ class SharedLayer:
     lane_multipliers: Count = 0
     lane_window: Count = 0
     sparse_words: Count = 0
+    loaded_sparse_words: Count = 0
 
 
 SUMMED = ("weight_words", "parameter_words", "sparse_words")
 """Fields of `SharedLayer` that add up; of the others the maximum counts."""
+
+BUFFERED = ("stream_words", "loaded_words", "loaded_sparse_words")
+"""Fields of `SharedLayer` that only layers have whose weights are not resident."""
 
 
 def shared_layer(
@@ -268,8 +275,8 @@ def shared_layer(
         config: Its precision.
         storage: Its stored weights.
         plan: Its execution.
-        keeps_weights: Whether its weights need words of their own: False where the layer that it shares them with
-            (`LayerSpec.weights_of`) has them resident on the same engine.
+        keeps_weights: Whether its weights need words of their own when they are resident: False where the layer that it
+            shares them with (`LayerSpec.weights_of`) has them resident on the same engine.
     """
     pixel_folds = folds(layer, plan.pe, plan.simd)
     products = plan.pe * plan.simd
@@ -284,15 +291,16 @@ def shared_layer(
     if plan.weight_place is WeightPlace.STREAMED:
         block_bits = -(-block_folds * products * storage.weight_bits // layer.weights)
         need = replace(need, stream_words=2 * -(-block_bits // word))
-    elif keeps_weights:
-        need = replace(need, weight_words=_resident_words(config, storage, pixel_folds, products))
+    words, sparse_words = _whole_words(config, storage, pixel_folds, products), 0
     if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE and storage.keeps_any:
         lanes = sparse_lanes(layer, config, storage, plan.pe, plan.simd)
         need = replace(need, lane_multipliers=lanes.multipliers, lane_window=reduction_length(layer))
-        if plan.weight_place is not WeightPlace.STREAMED and keeps_weights:
-            per_group = SIGNIFICANT_BIT_WIDTH * storage.weights_per_group
-            per_group += -(-storage.index_bits // storage.kept_groups)
-            need = replace(need, sparse_words=-(-lanes.groups * per_group // SPARSE_WORD_BITS))
+        per_group = SIGNIFICANT_BIT_WIDTH * storage.weights_per_group + -(-storage.index_bits // storage.kept_groups)
+        sparse_words = -(-lanes.groups * per_group // SPARSE_WORD_BITS)
+    if plan.weight_place.is_loaded:
+        need = replace(need, loaded_words=words, loaded_sparse_words=sparse_words)
+    elif plan.weight_place is not WeightPlace.STREAMED and keeps_weights:
+        need = replace(need, weight_words=words, sparse_words=sparse_words)
     if plan.data_flow is DataFlow.SPILLED:
         depth, width = line_buffer_shape(layer, config.act_bit_width, 1)
         return replace(need, line_bits=depth * width, sum_words=layer.out_width)
@@ -305,7 +313,7 @@ SPARSE_WORD_BITS = 18
 """Bits per lane of a word of the shared engine's sparse memory: one column of a block RAM."""
 
 
-def _resident_words(config: LayerConfig, storage: WeightBits, pixel_folds: Count, products: Count) -> Count:
+def _whole_words(config: LayerConfig, storage: WeightBits, pixel_folds: Count, products: Count) -> Count:
     word = products * CODE_BITS
     if config.weight_format is WeightFormat.SPARSE:
         return -(-storage.value_bits // word) + -(-storage.index_bits // word)
@@ -328,14 +336,14 @@ def shared_memories(need: SharedLayer, pe: Count, simd: Count, place: WeightPlac
         need: What its layers ask for together.
         pe: Output channels in parallel.
         simd: Products per output channel in parallel.
-        place: `BRAM` or `URAM`, for the resident weights.
+        place: `BRAM` or `URAM`, for weights that are resident or loaded.
     """
     word = pe * simd * CODE_BITS
     line_word = simd * CODE_BITS
     shapes = (
-        ("weights", need.weight_words, word, place),
+        ("weights", need.weight_words + need.loaded_words, word, place),
         ("stream", need.stream_words, word, WeightPlace.BRAM),
-        ("values", need.sparse_words, pe * SPARSE_WORD_BITS, place),
+        ("values", need.sparse_words + need.loaded_sparse_words, pe * SPARSE_WORD_BITS, place),
         ("parameters", need.parameter_words, pe * (MULTIPLIER_BITS + BIAS_BITS), WeightPlace.BRAM),
         ("line_buffer", -(-need.line_bits // line_word), line_word, WeightPlace.BRAM),
         ("sums", need.sum_words, pe * need.sum_bits, WeightPlace.BRAM),

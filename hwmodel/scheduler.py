@@ -6,7 +6,9 @@ The space: the network is cut once, before a layer with weights.
   `hwmodel.options`, all weights on chip; or they are `spilled`.
 - The layers behind the cut are `frame`.  They and spilled layers run on the shared engine, of any folding and
   multiplier.  There weights become resident in the order of the off-chip bits that this saves per word of memory: the
-  first k layers, any k.
+  first k layers, any k.  The others stream theirs; or those that are spilled and have no more bits of weights than some
+  number, any number, load them whole.  Then, of equal savings, the largest become resident first: they need the largest
+  buffer.
 
 Order of goals: off-chip bits, then frame interval, then block RAM; within block RAM, UltraRAM, LUTs and DSP slices.
 Where a frame rate is asked for, only schedules that reach it count.
@@ -28,6 +30,7 @@ import numpy as np
 
 from hwmodel.board import Board, load_boards
 from hwmodel.bounds import OpenSplits
+from hwmodel.chains import Candidate, Split
 from hwmodel.cost import dram_cycles
 from hwmodel.cuts import Cuts
 from hwmodel.dataflow import Schedule
@@ -39,7 +42,6 @@ from hwmodel.options import RESOURCES, Options, Space
 from hwmodel.precision import NetworkConfig
 from hwmodel.problem import NO_LIMIT, PROVEN_GROUPS, Answers, Choices
 from hwmodel.segments import OptionCache, Segments
-from hwmodel.shared import Candidate, Split
 
 SPLITS_TOGETHER = 16
 """Splits whose options are made in one go."""
@@ -107,8 +109,7 @@ class Scheduler:
 
     def segments(self, config: NetworkConfig) -> Segments:
         """Cuts and options of a configuration."""
-        board = self.board
-        return Segments(self.network, config, board.family, board.uram > 0, self.space, self._cache)
+        return Segments(self.network, config, self.board, self.space, self._cache)
 
 
 def schedule(network: NetworkSpec, config: NetworkConfig, board: Board, min_fps: float = 0.0) -> Schedule:
@@ -201,9 +202,8 @@ class _Search:
         best, open_bound = NO_LIMIT, NO_LIMIT if is_proven else candidates[0].map_bits
         found: tuple[Reached, int] | None = None
         reaching: list[Split] = []
-        # First the cuts with the least traffic of feature maps: what they reach excludes most others.
-        for group in ([one.candidate for one in resident], candidates[len(resident) :]):
-            group = [one for one in group if one.map_bits <= best]
+        for stage in range(3):
+            group = self._cuts_of_stage(stage, best)
             splits = OpenSplits(self.segments, self.budgets, self.board.uram > 0, group, best, self.longest)
             splits.exclude(self._prices)
             while part := splits.take(SPLITS_TOGETHER, best):
@@ -222,6 +222,21 @@ class _Search:
             reaching += splits.of(best)
         self.is_proven &= open_bound >= best
         return None if found is None else (reaching, *found)
+
+    def _cuts_of_stage(self, stage: int, limit: int) -> list[Candidate]:
+        """Cuts that may have no more off-chip bits than this: what earlier ones reach excludes most of the later.
+
+        First those with the least traffic of feature maps, all pipelined ones among them; then the other spilled ones;
+        then those that load weights.
+        """
+        segments = self.segments
+        candidates, least = segments.candidates, segments.candidates[0].map_bits
+        if stage == 0:
+            return [one for one in candidates if one.map_bits == least]
+        cuts = segments.engine.reaching([one for one in candidates if one.spilled], self.budgets, limit)
+        if stage == 1:
+            return [one for one in cuts if one.map_bits > least]
+        return [one for cut in cuts for one in segments.loading(cut)]
 
     def _all_resident(self, candidate: Candidate) -> Split:
         return Split(candidate, len(self.segments.engine.residency(candidate)), candidate.map_bits)
@@ -357,9 +372,9 @@ def _why_not(segments: Segments, board: Board) -> str:
     remedy = "no listed board would do"
     for other in load_boards():
         if other.name != board.name:
-            others = segments
-            if (other.family, other.uram > 0) != (board.family, board.uram > 0):
-                others = Segments(segments.network, segments.config, other.family, other.uram > 0, segments.space)
+            alike = (other.family, other.uram > 0) == (board.family, board.uram > 0)
+            cache = segments.cache if alike else None
+            others = Segments(segments.network, segments.config, other, segments.space, cache)
             if _Search(others, other).least_traffic() is not None:
                 remedy = f"the smallest listed board that would do is {other.name}"
                 break

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
+from hwmodel.board import Board
+from hwmodel.chains import Candidate, SharedRows, Split
 from hwmodel.cost import operation_bit_width, pipelined_operation_memories
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
 from hwmodel.network import LayerSpec, NetworkSpec
@@ -24,7 +27,7 @@ from hwmodel.options import (
 )
 from hwmodel.precision import NetworkConfig, ofm_bit_widths
 from hwmodel.problem import Choices
-from hwmodel.shared import Candidate, SharedEngine, SharedRows, Split
+from hwmodel.shared import SharedEngine
 from hwmodel.storage import WeightStorage, weight_storage
 from hwmodel.traffic import Placement, place, tensor_bits
 
@@ -33,13 +36,14 @@ OptionCache = dict[Any, Any]
 
 
 class Segments:
-    """Options of every part of a network, for one configuration and device family.
+    """Options of every part of a network, for one configuration and board.
+
+    Of the board its family counts, whether it has UltraRAM, and how fast weights can be loaded; its budgets do not.
 
     Args:
         network: The network.
         config: Precision of each layer.
-        family: Device family.
-        has_uram: Whether weights may lie in UltraRAM.
+        board: The board.
         space: Which executions are tried.
         cache: Options that earlier configurations left; they are added to.
     """
@@ -48,41 +52,44 @@ class Segments:
         self,
         network: NetworkSpec,
         config: NetworkConfig,
-        family: str,
-        has_uram: bool,
+        board: Board,
         space: Space,
         cache: OptionCache | None = None,
     ) -> None:
         self.network = network
         self.config = config
-        self.family = family
+        self.board = board
         self.space = space
-        self.places = (WeightPlace.BRAM, WeightPlace.URAM) if has_uram else (WeightPlace.BRAM,)
+        self.places = (WeightPlace.BRAM, WeightPlace.URAM) if board.uram else (WeightPlace.BRAM,)
         self.widths = ofm_bit_widths(network, config)
-        self._cache: OptionCache = {} if cache is None else cache
+        self.cache: OptionCache = {} if cache is None else cache
         self.storages = {layer.name: self._storage(layer) for layer in network.weighted}
         self.engine = SharedEngine(
-            network, config, self.storages, self.widths, family, self.places, space, self._placement, self._cache
+            network, config, self.storages, self.widths, board, self.places, space, self._placement, self.cache
         )
 
     def _storage(self, layer: LayerSpec) -> WeightStorage:
         key = ("storage", layer.name, self.config[layer.name])
-        if key not in self._cache:
-            self._cache[key] = weight_storage(layer, self.config[layer.name])
-        stored: WeightStorage = self._cache[key]
+        if key not in self.cache:
+            self.cache[key] = weight_storage(layer, self.config[layer.name])
+        stored: WeightStorage = self.cache[key]
         return stored
 
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
-        """Every cut, least traffic of feature maps first; of equal ones that with the longest pipeline."""
+        """Every cut, nothing loaded; least traffic of feature maps first, of equal ones the longest pipeline."""
         key = ("candidates", *self.widths.values())
-        if key not in self._cache:
+        if key not in self.cache:
             end = len(self.network.layers)
             cuts = (0, *(i for i, layer in enumerate(self.network.layers) if layer.has_weights and i), end)
             found = [self._candidate(cut, 0) for cut in cuts] + [self._candidate(0, cut) for cut in cuts[1:]]
-            self._cache[key] = tuple(sorted(found, key=lambda one: (one.map_bits, -one.pipelined)))
-        candidates: tuple[Candidate, ...] = self._cache[key]
+            self.cache[key] = tuple(sorted(found, key=lambda one: (one.map_bits, -one.pipelined)))
+        candidates: tuple[Candidate, ...] = self.cache[key]
         return candidates
+
+    def loading(self, candidate: Candidate) -> list[Candidate]:
+        """The same cut where spilled layers load weights of up to some bits whole, for each number that matters."""
+        return [replace(candidate, loaded_bits=bits) for bits in self.engine.loadable_bits(candidate.spilled)]
 
     def _candidate(self, pipelined: int, spilled: int) -> Candidate:
         host = HostInterface()
@@ -92,9 +99,9 @@ class Segments:
 
     def _placement(self, pipelined: int, spilled: int) -> Placement:
         key = ("placement", pipelined, spilled)
-        if key not in self._cache:
-            self._cache[key] = place(self.network, self._flows(pipelined, spilled))
-        found: Placement = self._cache[key]
+        if key not in self.cache:
+            self.cache[key] = place(self.network, self._flows(pipelined, spilled))
+        found: Placement = self.cache[key]
         return found
 
     def least_cycles(self, candidate: Candidate) -> int:
@@ -167,9 +174,10 @@ class Segments:
             streamed = set(order[int(resident) :])
             flows = self._flows(candidate.pipelined, candidate.spilled)
             for index in range(candidate.pipelined, len(layers)):
-                weights = WeightPlace.STREAMED if index in streamed else where
-                if not layers[index].has_weights:
-                    weights = WeightPlace.NONE
+                weights = where if layers[index].has_weights else WeightPlace.NONE
+                if index in streamed:
+                    loads = self.engine.loads(index, candidate)
+                    weights = where.loaded if loads else WeightPlace.STREAMED
                 plans.append(
                     LayerSchedule(layers[index].name, flows[index], int(pe), int(simd), 1, multiplier, weights)
                 )
@@ -184,19 +192,21 @@ class Segments:
             key: Any = ("pipelined", layer.name, self.config[layer.name])
         else:
             key = ("pipelined", layer.name, operation_bit_width(layer, self.config, self.widths))
-        if key not in self._cache:
-            self._cache[key] = self._pipelined_options(layer)
-        options: Options = self._cache[key]
+        if key not in self.cache:
+            self.cache[key] = self._pipelined_options(layer)
+        options: Options = self.cache[key]
         return options
 
     def _pipelined_options(self, layer: LayerSpec) -> Options:
         if not layer.has_weights:
             bit_width = operation_bit_width(layer, self.config, self.widths)
             memories_of = partial(pipelined_operation_memories, self.network, layer, bit_width)
-            return operation_options(layer, bit_width, memories_of, self.family, self.space)
+            return operation_options(layer, bit_width, memories_of, self.board.family, self.space)
         config, storage = self.config[layer.name], self.storages[layer.name]
         key = (geometry(layer), config)  # layers of equal geometry share their options
-        if key not in self._cache:
-            self._cache[key] = weighted_options(key[0], config, storage, True, self.family, self.places, self.space)
-        options: Options = self._cache[key]
+        if key not in self.cache:
+            self.cache[key] = weighted_options(
+                key[0], config, storage, True, self.board.family, self.places, self.space
+            )
+        options: Options = self.cache[key]
         return options

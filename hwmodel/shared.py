@@ -8,128 +8,37 @@ and before p, and a maximum over the layers from c or from p on: both are accumu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
 
+from hwmodel.board import Board
+from hwmodel.chains import FIELDS, MAXIMISED, Candidate, Chain, SharedRows, Split
 from hwmodel.compute import Multiplier
+from hwmodel.cost import dram_cycles
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, WeightPlace
-from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
+from hwmodel.exchanges import Floats
+from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, URAM_SHAPE, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
 from hwmodel.network import NetworkSpec
-from hwmodel.options import Array, Foldings, Space, resource_use, shared_uses
+from hwmodel.options import RESOURCES, Array, Foldings, Space, resource_use, shared_uses
 from hwmodel.precision import NetworkConfig
 from hwmodel.problem import NO_LIMIT
-from hwmodel.resources import CODE_BITS, FRAME_ENGINE, SUMMED, Memory, SharedLayer, frame_buffer_shape, shared_layer
+from hwmodel.resources import (
+    BUFFERED,
+    CODE_BITS,
+    FRAME_ENGINE,
+    SPARSE_WORD_BITS,
+    SUMMED,
+    Memory,
+    SharedLayer,
+    frame_buffer_shape,
+    shared_layer,
+)
 from hwmodel.storage import WeightStorage
 from hwmodel.traffic import Placement, elements
-
-FIELDS = tuple(SharedLayer.__dataclass_fields__)
-"""Needs of the shared engine, in the order of the rows of their arrays."""
-
-MAXIMISED = tuple(name for name in FIELDS if name not in SUMMED)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A cut of the network: layers before it, then the rest on the shared engine.
-
-    Args:
-        pipelined: Layers before the cut that are pipelined.
-        spilled: Layers before the cut that are spilled; one of the two is 0.
-        map_bits: Feature maps that cross the chip's border per frame.
-    """
-
-    pipelined: int
-    spilled: int
-    map_bits: int
-
-
-@dataclass(frozen=True)
-class Split:
-    """A cut, and how many of the layers behind it have resident weights; the others stream theirs.
-
-    Args:
-        candidate: The cut.
-        resident: Layers with resident weights.
-        offchip_bits: Bits of feature maps and weights that cross the chip's border per frame.
-    """
-
-    candidate: Candidate
-    resident: int
-    offchip_bits: int
-
-
-@dataclass(frozen=True)
-class Chain:
-    """What the layers of one order ask of each engine, accumulated where it is asked for.
-
-    Args:
-        engines: Number of engines.
-        order: Layers in the order in which their weights become resident.
-        needs: Shape (`FIELDS`, engines) for each layer.
-        layer_cycles: Shape (engines,) for each layer.
-        streamed_bits: Shape (layers + 1,): off-chip bits per frame if the layers from one on stream their weights.
-    """
-
-    engines: int
-    order: tuple[int, ...]
-    needs: tuple[Array, ...]
-    layer_cycles: tuple[Array, ...]
-    streamed_bits: Array
-
-    @cached_property
-    def weight_words(self) -> Array:
-        """Shape (layers + 1, engines): words of resident weights of the layers before one."""
-        column = FIELDS.index("weight_words")
-        return _prefixes(np.cumsum(self._stacked([need[column] for need in self.needs]), axis=0))
-
-    @cached_property
-    def before(self) -> Array:
-        """Shape (layers + 1, `SUMMED`, engines): sums over the layers before one."""
-        return _prefixes(np.cumsum(self._stacked(self.needs, len(FIELDS))[:, _SUMMED], axis=0))
-
-    @cached_property
-    def after(self) -> Array:
-        """Shape (layers + 1, `MAXIMISED`, engines): maxima over the layers from one on."""
-        return _prefixes(np.maximum.accumulate(self._stacked(self.needs[::-1], len(FIELDS))[:, _MAXIMISED], axis=0))[
-            ::-1
-        ]
-
-    @cached_property
-    def cycles(self) -> Array:
-        """Shape (layers + 1, engines): cycles of the layers from one on."""
-        return _prefixes(np.cumsum(self._stacked(self.layer_cycles[::-1]), axis=0))[::-1]
-
-    def _stacked(self, rows: Sequence[Array], *inner: int) -> Array:
-        """Rows of shape (*inner, engines) as one array, also if there are none."""
-        return np.array(rows, dtype=np.int64).reshape(len(rows), *inner, self.engines)
-
-
-@dataclass(frozen=True)
-class SharedRows:
-    """Options of the shared engine, those of one split after those of another.
-
-    Args:
-        split: Shape (rows,), ascending: number of the split.
-        cycles: Shape (rows,).
-        use: Shape (rows, resources).
-        engine: Shape (rows,): number of the folding in the grid of engines.
-        kind: Shape (rows,): number of multiplier and place.
-    """
-
-    split: Array
-    cycles: Array
-    use: Array
-    engine: Array
-    kind: Array
-
-    def of_split(self, number: int) -> slice:
-        """Rows of one split."""
-        low, high = np.searchsorted(self.split, [number, number + 1])
-        return slice(int(low), int(high))
 
 
 class SharedEngine:
@@ -140,8 +49,8 @@ class SharedEngine:
         config: Precision of each layer.
         storages: Stored weights by layer.
         widths: Bit width of each tensor.
-        family: Device family.
-        places: Where resident weights may lie.
+        board: The board.
+        places: Where weights may lie on chip.
         space: Which executions are tried.
         placement: The feature maps of a cut, by its pipelined and spilled layers.
         cache: What earlier configurations left; it is added to.
@@ -153,7 +62,7 @@ class SharedEngine:
         config: NetworkConfig,
         storages: Mapping[str, WeightStorage],
         widths: Mapping[str, int],
-        family: str,
+        board: Board,
         places: Sequence[WeightPlace],
         space: Space,
         placement: Callable[[int, int], Placement],
@@ -163,15 +72,16 @@ class SharedEngine:
         self.config = config
         self.storages = storages
         self.widths = widths
-        self.family = family
+        self.board = board
         self.kinds = tuple((multiplier, place) for multiplier in space.multipliers for place in places)
         self._places = tuple(places)
         self._space = space
         self._placement = placement
         self._cache = cache
-        self._chains: dict[tuple[int, int], Chain] = {}
-        self._layer_needs: dict[tuple[int, bool, bool], tuple[Array, Array]] = {}
-        self._buffers: dict[Candidate, Array] = {}
+        self._chains: dict[tuple[int, int, int], Chain] = {}
+        self._layer_needs: dict[tuple[int, bool, bool, bool], tuple[Array, Array]] = {}
+        self._buffers: dict[tuple[int, int], Array] = {}
+        self._room_of: dict[tuple[int, bytes], Array] = {}
         self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
 
     @cached_property
@@ -185,8 +95,12 @@ class SharedEngine:
         """The layers of the shared engine at a cut, and where in their order they start."""
         cut = candidate.pipelined
         if candidate.spilled or self._shares_weights:
-            return self._chain_of(cut, candidate.spilled), 0
-        return self._chain_of(0, 0), self._weighted_before[cut]
+            return self._chain_of(cut, candidate.spilled, candidate.loaded_bits), 0
+        return self._chain_of(0, 0, 0), self._weighted_before[cut]
+
+    def loadable_bits(self, spilled: int) -> list[int]:
+        """Each number of bits that some of the first layers, spilled, can load whole and read more than once."""
+        return sorted({int(self._weight_bits[i]) for i in range(spilled) if self._reads(i, True) > 1} - {0})
 
     def splits(self, candidate: Candidate) -> list[Split]:
         """Every number of resident layers of a cut, most resident first."""
@@ -200,37 +114,155 @@ class SharedEngine:
         return bits
 
     def cycles(self, candidate: Candidate) -> Array:
-        """Shape (engines,): cycles per frame at a cut."""
+        """Shape (engines,): cycles per frame at a cut, without those of waiting for weights that are loaded."""
         chain, start = self.chain(candidate)
         cycles: Array = chain.cycles[start]
         return cycles
 
-    def weight_memory_bits(self, candidates: Sequence[Candidate], longest: int = NO_LIMIT) -> list[Array]:
-        """Bits of block RAM or UltraRAM that resident weights of each cut take at least, by number of resident layers.
+    def weight_memories(
+        self, candidates: Sequence[Candidate], budgets: Array, limit: int, longest: int = NO_LIMIT
+    ) -> tuple[Array, Array, Array, Array]:
+        """What weights of each split take at least, of splits that may fit.
 
         Args:
             candidates: Cuts with a shared engine.
+            budgets: Shape (resources,): where weights are loaded, what nothing of fits is left out.
+            limit: Most off-chip bits of a split.
             longest: Engines with more cycles than this are left out.
+
+        Returns:
+            Shape (splits,) each, those of one cut after those of another: the number of its cut, its resident layers,
+            its off-chip bits, and bits of block RAM or UltraRAM that weights take.
         """
         width, most_in_luts = self._weight_memories
-        found: list[Array] = []
-        for candidate in candidates:
-            chain, start = self.chain(candidate)
-            words = chain.weight_words[start:] - chain.weight_words[start]
-            bits = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * width
-            bits[words <= most_in_luts] = 0
-            found.append(bits[:, chain.cycles[start] <= longest].min(axis=1, initial=NO_LIMIT))
-        return found
+        parts = [np.zeros((4, 0), dtype=np.int64)]
+        whole = [Split(one, 0, one.map_bits) for one in candidates]
+        for chain, numbers, start, _ in self._by_chain(whole):
+            size = len(chain.order)
+            maps = np.array([candidates[number].map_bits for number in numbers])
+            bits = chain.streamed_bits + maps[:, None]
+            cut, end = np.nonzero((np.arange(size + 1) >= start[:, None]) & (bits <= limit))
+            words = chain.weight_words[end] - chain.weight_words[start[cut]]
+            loads = candidates[numbers[0]].loaded_bits
+            if loads:
+                words += chain.loaded_words[end]
+            memory = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * width
+            memory[words <= most_in_luts] = 0
+            if loads:  # one cut, as each that loads weights has a chain of its own
+                memory[memory > self._rooms([candidates[numbers[0]]], budgets)[0]] = NO_LIMIT
+            if longest < NO_LIMIT - 1:
+                memory[(chain.cycles[start] > longest)[cut]] = NO_LIMIT
+            least = memory.min(axis=1, initial=NO_LIMIT)
+            kept = least < NO_LIMIT if loads else np.ones(len(cut), dtype=bool)
+            columns = (numbers[cut], end - start[cut], bits[cut, end], least)
+            parts.append(np.array([column[kept] for column in columns]))
+        found = np.concatenate(parts, axis=1)
+        number, resident, bits, least = found[:, np.argsort(found[0], kind="stable")]
+        return number, resident, bits, least
+
+    def _rooms(self, candidates: Sequence[Candidate], budgets: Array) -> list[Array]:
+        """What some cuts leave for weights; nothing is pipelined before them.
+
+        Returns:
+            Shape (engines,) each: bits of block RAM or UltraRAM; negative if another budget is missed.
+        """
+        of = budgets.tobytes()
+        missing = {one.spilled: one for one in candidates if (one.spilled, of) not in self._room_of}
+        if missing:
+            rooms = self._new_rooms(list(missing.values()), budgets)
+            self._room_of |= {(spilled, of): room for spilled, room in zip(missing, rooms, strict=True)}
+        return [self._room_of[one.spilled, of] for one in candidates]
+
+    def _new_rooms(self, cuts: Sequence[Candidate], budgets: Array) -> Array:
+        """`_rooms` of different cuts, shape (cuts, engines)."""
+        chains = [self._chain_of(0, one.spilled, 0) for one in cuts]
+        fields = {
+            name: np.concatenate([chain.after[0, i] for chain in chains])
+            for i, name in enumerate(MAXIMISED)
+            if name not in BUFFERED
+        }
+        words = np.concatenate([chain.before[-1, SUMMED.index("parameter_words")] for chain in chains])
+        engines = tuple(np.tile(column, len(cuts)) for column in self.grid)
+        use = self._uses(SharedLayer(parameter_words=words, **fields), *engines).reshape(len(cuts), -1, *self._shape)
+        left = budgets - use - np.array([self.buffer_use(one) for one in cuts])[:, :, None]
+        fits = (left >= 0).all(axis=3)
+        in_uram = np.array([place is WeightPlace.URAM for _, place in self.kinds])
+        bits = np.where(in_uram, left[..., 1] * prod(URAM_SHAPE), left[..., 0] * RAMB18_BITS)
+        room: Array = np.where(fits, bits, -1).max(axis=2)
+        return room
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """Kinds, resources."""
+        return len(self.kinds), len(RESOURCES)
+
+    def _uses(self, need: SharedLayer, pe: Array, simd: Array) -> Array:
+        """Resources of engines without their frame buffers, shape (engines, kinds, resources).
+
+        Args:
+            need: What each has to do, arrays of shape (engines,).
+            pe: Output channels in parallel.
+            simd: Products per output channel in parallel.
+        """
+        use = np.empty((len(pe), *self._shape), dtype=np.int64)
+        widths = need.weight_bit_width * 32 + need.act_bit_width
+        for width in np.flatnonzero(np.bincount(widths)):
+            same = np.flatnonzero(widths == width)
+            values = {name: getattr(need, name) for name in FIELDS}
+            values = {name: value[same] if isinstance(value, np.ndarray) else value for name, value in values.items()}
+            values["weight_bit_width"], values["act_bit_width"] = divmod(int(width), 32)
+            uses = shared_uses(
+                SharedLayer(**values), pe[same], simd[same], self._space.multipliers, self._places, self.board.family
+            )
+            for i, kind in enumerate(self.kinds):
+                use[same, i] = uses[kind]
+        return use
+
+    def reaching(self, candidates: Sequence[Candidate], budgets: Array, limit: int) -> list[Candidate]:
+        """The cuts, nothing pipelined before them, that may have no more off-chip bits than this within the budgets."""
+        whole = int(budgets[0]) * RAMB18_BITS + int(budgets[1]) * prod(URAM_SHAPE)
+        most = whole + int(self._most_in_luts.max())
+        cuts = [one for one in candidates if one.map_bits + self.least_weight_bits(most) <= limit]
+        rooms = self._rooms(cuts, budgets)
+        return [
+            cut
+            for cut, room in zip(cuts, rooms, strict=True)
+            if room.max() >= 0
+            and cut.map_bits + self.least_weight_bits(int((room + self._most_in_luts)[room >= 0].max())) <= limit
+        ]
+
+    def least_weight_bits(self, memory_bits: int) -> int:
+        """Bits of weights that cross the chip's border at least, all layers on the engine, with so much memory."""
+        bits, saved = self._weights_by_users
+        return int(saved[-1]) - int(np.interp(memory_bits, bits, saved) + 1)
+
+    @cached_property
+    def _weights_by_users(self) -> tuple[Array, Array]:
+        """Bits of weights that are resident, and what they save: those that most layers use come first."""
+        users: dict[int, int] = {}
+        for index, layer in enumerate(self.network.layers):
+            if layer.has_weights:
+                owner = self._owner(index, 0)
+                users[owner] = users.get(owner, 0) + 1
+        owners = sorted(users, key=lambda owner: -users[owner])
+        bits = self._weight_bits[owners]
+        saved = bits * np.array([users[owner] for owner in owners])
+        return np.append(0, np.cumsum(bits)), np.append(0, np.cumsum(saved))
+
+    @cached_property
+    def _most_in_luts(self) -> Array:
+        """Shape (engines,): bits of weights and of significant values that may lie in LUTs."""
+        pe, simd = self.grid
+        return np.ceil(_small_memory_bits(CODE_BITS * pe * simd) + _small_memory_bits(SPARSE_WORD_BITS * pe)).astype(
+            int
+        )
 
     @cached_property
     def _weight_memories(self) -> tuple[Array, Array]:
-        """By engine: the width of the memory of resident weights, and the most words that may lie in LUTs."""
+        """By engine: the width of the memory of weights, and the most words that may lie in LUTs."""
         pe, simd = self.grid
         width = CODE_BITS * pe * simd
-        # `hwmodel.memory.map_memories` takes LUTs for small memories and those that would fill little of the block RAM,
-        # which takes at most ceil(width / 36) of them where there are no more than 512 words.
-        most_bits = VIVADO_LUTRAM_BITS + VIVADO_MIN_FILL * RAMB18_BITS * (width / RAMB18_WIDTHS[-1] + 1)
-        return width, np.floor(most_bits / width).astype(np.int64)
+        return width, np.floor(_small_memory_bits(width) / width).astype(np.int64)
 
     def rows(self, splits: Sequence[Split], longest: int = NO_LIMIT) -> SharedRows:
         """Options of some splits with no more than `longest` cycles."""
@@ -260,7 +292,7 @@ class SharedEngine:
     def _rows(
         self, chain: Chain, splits: Sequence[Split], numbers: Array, start: Array, stop: Array, longest: int
     ) -> SharedRows:
-        cycles = chain.cycles[start]
+        cycles = chain.cycles[start] + chain.loading_cycles[stop][:, None]
         split, engine = np.nonzero(cycles <= longest)
         first, last = start[split], stop[split]
         fields: dict[str, Any] = {}
@@ -269,18 +301,8 @@ class SharedEngine:
             end = len(chain.order) if name == "parameter_words" else last
             fields[name] = column[end, engine] - column[first, engine]
         for i, name in enumerate(MAXIMISED):
-            fields[name] = chain.after[last if name == "stream_words" else first, i, engine]
-        pe, simd = (values[engine] for values in self.grid)
-        use = np.empty((len(engine), len(self.kinds), 4), dtype=np.int64)
-        widths = fields["weight_bit_width"] * 32 + fields["act_bit_width"]
-        for width in np.flatnonzero(np.bincount(widths)):
-            same = np.flatnonzero(widths == width)
-            values = {name: field[same] for name, field in fields.items()}
-            values["weight_bit_width"], values["act_bit_width"] = divmod(int(width), 32)
-            need = SharedLayer(**values)
-            uses = shared_uses(need, pe[same], simd[same], self._space.multipliers, self._places, self.family)
-            for i, kind in enumerate(self.kinds):
-                use[same, i] = uses[kind]
+            fields[name] = chain.after[last if name in BUFFERED else first, i, engine]
+        use = self._uses(SharedLayer(**fields), *(values[engine] for values in self.grid))
         buffers = np.array([self.buffer_use(splits[number].candidate) for number in numbers])
         use += buffers[split, engine][:, None]
         kinds = len(self.kinds)
@@ -292,18 +314,22 @@ class SharedEngine:
             np.tile(np.arange(kinds), len(engine)),
         )
 
-    def _chain_of(self, pipelined: int, spilled: int) -> Chain:
-        key = (pipelined, spilled)
+    def _chain_of(self, pipelined: int, spilled: int, loaded_bits: int) -> Chain:
+        key = (pipelined, spilled, loaded_bits)
         if key not in self._chains:
             end = pipelined + spilled
-            order, reads, keeps = self._order(pipelined, spilled)
-            found = [self._needs(index, index < end, kept) for index, kept in zip(order, keeps, strict=True)]
-            bits = np.append(self._weight_bits[list(order)] * reads, 0)
+            order, reads, keeps = self._order(pipelined, spilled) if not loaded_bits else self._loading(*key[1:])
+            loads = [self._loads(index, spilled, loaded_bits) for index in order]
+            found = [self._needs(index, index < end, *how) for index, *how in zip(order, keeps, loads, strict=True)]
+            bits = np.append(self._weight_bits[list(order)], 0)
+            waits = np.append(dram_cycles(bits[:-1], self.board) * np.array(loads, dtype=np.int64), 0)
+            bits[:-1] *= reads
             self._chains[key] = Chain(
                 len(self.grid[0]),
                 order,
                 tuple(needs for needs, _ in found),
                 tuple(cycles for _, cycles in found),
+                np.cumsum(waits[::-1])[::-1],
                 np.cumsum(bits[::-1])[::-1],
             )
         return self._chains[key]
@@ -334,6 +360,29 @@ class SharedEngine:
         found: tuple[tuple[int, ...], Array, tuple[bool, ...]] = self._cache[key]
         return found
 
+    def loads(self, index: int, candidate: Candidate) -> bool:
+        """Whether a layer loads its weights whole if they are not resident."""
+        return self._loads(index, candidate.spilled, candidate.loaded_bits)
+
+    def _loads(self, index: int, spilled: int, loaded_bits: int) -> bool:
+        # Weights that are read once anyhow are streamed: that takes a smaller buffer.
+        return index < spilled and bool(self._weight_bits[index] <= loaded_bits) and self._reads(index, True) > 1
+
+    def _loading(self, spilled: int, loaded_bits: int) -> tuple[tuple[int, ...], Array, tuple[bool, ...]]:
+        """`_order` where spilled layers load weights of no more bits than some.
+
+        A resident bit saves what all layers that use it read.  Of equal ones the largest weights come first: they take
+        the largest buffers.
+        """
+        indices = [i for i, layer in enumerate(self.network.layers) if layer.has_weights]
+        reads = {i: 1 if self._loads(i, spilled, loaded_bits) else self._reads(i, i < spilled) for i in indices}
+        owners = {i: self._owner(i, 0) for i in indices}
+        saved = dict.fromkeys(indices, 0)
+        for i in indices:
+            saved[owners[i]] += reads[i]
+        order = sorted(indices, key=lambda i: (-saved[owners[i]], -int(self._weight_bits[owners[i]]), owners[i], i))
+        return tuple(order), np.array([reads[i] for i in order]), tuple(owners[i] == i for i in order)
+
     def _owner(self, index: int, pipelined: int) -> int:
         """The layer on the shared engine that has the weights of a layer: itself, unless an earlier one shares them."""
         name = self.network.layers[index].weights_of
@@ -352,21 +401,21 @@ class SharedEngine:
     def _reads(self, index: int, is_spilled: bool) -> int:
         return self.network.layers[index].out_height if is_spilled else 1
 
-    def _needs(self, index: int, is_spilled: bool, keeps_weights: bool) -> tuple[Array, Array]:
+    def _needs(self, index: int, is_spilled: bool, keeps_weights: bool, loads: bool) -> tuple[Array, Array]:
         """What a layer asks of each engine, shape (`FIELDS`, engines), and its cycles.
 
-        Words of resident weights and of the stream buffer both stand there; one of the two counts.
+        Words of resident weights stand there, and those of the buffer for weights that are not; one of the two counts.
         """
-        here = (index, is_spilled, keeps_weights)
+        here = (index, is_spilled, keeps_weights, loads)
         if here in self._layer_needs:
             return self._layer_needs[here]
         layer = self.network.layers[index]
-        key = ("needs", layer.name, self.config[layer.name], is_spilled, keeps_weights)
+        key = ("needs", layer.name, self.config[layer.name], is_spilled, keeps_weights, loads)
         if key not in self._cache:
             flow = DataFlow.SPILLED if is_spilled else DataFlow.FRAME
             pe, simd = self.grid
             table = np.zeros((len(FIELDS), len(pe)), dtype=np.int64)
-            for where in (WeightPlace.BRAM, WeightPlace.STREAMED):
+            for where in (WeightPlace.BRAM, WeightPlace.LOADED_BRAM if loads else WeightPlace.STREAMED):
                 plan = Foldings(flow, pe, simd, np.ones_like(pe), Multiplier.LUT, where)
                 storage = self.storages[layer.name]
                 need = shared_layer(layer, self.config[layer.name], storage, plan, keeps_weights=keeps_weights)
@@ -377,24 +426,25 @@ class SharedEngine:
 
     def buffer_use(self, candidate: Candidate) -> Array:
         """Resources of the frame buffers of each engine, shape (engines, resources)."""
-        if candidate not in self._buffers:
+        cut = candidate.pipelined, candidate.spilled
+        if cut not in self._buffers:
             _, simd = self.grid
             sizes = tuple(
                 max(elements(self.network, tensor) * self.widths[tensor] for tensor in buffer.tensors)
-                for buffer in self._placement(candidate.pipelined, candidate.spilled).buffers
+                for buffer in self._placement(*cut).buffers
             )
             key = ("buffers", sizes)
             if key not in self._cache:
                 memories = [Memory(FRAME_ENGINE, "frame_buffer", *frame_buffer_shape(bits, simd)) for bits in sizes]
-                self._cache[key] = resource_use(memories, 0, 0, self.family, len(simd))
-            self._buffers[candidate] = self._cache[key]
-        return self._buffers[candidate]
+                self._cache[key] = resource_use(memories, 0, 0, self.board.family, len(simd))
+            self._buffers[cut] = self._cache[key]
+        return self._buffers[cut]
 
 
-def _prefixes(accumulated: Array) -> Array:
-    """Accumulated values with a row of zeros, for no layer, before them."""
-    return np.concatenate([np.zeros_like(accumulated[:1], shape=(1, *accumulated.shape[1:])), accumulated])
+def _small_memory_bits(width: Array) -> Floats:
+    """Most bits of a memory of some width that lies in LUTs.
 
-
-_SUMMED = [FIELDS.index(name) for name in SUMMED]
-_MAXIMISED = [FIELDS.index(name) for name in MAXIMISED]
+    `hwmodel.memory.map_memories` takes LUTs for small memories and those that would fill little of the block RAM, which
+    takes at most ceil(width / 36) of them where there are no more than 512 words.
+    """
+    return VIVADO_LUTRAM_BITS + VIVADO_MIN_FILL * RAMB18_BITS * (width / RAMB18_WIDTHS[-1] + 1)

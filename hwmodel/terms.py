@@ -23,6 +23,7 @@ from hwmodel.cost import (
     dram_cycles,
     engine_cycles,
     latency,
+    loading_cycles,
     operation_stored_bits,
     pipelined_operation_memories,
     reference_energy_pj,
@@ -77,6 +78,7 @@ TERMS = (
     "offchip_ofm_bits",
     "offchip_shortcut_bits",
     "baseline_offchip_bits",
+    "loading_cycles",
 )
 """Columns that add up over layers and tensors."""
 
@@ -147,6 +149,7 @@ class Terms:
         self._add_tensors()
         cycles = {layer.name: layer_cycles(layer, schedule[layer.name]) for layer in network.layers}
         self._engine_cycles = engine_cycles(schedule, cycles)
+        self._shared_cycles = sum(cycles[plan.name] for plan in schedule.shared)
         input_bits = tensor_bits(network, INPUT, bit_widths["input_bit_width"], schedule.host)
         self._latency_cycles = latency(network, schedule, cycles, dram_cycles(input_bits, board))
         self._reference_energy_pj = reference_energy_pj(network)
@@ -211,10 +214,11 @@ class Terms:
         offchip = sums[:, 6:10].sum(axis=1)
         network, board = self.network, self.board
         dram = dram_cycles(offchip, board)
-        interval = np.maximum(max(1, self._engine_cycles), dram)
+        waits = columns["loading_cycles"]
+        interval = np.maximum(np.maximum(max(1, self._engine_cycles), self._shared_cycles + waits), dram)
         columns["offchip_bits"] = offchip
         columns["interval_cycles"] = interval
-        columns["latency_cycles"] = np.maximum(self._latency_cycles, dram)
+        columns["latency_cycles"] = np.maximum(self._latency_cycles + waits, dram)
         columns["bits_per_weight"] = sums[:, 0] / network.total_weights
         columns["compression"] = 32 * network.total_weights / sums[:, 0]
         columns["fps"] = board.clock_hz / interval
@@ -296,6 +300,7 @@ class Terms:
             "entropy_bound_bits": held.entropy_bound_bits,
             "offchip_weight_bits": weight_reads(layer, plan) * storage.weight_bits,
             "baseline_offchip_bits": storage.weight_bits,
+            "loading_cycles": loading_cycles(plan, storage.weight_bits, self.board),
         }
         need = SharedLayer()
         memories: Sequence[Memory] = ()

@@ -14,6 +14,7 @@ LAYER_COLUMNS = (
     "data flow",
     "pe x simd",
     "weights",
+    "held in",
     "bits",
     "density",
     "stored KiB",
@@ -52,6 +53,7 @@ def layer_rows(report: CostReport) -> list[tuple[str, ...]]:
                 str(layer.data_flow),
                 f"{layer.pe} x {layer.simd}",
                 f"{layer.weights:,}" if layer.weights else "",
+                layer.weight_place.replace("_", " ") if layer.weights else "",
                 str(layer.weight_bit_width) if layer.weights else "",
                 f"{layer.density:.3f}" if layer.weights else "",
                 f"{layer.stored_bits / BITS_PER_KIB:.2f}",
@@ -79,7 +81,7 @@ def cost_table(report: CostReport, board: Board) -> Table:
     )
     table = Table(title=f"{report.network} on {report.board}", caption=caption, caption_justify="left")
     for heading in LAYER_COLUMNS:
-        table.add_column(heading, justify="left" if heading in ("layer", "data flow") else "right")
+        table.add_column(heading, justify="left" if heading in ("layer", "data flow", "held in") else "right")
     for row in layer_rows(report):
         table.add_row(*row)
     return table

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hwmodel import LayerConfig, NetworkConfig, WeightFormat, load_board, load_network
+from hwmodel import LayerConfig, NetworkConfig, NetworkSpec, WeightFormat, load_board, load_network, uniform
 from hwmodel.bounds import OpenSplits
+from hwmodel.chains import Split
 from hwmodel.cuts import Cuts
 from hwmodel.options import RESOURCES
 from hwmodel.problem import NO_LIMIT
 from hwmodel.scheduler import Scheduler
-from hwmodel.shared import Split
 
 
 @pytest.mark.parametrize("board", ["zcu102", "kv260"])
@@ -35,6 +35,46 @@ def test_no_split_is_excluded_that_its_options_do_not_exclude(board: str, seed: 
         assert {split for split, least in zip(splits, fill, strict=True) if least <= 1} <= set(kept)
         excluded += len(splits) - len(kept)
     assert excluded
+
+
+@pytest.mark.parametrize("board", ["zcu102", "kv260"])
+def test_no_split_that_loads_weights_is_excluded_that_fits(board: str) -> None:
+    network, device = load_network("resnet20"), load_board(board)
+    config = NetworkConfig(tuple((layer.name, LayerConfig(4, 4)) for layer in network.weighted))
+    segments = Scheduler(network, device).segments(config)
+    cuts = [one for one in segments.candidates if one.spilled][::4]
+    candidates = [one for cut in cuts for one in segments.loading(cut)]
+    splits = [split for candidate in candidates for split in segments.engine.splits(candidate)]
+    rows = segments.engine.rows(splits)
+    counts = []
+    for tight in (8, 32, 64):
+        budgets = np.array([getattr(device, name) for name in RESOURCES]) // tight
+        fits = (rows.use <= budgets).all(axis=1)
+        fitting = {splits[number] for number in np.unique(rows.split[fits])}
+        kept = OpenSplits(segments, budgets, device.uram > 0, candidates, NO_LIMIT).take(len(splits), NO_LIMIT)
+        assert fitting <= set(kept)
+        counts.append((len(fitting), len(kept)))
+    assert 0 < counts[1][0] <= counts[1][1] < len(splits)
+
+
+@pytest.mark.parametrize("board", ["zcu102", "kv260", "pynq_z2"])
+@pytest.mark.parametrize("end_bits", [4, 8])
+def test_no_cut_is_left_out_that_reaches_a_limit(board: str, end_bits: int, sharing_network: NetworkSpec) -> None:
+    device, left_out = load_board(board), 0
+    for network in (load_network("resnet20"), sharing_network):
+        config = uniform(network, 1 if end_bits == 4 else 8, 8, end_bit_width=end_bits)
+        segments = Scheduler(network, device).segments(config)
+        engine, cuts = segments.engine, [one for one in segments.candidates if one.spilled]
+        splits = [split for cut in cuts[::4] for one in (cut, *segments.loading(cut)) for split in engine.splits(one)]
+        rows = engine.rows(splits)
+        for tight in (1, 8, 64):
+            budgets = np.array([getattr(device, name) for name in RESOURCES]) // tight
+            fitting = [splits[number] for number in np.unique(rows.split[(rows.use <= budgets).all(axis=1)])]
+            for limit in sorted({split.offchip_bits for split in fitting})[::5]:
+                kept = {one.spilled for one in engine.reaching(cuts, budgets, limit)}
+                assert {one.candidate.spilled for one in fitting if one.offchip_bits <= limit} <= kept
+                left_out += len(cuts) - len(kept)
+    assert left_out
 
 
 def test_open_splits_come_once_and_in_the_order_of_their_off_chip_bits() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -31,12 +31,14 @@ from hwmodel import (
     load_network,
     schedule,
     uniform,
+    weight_storage,
 )
+from hwmodel.chains import Candidate
 from hwmodel.cost import cost_of, dram_cycles
 from hwmodel.folding import ingest_channels, pipelined_foldings
 from hwmodel.options import RESOURCES, Space
 from hwmodel.scheduler import Scheduler, search
-from hwmodel.segments import Candidate, Segments
+from hwmodel.segments import Segments
 from tests.hwmodel.conftest import conv
 
 SPACE = Space(
@@ -97,7 +99,7 @@ def exhaustive(segments: Segments, board: Board) -> tuple[int, int, int] | None:
 def all_goals(segments: Segments, board: Board) -> Iterator[tuple[int, int, int]]:
     """The goals of every choice of options that fits."""
     budgets = np.array([getattr(board, name) for name in RESOURCES])
-    for candidate in segments.candidates:
+    for candidate in (one for cut in segments.candidates for one in (cut, *segments.loading(cut))):
         groups = segments.groups(candidate, streams=True)
         for picks in product(*(range(len(group.cycles)) for group in groups)):
             used = sum(group.use[pick] for group, pick in zip(groups, picks, strict=True))
@@ -119,18 +121,71 @@ def random_problem(pick: np.random.Generator) -> tuple[Segments, Board]:
         lut=int(pick.choice([1500, 2500, 5000, 20_000])),
         dsp=int(pick.choice([3, 8, 30])),
     )
-    segments = Segments(network, config, board.family, board.uram > 0, SPACE)
+    segments = Segments(network, config, board, SPACE)
     whole = segments.groups(Candidate(len(network.layers), 0, 0), streams=True)
     if np.prod([float(len(group.cycles)) for group in whole]) > 3000:
-        segments = Segments(network, config, board.family, False, replace(SPACE, pipelined_products=1))
         board = replace(board, uram=0)
+        segments = Segments(network, config, board, replace(SPACE, pipelined_products=1))
     return segments, board
+
+
+def random_tall_problem(pick: np.random.Generator) -> tuple[Segments, Board]:
+    """Maps too large for the board and weights that nearly fill it: now and then the best schedule loads some."""
+    size, channels = int(pick.choice([16, 24, 32])), int(pick.choice([24, 32, 48]))
+    layers = [conv("conv0", INPUT, 4, channels, size, 1)]
+    for index in range(1, int(pick.integers(3, 6))):
+        source, name = layers[-1].name, f"conv{index}"
+        layer = conv(name, source, channels, channels, size, int(pick.choice([1, 3, 3])))
+        owners = [one.name for one in layers if one.weight_shape == layer.weight_shape and not one.weights_of]
+        if index > 1 and pick.random() < 0.2:
+            earlier = layers[int(pick.integers(index - 1))].name
+            shape = (channels, size, size)
+            layer = LayerSpec(name, Op.ADD, (source, earlier), *shape, *shape)
+        elif owners and pick.random() < 0.4:
+            layer = replace(layer, weights_of=owners[0])
+        layers.append(layer)
+    network = NetworkSpec("tall", 4, size, size, tuple(layers))
+    board = replace(
+        load_board("zcu104"),
+        bram18=int(pick.integers(4, 14)),
+        uram=int(pick.choice([0, 0, 1])),
+        dsp=int(pick.choice([3, 4])),
+        lut=int(pick.choice([1500, 3000])),
+        dram_bytes_per_s=int(pick.choice([10**8, 10**9, 10**10])),
+    )
+    space = replace(SPACE, pipelined_products=2, shared_pe=(1, 2))
+    return Segments(network, random_config(network, pick), board, space), board
 
 
 @settings(max_examples=300, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_equals_exhaustive_search(seed: int) -> None:
-    segments, board = random_problem(np.random.default_rng(seed))
+    check_equals_exhaustive(*random_problem(np.random.default_rng(seed)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_equals_exhaustive_search_where_weights_may_be_loaded(seed: int) -> None:
+    check_equals_exhaustive(*random_tall_problem(np.random.default_rng(seed)))
+
+
+def test_random_problems_load_weights() -> None:
+    """Of shared ones and beside shortcuts too: the test above would show nothing otherwise."""
+    found = []
+    for seed in range(100):
+        segments, board = random_tall_problem(np.random.default_rng(seed))
+        best = search(segments, board)
+        if best is not None and best.candidate.loaded_bits:
+            plan = segments.write(best.candidate, best.groups, best.picks)
+            if any(layer.weight_place.is_loaded for layer in plan.layers):
+                found.append(segments.network)
+    assert len(found) >= 5
+    assert any(layer.weights_of for network in found for layer in network.layers)
+    assert any(layer.op is Op.ADD for network in found for layer in network.layers)
+
+
+def check_equals_exhaustive(segments: Segments, board: Board) -> None:
+    """Search and report say what trying everything says."""
     network, config = segments.network, segments.config
     best, want = search(segments, board), exhaustive(segments, board)
     assert (best is None) == (want is None)
@@ -147,8 +202,9 @@ def test_equals_exhaustive_search(seed: int) -> None:
 def test_equals_exhaustive_search_among_the_fast_enough(seed: int) -> None:
     """At any interval, mostly one that some schedule has; traffic alone takes long where DRAM is slow."""
     pick = np.random.default_rng(seed)
-    segments, board = random_problem(pick)
+    segments, board = random_problem(pick) if pick.random() < 0.5 else random_tall_problem(pick)
     board = replace(board, dram_bytes_per_s=int(pick.choice([10**8, 10**9, 10**10])))
+    segments = Segments(segments.network, segments.config, board, segments.space)
     goals = set(all_goals(segments, board))
     intervals = sorted({interval for _, interval, _ in goals}) or [1]
     longest = int(pick.choice(intervals)) - int(pick.integers(0, 2))
@@ -195,6 +251,37 @@ def test_frame_rate_out_of_range(plain_network: NetworkSpec, rate: float) -> Non
         schedule(plain_network, uniform(plain_network, 4, 4), load_board("zcu102"), rate)
 
 
+Way = tuple[list[str], set[str]]
+"""Layers in the order in which their weights become resident, and those that load them whole if they are not."""
+
+
+def by_rows(shared: Sequence[LayerSpec], spilled: set[str]) -> Way:
+    """Nothing is loaded: most rows first."""
+    weighted = [layer for layer in shared if layer.has_weights]
+    heights = {layer.name: layer.out_height if layer.name in spilled else 1 for layer in weighted}
+    return sorted(heights, key=lambda name: -heights[name]), set()
+
+
+def loaded_whole(shared: Sequence[LayerSpec], spilled: set[str], config: NetworkConfig) -> Iterator[Way]:
+    """Spilled layers up to a size are loaded, any size: most bits saved per resident bit first, then the largest."""
+    sizes = {layer.name: weight_storage(layer, config[layer.name]).weight_bits for layer in shared if layer.has_weights}
+    tall = {layer.name for layer in shared if layer.out_height > 1 and layer.name in spilled and layer.has_weights}
+    for most in sorted({sizes[name] for name in tall}):
+        loads = {name for name in tall if sizes[name] <= most}
+        reads = {
+            layer.name: layer.out_height if layer.name in spilled - loads else 1
+            for layer in shared
+            if layer.has_weights
+        }
+        together = {layer.name: layer.weights_of if layer.weights_of in sizes else layer.name for layer in shared}
+        saved = {name: sum(reads[other] for other in reads if together[other] == together[name]) for name in reads}
+        place = [layer.name for layer in shared].index
+        yield (
+            sorted(reads, key=lambda name: (-saved[name], -sizes[name], place(str(together[name])), place(name))),
+            loads,
+        )
+
+
 def every_schedule(network: NetworkSpec, config: NetworkConfig, space: Space) -> Iterator[Schedule]:
     """The space as the scheduler's docstring words it, one schedule after the other."""
     layers = network.layers
@@ -216,14 +303,18 @@ def every_schedule(network: NetworkSpec, config: NetworkConfig, space: Space) ->
     for cut, spills in product(cuts, (False, True)):
         before = [] if spills else [pipelined(layer) for layer in layers[:cut]]
         shared = layers[0 if spills else cut :]
-        reads = {layer.name: layer.out_height if spills and i < cut else 1 for i, layer in enumerate(layers)}
-        weighted = sorted((layer.name for layer in shared if layer.has_weights), key=lambda name: -reads[name])
-        engines = product(space.shared_pe, space.shared_simd, space.multipliers, range(len(weighted) + 1))
-        for pe, simd, multiplier, resident in engines if shared else [(1, 1, Multiplier.LUT, 0)]:
+        spilled = {layer.name for layer in layers[:cut] if spills}
+        ways = [by_rows(shared, spilled), *loaded_whole(shared, spilled, config)]
+        engines = product(space.shared_pe, space.shared_simd, space.multipliers, ways, range(len(layers) + 1))
+        for pe, simd, multiplier, (weighted, loads), resident in (
+            engines if shared else [(1, 1, Multiplier.LUT, ([], set()), 0)]
+        ):
+            if resident > len(weighted):
+                continue
             rest = [
                 LayerSchedule(
                     layer.name,
-                    DataFlow.SPILLED if spills and i < cut else DataFlow.FRAME,
+                    DataFlow.SPILLED if layer.name in spilled else DataFlow.FRAME,
                     pe,
                     simd,
                     1,
@@ -232,9 +323,11 @@ def every_schedule(network: NetworkSpec, config: NetworkConfig, space: Space) ->
                     if not layer.has_weights
                     else WeightPlace.BRAM
                     if layer.name in weighted[:resident]
+                    else WeightPlace.LOADED_BRAM
+                    if layer.name in loads
                     else WeightPlace.STREAMED,
                 )
-                for i, layer in enumerate(shared)
+                for layer in shared
             ]
             for plans in product(*before):
                 yield Schedule(network.name, (*plans, *rest))
@@ -257,7 +350,7 @@ def test_equals_the_best_of_all_reports(seed: int) -> None:
     space = replace(SPACE, pipelined_pe=2, pipelined_products=2, shared_pe=(1, 4), shared_simd=(2,))
     reports = [cost_of(network, config, board, plan) for plan in every_schedule(network, config, space)]
     goals = [(r.offchip_bits, r.interval_cycles, r.bram18) for r in reports if r.fits]
-    best = search(Segments(network, config, board.family, False, space), board)
+    best = search(Segments(network, config, board, space), board)
     assert (best is None) == (not goals)
     if best is not None:
         assert (best.offchip_bits, best.interval_cycles, best.bram18) == min(goals)
@@ -268,7 +361,7 @@ def test_options_cost_what_the_report_says() -> None:
     network = load_network("resnet20")
     config = uniform(network, 4, 4)
     board = load_board("zcu104")
-    segments = Segments(network, config, board.family, True, Space())
+    segments = Segments(network, config, board, Space())
     pick = np.random.default_rng(0)
     for candidate in segments.candidates[::5]:
         groups = segments.groups(candidate, streams=True)

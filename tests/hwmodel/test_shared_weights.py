@@ -73,6 +73,22 @@ def test_weights_that_the_owner_streams_need_words(sharing_network: NetworkSpec)
     assert report.offchip_weight_bits == 2 * 8 * head1
 
 
+def test_weights_that_the_owner_loads_need_words_and_are_read_again(sharing_network: NetworkSpec) -> None:
+    flows = [DataFlow.SPILLED] * 4 + [DataFlow.FRAME] * 2
+    places = [WeightPlace.BRAM, WeightPlace.BRAM, WeightPlace.LOADED_BRAM, WeightPlace.LOADED_BRAM]
+    places += [WeightPlace.BRAM, WeightPlace.STREAMED]
+    plans = [
+        LayerSchedule(layer.name, flow, 2, 2, weight_place=place)
+        for layer, flow, place in zip(sharing_network.layers, flows, places, strict=True)
+    ]
+    plan = Schedule(sharing_network.name, tuple(plans))
+    report = estimate(sharing_network, uniform(sharing_network, 8, 8), BOARD, plan)
+    weights = {layer.name: layer.weights for layer in sharing_network.layers}
+    resident = weights["stem"] + weights["down"] + weights["head1.1"]  # which its owner does not keep for it
+    assert _weight_words(report) == (resident + weights["head2"]) // 4  # the larger one of the two that are loaded
+    assert report.offchip_weight_bits == 8 * (weights["head1"] + 2 * weights["head2"])
+
+
 @pytest.mark.parametrize("end_bit_width", [8, None])
 def test_uniform_gives_owner_and_user_the_same(sharing_network: NetworkSpec, end_bit_width: int | None) -> None:
     config = uniform(sharing_network, 2, 4, end_bit_width=end_bit_width)

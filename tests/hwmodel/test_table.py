@@ -51,7 +51,10 @@ def some_schedule(network: NetworkSpec, cut: int, spilled: int, pick: np.random.
     weights = [WeightPlace.BRAM, WeightPlace.STREAMED, WeightPlace.URAM]
     plans = []
     for i, layer in enumerate(network.layers):
-        place = pick.choice(weights if i < cut else weights[:2]) if layer.has_weights else WeightPlace.NONE
+        places = weights if i < cut else weights[:2]
+        if cut <= i < cut + spilled:
+            places = [*places, WeightPlace.LOADED_BRAM]
+        place = pick.choice(places) if layer.has_weights else WeightPlace.NONE
         if i < cut:
             flow = pick.choice([DataFlow.ROW_PIXEL, DataFlow.ROW_PASS])
             pe, simd, multiplier = int(pick.choice([1, 2, 4])), int(pick.choice([1, 2, 3])), Multiplier.DSP
@@ -131,7 +134,8 @@ def test_columns_cover_the_totals(plain_network: NetworkSpec) -> None:
     wanted = {
         "stored_bits", "entropy_bound_bits", "bits_per_weight", "compression", "bram18", "uram", "lut", "dsp",
         "offchip_bits", "offchip_weight_bits", "offchip_ifm_bits", "offchip_ofm_bits", "offchip_shortcut_bits",
-        "baseline_offchip_bits", "interval_cycles", "latency_cycles", "fps", "gops", "energy_rel", "fits",
+        "baseline_offchip_bits", "loading_cycles", "interval_cycles", "latency_cycles", "fps", "gops", "energy_rel",
+        "fits",
     }  # fmt: skip
     assert set(table.evaluate(np.zeros((1, 3), int))) == wanted == set(COLUMNS)
 

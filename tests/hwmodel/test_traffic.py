@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import pairwise
+from dataclasses import replace
+from itertools import pairwise, product
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwmodel import INPUT, DataFlow, LayerSpec, NetworkSpec, Op, WeightPlace, estimate, load_board, uniform
-from hwmodel.dataflow import LayerSchedule, Schedule
-from hwmodel.precision import NetworkConfig, ofm_bit_widths
-from hwmodel.storage import weight_storage
+from hwmodel import (
+    INPUT,
+    CostReport,
+    DataFlow,
+    LayerConfig,
+    LayerSchedule,
+    LayerSpec,
+    NetworkConfig,
+    NetworkSpec,
+    Op,
+    Schedule,
+    SpecError,
+    WeightPlace,
+    estimate,
+    load_board,
+    uniform,
+    weight_storage,
+)
+from hwmodel.cost import dram_cycles
+from hwmodel.precision import ofm_bit_widths
 from hwmodel.traffic import fused_tensors, place
 
 
@@ -92,13 +110,15 @@ class CountingMachine:
         )
 
     def _read_weights(self, layer: LayerSpec, plan: LayerSchedule) -> None:
-        if not layer.has_weights or plan.weight_place is not WeightPlace.STREAMED:
+        if not layer.has_weights or plan.weight_place in (WeightPlace.BRAM, WeightPlace.URAM):
             return
         block_bits = weight_storage(layer, self.config[layer.name]).weight_bits
         on_chip = False
         for _row in range(layer.out_height):
             if plan.data_flow is DataFlow.FRAME and on_chip:
                 continue  # the block serves the whole frame before the next one comes
+            if plan.weight_place is not WeightPlace.STREAMED and on_chip:
+                continue  # the buffer holds all of them until the layer ends
             self.bits["weight"] += block_bits
             on_chip = True
 
@@ -126,7 +146,9 @@ def test_equals_the_counting_machine(residual_network: NetworkSpec, seed: int) -
     flows = [DataFlow.ROW_PIXEL] * cut + [DataFlow.SPILLED] * spilled + [DataFlow.FRAME] * (size - cut - spilled)
     plans = []
     for layer, flow in zip(residual_network.layers, flows, strict=True):
-        place = pick.choice([WeightPlace.BRAM, WeightPlace.STREAMED]) if layer.has_weights else WeightPlace.NONE
+        places = [WeightPlace.BRAM, WeightPlace.STREAMED]
+        places += [WeightPlace.LOADED_BRAM, WeightPlace.LOADED_URAM] if flow is DataFlow.SPILLED else []
+        place = pick.choice(places) if layer.has_weights else WeightPlace.NONE
         plans.append(LayerSchedule(layer.name, flow, 1, 1, weight_place=place))
     schedule = Schedule(residual_network.name, tuple(plans))
     config = uniform(residual_network, int(pick.integers(1, 9)), int(pick.integers(1, 9)))
@@ -136,6 +158,49 @@ def test_equals_the_counting_machine(residual_network: NetworkSpec, seed: int) -
     assert counted["ifm"] == report.offchip_ifm_bits
     assert counted["ofm"] == report.offchip_ofm_bits
     assert counted["shortcut"] == report.offchip_shortcut_bits
+
+
+@pytest.mark.parametrize("flow", [DataFlow.FRAME, DataFlow.ROW_PASS, DataFlow.ROW_PIXEL])
+def test_only_spilled_layers_load_weights(flow: DataFlow) -> None:
+    with pytest.raises(SpecError, match=f"weight_place='loaded_bram' with data_flow='{flow}', expected 'spilled'"):
+        LayerSchedule("conv", flow, 1, 1, weight_place=WeightPlace.LOADED_BRAM)
+
+
+@pytest.mark.parametrize("config", [LayerConfig(8, 8), LayerConfig(1, 8, 0.9, "binary_plus_sparse")])
+@pytest.mark.parametrize("place", [WeightPlace.LOADED_BRAM, WeightPlace.LOADED_URAM])
+def test_what_loading_takes(plain_network: NetworkSpec, place: WeightPlace, config: LayerConfig) -> None:
+    """One buffer, as large as the largest layer asks, and the time to fill it for each layer, one after the other."""
+    board = replace(load_board("zcu104"), dram_bytes_per_s=10**9)
+    configs = NetworkConfig(tuple((layer.name, config) for layer in plain_network.weighted))
+
+    def report_of(*places: WeightPlace) -> CostReport:
+        plans = [
+            LayerSchedule(layer.name, DataFlow.SPILLED, 2, 2, weight_place=one)
+            for layer, one in zip(plain_network.layers, places, strict=True)
+        ]
+        return estimate(plain_network, configs, board, Schedule(plain_network.name, tuple(plans)))
+
+    def words(report: CostReport) -> dict[str, int]:
+        return {row.purpose: row.depth for row in report.memories if row.purpose in ("weights", "values")}
+
+    bits = [weight_storage(layer, config).weight_bits for layer in plain_network.weighted]
+    resident = place.memory
+    alone = [words(report_of(*(resident if i == j else WeightPlace.STREAMED for j in range(3)))) for i in range(3)]
+    for places in product([resident, place, WeightPlace.STREAMED], repeat=3):
+        report = report_of(*places)
+        loaded = [i for i, one in enumerate(places) if one is place]
+        kept = [i for i, one in enumerate(places) if one is resident]
+        for purpose in alone[0]:
+            want = sum(alone[i][purpose] for i in kept) + max([alone[i][purpose] for i in loaded], default=0)
+            assert words(report).get(purpose, 0) == want
+        waits = [dram_cycles(bits[i], board) if i in loaded else 0 for i in range(3)]
+        assert [layer.loading_cycles for layer in report.layers] == waits
+        assert report.loading_cycles == sum(waits)
+        streamed = report_of(*(WeightPlace.STREAMED if one is place else one for one in places))
+        slower = [layer.cycles - other.cycles for layer, other in zip(report.layers, streamed.layers, strict=True)]
+        assert slower == waits
+        assert report.latency_cycles >= sum(layer.cycles for layer in report.layers)
+        assert (report.uram > 0) == (place is WeightPlace.LOADED_URAM and bool(loaded or kept))
 
 
 def test_a_frame_buffer_holds_one_live_tensor_at_a_time(residual_network: NetworkSpec) -> None:
