@@ -36,7 +36,9 @@ def test_new_folder_holds_everything_about_the_run(tmp_path: Path) -> None:
 def test_same_configuration_goes_on(tmp_path: Path) -> None:
     first = RunFolder.create(_config(tmp_path / "run"))
     first.write_json("result.json", 1)
-    again = RunFolder.create(_config(tmp_path / "run", "trainer.progress_bar=false", "trainer.num_threads=1", "trainer.compile=true"))
+    again = RunFolder.create(
+        _config(tmp_path / "run", "trainer.progress_bar=false", "trainer.num_threads=1", "trainer.compile=true")
+    )
     assert again == first
     assert again.read_json("result.json") == 1
     assert len(again.read_json("environment.json")) == 2
