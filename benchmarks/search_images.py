@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from hwmodel import CostTable
+from hwmodel import CostTables
 from hwmodel.precision import NetworkConfig
 from qat.compose import compose_config
 from qat.config import Config
@@ -86,7 +86,7 @@ class Images:
     config: Config
     setup: Setup
     space: SearchSpace
-    costs: CostTable
+    costs: CostTables
     targets: list[Target]
 
     @classmethod

@@ -14,6 +14,7 @@ from hwmodel.report import CostReport, LayerCost, MemoryCost
 from hwmodel.scheduler import schedule
 from hwmodel.storage import IndexCoding, WeightStorage, weight_storage
 from hwmodel.table import CostTable
+from hwmodel.tables import CostTables
 
 __all__ = [
     "INPUT",
@@ -23,6 +24,7 @@ __all__ = [
     "ConfigArrays",
     "CostReport",
     "CostTable",
+    "CostTables",
     "DataFlow",
     "Granularity",
     "HostInterface",

@@ -167,21 +167,22 @@ class CostTable:
 
     # -- tables ---------------------------------------------------------------------------------------------------
 
+    def at_share(self, share: float) -> list[int]:
+        """The choice of each layer at a share of the way from the fewest to the most stored bits, in 0..1."""
+        picked = []
+        for name in self.layers:
+            sizes = [weight_storage(self.network.by_name[name], config).total_bits for config in self.choices[name]]
+            ranked = sorted(range(len(sizes)), key=sizes.__getitem__)
+            picked.append(ranked[round(share * (len(ranked) - 1))])
+        return picked
+
     def _default_schedule(self, min_fps: float) -> Schedule:
-        ranked = {name: self._by_size(name) for name in self.layers}
         for share in (1.0, 0.75, 0.5, 0.25):
-            picked = [ranked[name][round(share * (len(ranked[name]) - 1))] for name in self.layers]
             try:
-                return best_schedule(self.network, self.config(picked), self.board, min_fps)
+                return best_schedule(self.network, self.config(self.at_share(share)), self.board, min_fps)
             except BudgetError:
                 continue
-        return best_schedule(self.network, self.config([ranked[name][0] for name in self.layers]), self.board, min_fps)
-
-    def _by_size(self, name: str) -> list[int]:
-        """Choices of a layer, fewest stored bits first."""
-        layer = self.network.by_name[name]
-        sizes = [weight_storage(layer, config).total_bits for config in self.choices[name]]
-        return sorted(range(len(sizes)), key=sizes.__getitem__)
+        return best_schedule(self.network, self.config(self.at_share(0.0)), self.board, min_fps)
 
     @property
     def _has_shared_table(self) -> bool:

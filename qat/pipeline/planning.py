@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import hwmodel
-from hwmodel import Board, CostTable, NetworkConfig, NetworkSpec, Schedule
+from hwmodel import Board, CostTables, NetworkConfig, NetworkSpec, Schedule
 from hwmodel.errors import BudgetError
 from hwmodel.options import RESOURCES
 from hwmodel.precision import Granularity
@@ -23,7 +23,7 @@ from qat.search.space import LayerRule, SearchSpace, SpaceSettings
 from qat.search.trial import Target
 
 
-def plan(cfg: Config) -> tuple[SearchSpace, CostTable, list[Target]]:
+def plan(cfg: Config) -> tuple[SearchSpace, CostTables, list[Target]]:
     """What can be chosen, what it costs, what has to be reached: checked before anything is trained.
 
     Raises:
@@ -36,7 +36,7 @@ def plan(cfg: Config) -> tuple[SearchSpace, CostTable, list[Target]]:
     space = SearchSpace.from_network(network, space_settings(cfg, network))
     board = cfg.board.to_board()
     try:
-        costs = CostTable(
+        costs = CostTables(
             network,
             bounded_board(cfg),
             space.choices_by_layer,
@@ -114,6 +114,7 @@ def targets_of(cfg: Config) -> list[Target]:
     """The front, or one budget per compression to reach, under the board's block RAM and all other bounds."""
     chosen = cfg.search
     bounds: dict[str, tuple[float | None, float | None]] = {
+        "fits": (1.0, None),  # LUTs and DSPs too: there has to be a schedule in the end
         "bram18": (None, float(chosen.bram18 or cfg.board.bram18)),
         **{bound.column: (bound.low, bound.high) for bound in chosen.bounds},
     }

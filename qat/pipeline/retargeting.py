@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from qat.search.store import TrialStore, setting_differences
 from qat.search.trial import CostFunction, Fidelity, Target, Trial
 from qat.search.winner import highest_fidelity
 
-FIRST_DESIGNS = 2
+FIRST_DESIGNS = 1
 """Of a budget that the search had not; the surrogate knows the earlier trials already."""
 
 
@@ -61,9 +61,7 @@ def retarget_run(cfg: Config, more_trials: int = 0) -> list[Answer]:
     """
     run = RunFolder.open(cfg.run_dir)
     _check_goal(cfg, run)
-    space, costs, budgets = plan(cfg)
-    # Beside the bounds of the search, the schedule must exist on the new board.
-    targets = [replace(target, bounds={**target.bounds, "fits": (1, None)}) for target in budgets]
+    space, costs, targets = plan(cfg)
     with TrialStore(run.path / TRIALS, read_only=True) as store:
         trials = store.trials()
         stored, settings = store.document("profile"), store.document("fingerprint")

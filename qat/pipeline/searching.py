@@ -13,7 +13,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import hwmodel
-from hwmodel import CostTable, LayerConfig, NetworkConfig, Schedule
+from hwmodel import CostTables, LayerConfig, NetworkConfig, Schedule
 from qat.config import Config
 from qat.errors import SearchError
 from qat.pipeline.evaluation import executor_of
@@ -63,7 +63,7 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
 
 
 def _searched(
-    cfg: Config, run: RunFolder, setup: Setup, space: SearchSpace, costs: CostTable, targets: Sequence[Target]
+    cfg: Config, run: RunFolder, setup: Setup, space: SearchSpace, costs: CostTables, targets: Sequence[Target]
 ) -> dict[str, NetworkConfig]:
     """What the search finds, by name; trials that the run folder holds are not made again.
 

@@ -38,7 +38,7 @@ def prices_of(space: SearchSpace, cost: CostFunction, columns: Iterable[str]) ->
     found = cost(space.layer_indices(points.reshape(-1, len(sizes))))
     prices = [stored]
     for name in dict.fromkeys(columns):
-        if name in SIZES:
+        if name in SIZES or name == "fits":  # yes or no is no price
             continue
         values = np.asarray(found[name], np.float64).reshape(2, -1).mean(axis=0)
         alone: Prices = np.split(-values if name in HIGHER_IS_BETTER else values, np.cumsum(sizes)[:-1])

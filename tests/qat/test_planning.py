@@ -31,7 +31,7 @@ def test_one_budget_for_each_compression() -> None:
             "search.bounds=[{column: offchip_bits, high: 9e5}, {column: fps, low: 30}]",
         )
     )
-    others = {"bram18": (None, 280), "offchip_bits": (None, 9e5), "fps": (30, None)}
+    others = {"fits": (1, None), "bram18": (None, 280), "offchip_bits": (None, 9e5), "fps": (30, None)}
     assert found == [
         Target("16x", {"compression": (16, None), **others}),
         Target("12x", {"compression": (12, None), **others}),
@@ -42,12 +42,14 @@ def test_bounds_alone_are_a_target() -> None:
     found = targets_of(
         config("search.min_compression=[]", "search.bounds=[{column: bits_per_weight, high: 2}]", "search.bram18=50")
     )
-    assert found == [Target("bounds", {"bram18": (None, 50), "bits_per_weight": (None, 2)})]
+    assert found == [Target("bounds", {"fits": (1, None), "bram18": (None, 50), "bits_per_weight": (None, 2)})]
 
 
 def test_a_front_takes_the_place_of_the_budgets() -> None:
     found = targets_of(config("search.front=[bram18,offchip_bits]", "search.bounds=[{column: compression, low: 8}]"))
-    assert found == [Front("front", {"bram18": (None, 280), "compression": (8, None)}, ("bram18", "offchip_bits"))]
+    assert found == [
+        Front("front", {"fits": (1, None), "bram18": (None, 280), "compression": (8, None)}, ("bram18", "offchip_bits"))
+    ]
 
 
 def test_a_bound_that_nothing_reaches_is_named() -> None:
