@@ -16,6 +16,7 @@ from scipy.special import erfcx, logsumexp, ndtr
 
 from hwmodel.table import HIGHER_IS_BETTER
 from qat.errors import ConfigError, SearchError
+from qat.search.screening import with_estimates
 from qat.search.sensitivity import SensitivityProfile
 from qat.search.space import SearchSpace
 from qat.search.surrogate import AccuracySurrogate
@@ -209,7 +210,7 @@ def select_front(
     inside = highest_fidelity([trial for trial in trials if trial.is_completed and front.admits(trial.cost)])
     if not inside:
         return ()
-    peers = [trial for trial in trials if trial.is_completed and trial.fidelity == inside[0].fidelity]
+    peers = [t for t in with_estimates(trials) if t.is_completed and t.fidelity == inside[0].fidelity]
     means, stds = np.array([trial.accuracy for trial in inside]), np.full(len(inside), np.nan)
     if len(peers) > 2:
         points = np.array([trial.point for trial in inside], dtype=np.int64)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qat.search.screening import with_estimates
 from qat.search.sensitivity import SensitivityProfile
 from qat.search.space import SearchSpace
 from qat.search.surrogate import AccuracySurrogate
@@ -44,7 +45,8 @@ def select_winner(
     """The best completed trial inside the target's bounds, at the highest fidelity that has one.
 
     Best means the highest posterior mean among the evaluated configurations: with noisy evaluations the highest
-    observation is the luckiest one.  Ties go to the higher observation, then to the earlier trial.
+    observation is the luckiest one.  Stopped trials inform it as they inform proposals.  Ties go to the higher
+    observation, then to the earlier trial.
 
     Returns:
         The winner, or `None` if no completed trial is inside the bounds.
@@ -52,7 +54,7 @@ def select_winner(
     inside = highest_fidelity([t for t in trials if t.is_completed and target.admits(t.cost)])
     if not inside:
         return None
-    peers = [t for t in trials if t.is_completed and t.fidelity == inside[0].fidelity]
+    peers = [t for t in with_estimates(trials) if t.is_completed and t.fidelity == inside[0].fidelity]
     if len(peers) < 3:
         seen = max(inside, key=lambda t: (t.accuracy, -t.id))
         return Winner(target, seen, seen.accuracy, float("nan"))

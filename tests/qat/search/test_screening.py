@@ -17,9 +17,12 @@ PROBLEM = Problem(layers=4)
 INSIDE = {"bits_per_weight": 1.0}
 
 
-def screened(number: int, early: float, late: float, share: float = 0.5, bits: float = 1.0) -> Trial:
+def screened(
+    number: int, early: float, late: float, share: float = 0.5, bits: float = 1.0, target: str = TARGET.name
+) -> Trial:
     metrics = {"accuracy": late, "screening_accuracy": early}
-    return replace(ONE, id=number, cost={"bits_per_weight": bits}, metrics=metrics, screening=Screening(share))
+    cost = {"bits_per_weight": bits}
+    return replace(ONE, id=number, cost=cost, metrics=metrics, screening=Screening(share), target=target)
 
 
 def stopped(number: int, early: float, share: float = 0.5) -> Trial:
@@ -34,13 +37,14 @@ def test_nothing_is_stopped_before_three_trials_are_there() -> None:
         screened(3, 0.9, 0.9, share=0.25),
         screened(4, 0.9, 0.9, bits=9.0),
         stopped(5, 0.7),
+        screened(8, 0.9, 0.9, target="other"),
         replace(screened(6, 0.9, 0.9), screening=None),
     ]
     assert screening_of([*trials, *strangers], TARGET, INSIDE, 0.5) == Screening(0.5)
     full = screening_of([*trials, *strangers, screened(7, 0.8, 0.9)], TARGET, INSIDE, 0.5)
     assert full is not None
     assert full.least == lower_limit(np.full(3, 0.8))
-    assert full.least == pytest.approx(0.8 - 0.0804, abs=1e-4)  # all three reached the same, by chance it may be
+    assert full.least == pytest.approx(0.8 - 0.2413, abs=1e-4)  # all three reached the same, by chance it may be
     assert screening_of([*trials, screened(7, 0.8, 0.9)], TARGET, INSIDE, None) is None
 
 
@@ -50,11 +54,11 @@ def test_the_best_third_sets_the_limit() -> None:
     found = screening_of([*rest, *best], TARGET, INSIDE, 0.5)
     assert found is not None
     assert found.least == pytest.approx(lower_limit(np.array([0.8, 0.81, 0.82, 0.83])))
-    assert 0.74 < found.least < 0.8
+    assert 0.6 < found.least < 0.7
 
 
 def test_on_a_front_only_trials_that_cost_no_more_are_compared() -> None:
-    front = Front("front", {"bits_per_weight": (None, 32.0)}, ("bits_per_weight",))
+    front = Front(TARGET.name, {"bits_per_weight": (None, 32.0)}, ("bits_per_weight",))
     trials = [screened(i, 0.3 + 0.1 * i, 0.5 + 0.05 * i, bits=1.0 + i) for i in range(6)]
     small, middle, large = (screening_of(trials, front, {"bits_per_weight": bits}, 0.5) for bits in (2.5, 3.5, 9.0))
     assert small == Screening(0.5)
@@ -107,17 +111,20 @@ def test_stopped_trials_are_estimated_from_the_like() -> None:
 
 def test_bounds_of_other_targets() -> None:
     trials = [screened(i, 0.5 + 0.01 * i, 0.9, bits=1.0 + i) for i in range(4)]
-    wide, narrow = (Target("t", {"bits_per_weight": (None, bits)}) for bits in (9.0, 2.5))
+    wide, narrow = (Target(TARGET.name, {"bits_per_weight": (None, bits)}) for bits in (9.0, 2.5))
     assert screening_of(trials, wide, INSIDE, 0.5) != Screening(0.5)
     assert screening_of(trials, narrow, INSIDE, 0.5) == Screening(0.5)
 
 
 def test_a_uniform_design_that_is_far_behind_is_stopped_as_the_others_are_there_first() -> None:
     """One-shot and final accuracies of the first designs of a search of digits, two targets, in the order of now."""
-    tight, wide = (Target("t", {"bits_per_weight": (None, bits)}) for bits in (1.0, 1.5))
-    designs = [(0.907, 0.95, 1.5), (0.857, 0.933, 1.0), (0.910, 0.97, 1.5), (0.78, 0.94, 1.0), (0.903, 0.963, 1.5)]
-    trials = [screened(number, early, late, 0.0, bits) for number, (early, late, bits) in enumerate(designs)]
-    trials.append(screened(5, 0.797, 0.947, 0.0, 1.0))
+    wide, tight = Target("wide", {"bits_per_weight": (None, 1.5)}), Target("tight", {"bits_per_weight": (None, 1.0)})
+    designs = [(0.907, 0.95, "wide"), (0.857, 0.933, "tight"), (0.910, 0.97, "wide"), (0.78, 0.94, "tight")]
+    designs += [(0.903, 0.963, "wide"), (0.797, 0.947, "tight")]
+    trials = [
+        screened(number, early, late, 0.0, 1.5 if target == "wide" else 1.0, target)
+        for number, (early, late, target) in enumerate(designs)
+    ]
     for target, bits, uniform in ((wide, 1.5, 0.517), (tight, 1.0, 0.137)):
         found = screening_of(trials, target, {"bits_per_weight": bits}, 0.0)
         assert found is not None

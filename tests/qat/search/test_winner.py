@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qat.search.trial import Fidelity, Target, TrialState
+from qat.search.screening import with_estimates
+from qat.search.trial import Fidelity, Screening, Target, TrialState
 from qat.search.winner import hypervolume, pareto_front, select_winner
 from tests.qat.search.problems import TARGET, Problem
 
@@ -50,3 +51,23 @@ def test_front_and_hypervolume() -> None:
     assert pareto_front(trials, "compression", maximise=True) == front
     assert hypervolume(trials, "bits", 6.0, 0.4) == pytest.approx(1 * 0.1 + 3 * 0.3 + 1 * 0.4)
     assert hypervolume(trials, "bits", 1.0, 0.4) == 0
+
+
+def test_stopped_trials_inform_the_choice_of_the_winner() -> None:
+    """As those of proposals, the posterior knows what they are expected to reach; they do not win."""
+    problem = Problem(layers=4, seed=1, noise_std=0.0)
+    points = problem.space.sample(14, np.random.default_rng(3))
+    trials = [
+        replace(t, metrics={**t.metrics, "screening_accuracy": t.accuracy}, screening=Screening(0.5))
+        for t in problem.completed(points)
+    ]
+    lowest = min(trials, key=lambda t: t.accuracy)
+    metrics = {"screening_accuracy": lowest.screening_accuracy}
+    stopped = [replace(t, state=TrialState.STOPPED, metrics=metrics) if t is lowest else t for t in trials]
+    anything = Target("any", {"bits_per_weight": (None, 99.0)})
+    found = select_winner(problem.space, problem.profile, stopped, anything)
+    estimated = select_winner(problem.space, problem.profile, with_estimates(stopped), anything)
+    without = select_winner(problem.space, problem.profile, [t for t in trials if t is not lowest], anything)
+    assert found is not None and estimated is not None and without is not None
+    assert found.trial.is_completed and found.trial in trials
+    assert found.expected_accuracy == estimated.expected_accuracy != without.expected_accuracy
