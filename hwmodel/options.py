@@ -184,7 +184,9 @@ def shared_uses(
     widths = need.weight_bit_width * WIDEST + need.act_bit_width
     for width in np.flatnonzero(np.bincount(widths)):
         same = np.flatnonzero(widths == width)
-        values = {name: value[same] for name, value in vars(need).items() if isinstance(value, np.ndarray)}
+        values: dict[str, Any] = {
+            name: value[same] for name, value in vars(need).items() if isinstance(value, np.ndarray)
+        }
         values["weight_bit_width"], values["act_bit_width"] = divmod(int(width), WIDEST)
         own = replace(need, **values)
         for number, multiplier in enumerate(multipliers):
