@@ -37,7 +37,7 @@ STEEPEST = 40
 PENALTY = 3.0
 """What exceeding a budget costs exchanges, in units of the sum of prices."""
 
-PAIR_OPTIONS = 120
+PAIR_OPTIONS = 160
 """Options of which pairs are exchanged."""
 
 DESCENT_OPTIONS = 400
