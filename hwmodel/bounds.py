@@ -76,7 +76,7 @@ class OpenSplits:
         per_bit = scaled[0] / RAMB18_BITS
         if self._has_uram:
             per_bit = np.minimum(per_bit, scaled[1] / prod(URAM_SHAPE))
-        fixed = self._cuts.before(self._cuts.own.use @ scaled)[self._depth]
+        fixed = self._cuts.before(scaled)[self._depth]
         buffers = self._buffers @ scaled
         if self._longest < NO_LIMIT - 1:
             buffers[self._is_slow] = np.inf

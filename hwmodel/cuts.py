@@ -32,6 +32,7 @@ class Cuts:
     ) -> None:
         self.segments = segments
         self.splits = tuple(splits)
+        self._longest = longest
         self._layers = len(segments.network.layers)
         self._kinds = len(segments.engine.kinds)
         own = segments.own
@@ -77,25 +78,29 @@ class Cuts:
         kept = np.flatnonzero(of_split & (self.rows.engine == engine) & (self.rows.kind == kind))
         return (*groups, self.segments.shared_options(self.rows, self.splits, kept)), (*picks, 0)
 
-    def before(self, own_prices: Floats) -> Floats:
+    def before(self, weights: Floats) -> Floats:
         """The least sum of prices of the first layers, pipelined.
 
         Args:
-            own_prices: Price of each option of `own`, shape (options, prices).
+            weights: What a unit of each resource costs, shape (resources, prices).
 
         Returns:
             Shape (layers + 1, prices); infinite where a layer has no option.
         """
+        return self._before(self.own.use @ weights, self.own.group)
+
+    def _before(self, own_prices: Floats, group: Array) -> Floats:
+        """`before`, with the price of each option, shape (options, prices), and its group."""
         sums = np.zeros((self._layers + 1, own_prices.shape[1]))
         sums[1:] = np.inf
-        starts = np.flatnonzero(np.diff(self.own.group, prepend=-1))
+        starts = np.flatnonzero(np.diff(group, prepend=-1))
         if len(starts):
-            sums[1 + self.own.group[starts]] = np.minimum.reduceat(own_prices, starts, axis=0)
+            sums[1 + group[starts]] = np.minimum.reduceat(own_prices, starts, axis=0)
         return np.cumsum(sums, axis=0)
 
-    def _least(self, own_prices: Floats, shared_prices: Floats) -> Floats:
+    def _least(self, own_prices: Floats, group: Array, shared_prices: Floats) -> Floats:
         """The least sum of prices of a choice of each split, shape (splits, prices)."""
-        least: Floats = self.before(own_prices)[self.depth]
+        least: Floats = self._before(own_prices, group)[self.depth]
         if self.rows is not None:
             shared = np.full_like(least, np.inf)
             shared[self.depth == self._layers] = 0
@@ -119,11 +124,14 @@ class Cuts:
         if not len(self.splits):
             return np.zeros(0)
         scaled = (weights / np.maximum(budgets, 1)).T
-        own = np.where((self.own.key <= limit)[:, None], self.own.use @ scaled, np.inf)
+        # An option that is outdone at a longer interval than any that is asked about still counts.
+        limit = min(limit, self._longest)
+        kept = np.flatnonzero((self.own.key <= limit) & (limit < self.own.until))
+        own = self.own.use[kept] @ scaled
         shared = np.zeros((0, len(weights)))
         if self.rows is not None:
             shared = np.where((self.rows.cycles <= limit)[:, None], self.rows.use @ scaled, np.inf)
-        least: Floats = self._least(own, shared).max(axis=1)
+        least: Floats = self._least(own, self.own.group[kept], shared).max(axis=1)
         return least
 
     def cost(self, resource: int, budgets: Array, prices: Floats) -> Floats:
@@ -140,5 +148,6 @@ class Cuts:
         rates = prices / np.maximum(budgets, 1)
         rates[resource] += 1
         shared = np.zeros((0, 1)) if self.rows is None else (self.rows.use @ rates)[:, None]
-        least: Floats = self._least((self.own.use @ rates)[:, None], shared)[:, 0] - prices.sum()
+        own = (self.own.use @ rates)[:, None]
+        least: Floats = self._least(own, self.own.group, shared)[:, 0] - prices.sum()
         return least

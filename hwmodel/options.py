@@ -39,6 +39,13 @@ RESOURCES = ("bram18", "uram", "lut", "dsp")
 """Columns of `use` arrays: the budgets of a board."""
 
 
+PLACED = ("weights", "values")
+"""Purposes of the shared engine's memories that lie where weights do."""
+
+WIDEST = 32
+"""More than any bit width."""
+
+
 @dataclass(frozen=True)
 class Space:
     """Which executions are tried.
@@ -165,13 +172,33 @@ def shared_uses(
 ) -> dict[tuple[Multiplier, WeightPlace], Array]:
     """Resources of the shared engine, without its frame buffers, for a grid of foldings; by multiplier and place."""
     size = len(pe)
-    arrays = {one: shared_array(need, pe, simd, one, family) for one in multipliers}
-    memories = {one: resource_use(shared_memories(need, pe, simd, one), 0, 0, family, size) for one in places}
-    return {
-        (multiplier, place): memories[place] + resource_use((), array.lut, array.dsp, family, size)
-        for multiplier, array in arrays.items()
-        for place in places
-    }
+    memories = {place: shared_memories(need, pe, simd, place) for place in places}
+    if len(places) > 1:  # what does not lie in one of the places is the same for all of them
+        others = [memory for memory in memories[places[0]] if memory.purpose not in PLACED]
+        use = resource_use(others, 0, 0, family, size)
+        memories = {place: tuple(one for one in own if one.purpose in PLACED) for place, own in memories.items()}
+    else:
+        use = np.zeros((size, len(RESOURCES)), dtype=np.int64)
+    placed = {place: use + resource_use(own, 0, 0, family, size) for place, own in memories.items()}
+    luts, dsps = (np.empty((len(multipliers), size), dtype=np.int64) for _ in range(2))
+    widths = need.weight_bit_width * WIDEST + need.act_bit_width
+    for width in np.flatnonzero(np.bincount(widths)):
+        same = np.flatnonzero(widths == width)
+        values: dict[str, Any] = {
+            name: value[same] for name, value in vars(need).items() if isinstance(value, np.ndarray)
+        }
+        values["weight_bit_width"], values["act_bit_width"] = divmod(int(width), WIDEST)
+        own = replace(need, **values)
+        for number, multiplier in enumerate(multipliers):
+            array = shared_array(own, pe[same], simd[same], multiplier, family)
+            luts[number, same], dsps[number, same] = array.lut, array.dsp
+    found = {}
+    for number, multiplier in enumerate(multipliers):
+        for place in places:
+            found[multiplier, place] = placed[place].copy()
+            found[multiplier, place][:, 2] += luts[number]
+            found[multiplier, place][:, 3] += dsps[number]
+    return found
 
 
 def resource_use(memories: Sequence[Memory], lut: Count, dsp: Count, family: str, size: int) -> Array:
@@ -182,12 +209,13 @@ def resource_use(memories: Sequence[Memory], lut: Count, dsp: Count, family: str
     for place in {memory.place for memory in memories}:
         alike = [memory for memory in memories if memory.place is place]
         # All memories of one place at once, shape (memories, size).
-        depth, width = (
-            np.array([np.broadcast_to(getattr(memory, name), size) for memory in alike]) for name in ("depth", "width")
-        )
+        depth, width = (np.empty((len(alike), size), dtype=np.int64) for _ in range(2))
+        for number, memory in enumerate(alike):
+            depth[number], width[number] = memory.depth, memory.width
         taken = replace(alike[0], depth=depth, width=width).use(family)
         for column_, counts in enumerate((taken.bram18, taken.uram, taken.lutram_luts)):
-            use[:, column_] += np.sum(np.broadcast_to(counts, depth.shape), axis=0)
+            if isinstance(counts, np.ndarray):
+                use[:, column_] += counts.sum(axis=0)
     return use
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from math import ceil
 
@@ -36,7 +37,7 @@ STEEPEST = 40
 PENALTY = 3.0
 """What exceeding a budget costs exchanges, in units of the sum of prices."""
 
-PAIR_OPTIONS = 120
+PAIR_OPTIONS = 160
 """Options of which pairs are exchanged."""
 
 DESCENT_OPTIONS = 400
@@ -225,6 +226,14 @@ class Problem:
         first: Array = is_least[np.searchsorted(group[is_least], np.arange(len(self.starts)))]
         return first
 
+    def _cheapest_of(self, priced: Floats) -> Array:
+        """Index of each group's cheapest option at several prices of the options: shape (prices, groups)."""
+        group = self.choices.group
+        least = np.minimum.reduceat(priced, self.starts, axis=1)
+        prices, options = np.nonzero(priced <= least[:, group])
+        is_first = np.diff(prices * len(self.starts) + group[options], prepend=-1) > 0
+        return options[is_first].reshape(len(priced), -1)
+
     def any_choice(self, weights: Floats, *, may_solve: bool) -> tuple[Array | None, Floats, bool]:
         """Any choice within the budgets.
 
@@ -328,9 +337,8 @@ class Problem:
             return improved
 
         yield by_pairs(relaxed.mixed)
-        noise = np.random.default_rng(0).gumbel(size=(starts, len(key)))
         spread = NOISE * slack * np.arange(1, starts + 1) / starts
-        noisy = [self.cheapest(extra - part) for part in spread[:, None] * noise]
+        noisy = self._cheapest_of(extra - spread[:, None] * _noise(starts, len(key)))
         wide = np.sort(order[: len(self.starts) + DESCENT_OPTIONS])
         begins = np.array([relaxed.mixed, *relaxed.columns[-STARTS:], *noisy])
         place = np.full(len(key), -1)
@@ -412,3 +420,9 @@ class Problem:
             cost[allowed], choices.use[allowed], choices.group[allowed], self.budgets, choices.groups, nodes
         )
         return None if found is None else allowed[found], is_proven
+
+
+@lru_cache(maxsize=2048)
+def _noise(starts: int, options: int) -> Floats:
+    """Gumbel noise, always the same, shape (starts, options)."""
+    return np.random.default_rng(0).gumbel(size=(starts, options))

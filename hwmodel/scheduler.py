@@ -49,6 +49,9 @@ SPLITS_TOGETHER = 16
 SAMPLES = 8
 """Splits among which the one to begin with is chosen, about."""
 
+NEAR_DOUBLINGS = 3
+"""Doublings of the least interval up to which intervals are looked for first."""
+
 BRAM_GAP = 0.004
 """Share of the bound of a split at which its block RAM is good enough with many engines."""
 
@@ -194,11 +197,11 @@ class _Search:
     def least_traffic(self) -> tuple[list[Split], Reached, int] | None:
         """The splits of fewest off-chip bits whose engines may fit, a choice of one of them, and its cycles."""
         candidates = self.segments.candidates
-        resident = [self._all_resident(one) for one in candidates if one.map_bits == candidates[0].map_bits]
-        first = Cuts(self.segments, resident[:1], self.longest, self.longest)
+        first = Cuts(self.segments, [self._all_resident(candidates[0])], self.longest, self.longest)
         reached, is_proven = self._any_choice(first, [0])
         if reached is not None:
-            return resident, *reached
+            least = candidates[0].map_bits
+            return [self._all_resident(one) for one in candidates if one.map_bits == least], *reached
         best, open_bound = NO_LIMIT, NO_LIMIT if is_proven else candidates[0].map_bits
         found: tuple[Reached, int] | None = None
         reaching: list[Split] = []
@@ -279,11 +282,10 @@ class _Search:
         bounds = np.array([max(floor, self.segments.least_cycles(split.candidate)) for split in splits])
         shortest, best, open_bound = int(bounds.min()), max(floor, longest), NO_LIMIT
         found = start
-        first = self._most_promising(splits, shortest, best)
+        first, near = self._most_promising(splits, shortest, best)
         left = [number for number in range(len(splits)) if number != first]
         # The first one's search starts from a limit that is easy to meet, if need be longer than what is known.
-        whole = Cuts(self.segments, [splits[first]], shortest).choices(0)
-        solution = self._least_bottleneck(whole, floor)
+        solution = self._easy_first(splits[first], shortest, floor, near, best)
         open_bound = min(open_bound, solution.bound)
         if solution.value <= best:
             best, found = solution.value, Reached(splits[first], solution.rows)
@@ -300,8 +302,7 @@ class _Search:
             solution = self._least_bottleneck(cuts.choices(place), floor, best - 1)
             if solution.bound < solution.value:
                 # Undecided.  Where limits that are easy to meet are tried first, the search has better prices.
-                whole = Cuts(self.segments, [cuts.splits[place]], shortest).choices(0)
-                other = self._least_bottleneck(whole, floor)
+                other = self._easy_first(cuts.splits[place], shortest, floor, near, best)
                 solution = other if other.value < solution.value else solution
             open_bound = min(open_bound, solution.bound)
             if solution.value < best:
@@ -313,13 +314,23 @@ class _Search:
         others = [split for split in (splits[first], *others) if split != found.split]
         return best, [found, *map(Reached, others)]
 
-    def _most_promising(self, splits: list[Split], shortest: int, longest: int) -> int:
-        """A split that may have the shortest interval, as far as some of the splits and the prices so far tell."""
+    def _most_promising(self, splits: list[Split], shortest: int, longest: int) -> tuple[int, int]:
+        """A split that may have the shortest interval, as far as some of the splits and the prices so far tell.
+
+        Returns:
+            Its number, and an interval that it likely reaches.
+        """
         order = sorted(range(len(splits)), key=lambda number: -splits[number].candidate.pipelined)
         some = order[:: ceil(len(order) / SAMPLES)]
-        cuts = Cuts(self.segments, [splits[number] for number in some], shortest, longest)
-        low, high = 0, ceil(log2(longest / shortest)) if longest > shortest else 0
-        fill = self._fill(cuts, longest)
+        some_splits = [splits[number] for number in some]
+        low, top = 0, ceil(log2(longest / shortest)) if longest > shortest else 0
+        for high in (min(NEAR_DOUBLINGS, top), top):
+            limit = min(longest, shortest << high)
+            cuts = Cuts(self.segments, some_splits, shortest, limit)
+            fill = self._fill(cuts, limit)
+            if high == top or (fill <= 1 + TINY).any():
+                break
+            low = high + 1
         while low < high:
             middle = (low + high) // 2
             closer = self._fill(cuts, shortest << middle)
@@ -327,7 +338,25 @@ class _Search:
                 high, fill = middle, closer
             else:
                 low = middle + 1
-        return some[int(np.argmin(fill))]
+        return some[int(np.argmin(fill))], shortest << (low + 1)
+
+    def _easy_first(self, split: Split, shortest: int, floor: int, near: int, best: int) -> Solution:
+        """The shortest interval of a split, by a search that starts from a limit that is easy to meet.
+
+        If need be one longer than the best so far: from easier ones the search has better prices.
+
+        Args:
+            split: The split.
+            shortest: The least interval that is asked about.
+            floor: Intervals below count as this.
+            near: A limit up to which there likely is a choice, so that few options are looked at first.
+            best: The best interval so far.
+        """
+        if near < best:
+            solution = self._least_bottleneck(Cuts(self.segments, [split], shortest, near).choices(0), floor)
+            if solution.is_found:
+                return solution
+        return self._least_bottleneck(Cuts(self.segments, [split], shortest).choices(0), floor)
 
     def _least_bottleneck(self, choices: Choices | None, floor: int, limit: int = NO_LIMIT) -> Solution:
         if choices is None:

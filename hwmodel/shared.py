@@ -8,11 +8,13 @@ and before p, and a maximum over the layers from c or from p on: both are accumu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwmodel.board import Board
 from hwmodel.chains import FIELDS, MAXIMISED, Candidate, Chain, SharedRows, Split
@@ -23,7 +25,7 @@ from hwmodel.dataflow import DataFlow, WeightPlace
 from hwmodel.exchanges import Floats
 from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, URAM_SHAPE, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
 from hwmodel.network import NetworkSpec
-from hwmodel.options import RESOURCES, Array, Foldings, Space, resource_use, shared_uses
+from hwmodel.options import Array, Foldings, Space, resource_use, shared_uses
 from hwmodel.precision import NetworkConfig
 from hwmodel.problem import NO_LIMIT
 from hwmodel.resources import (
@@ -81,7 +83,7 @@ class SharedEngine:
         self._chains: dict[tuple[int, int, int], Chain] = {}
         self._layer_needs: dict[tuple[int, bool, bool, bool], tuple[Array, Array]] = {}
         self._buffers: dict[tuple[int, int], Array] = {}
-        self._room_of: dict[tuple[int, bytes], Array] = {}
+        self._fixed: dict[tuple[int, int], Array] = {}
         self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
 
     @cached_property
@@ -149,7 +151,7 @@ class SharedEngine:
             memory = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * width
             memory[words <= most_in_luts] = 0
             if loads:  # one cut, as each that loads weights has a chain of its own
-                memory[memory > self._rooms([candidates[numbers[0]]], budgets)[0]] = NO_LIMIT
+                memory[memory > self.rooms([candidates[numbers[0]]], budgets)[0]] = NO_LIMIT
             if longest < NO_LIMIT - 1:
                 memory[(chain.cycles[start] > longest)[cut]] = NO_LIMIT
             least = memory.min(axis=1, initial=NO_LIMIT)
@@ -160,41 +162,43 @@ class SharedEngine:
         number, resident, bits, least = found[:, np.argsort(found[0], kind="stable")]
         return number, resident, bits, least
 
-    def _rooms(self, candidates: Sequence[Candidate], budgets: Array) -> list[Array]:
-        """What some cuts leave for weights; nothing is pipelined before them.
-
-        Returns:
-            Shape (engines,) each: bits of block RAM or UltraRAM; negative if another budget is missed.
-        """
-        of = budgets.tobytes()
-        missing = {one.spilled: one for one in candidates if (one.spilled, of) not in self._room_of}
+    def fixed_use(self, candidates: Sequence[Candidate]) -> Array:
+        """What each engine takes at a cut beside memories of weights, shape (cuts, engines, kinds, resources)."""
+        missing = {(one.pipelined, one.spilled): one for one in candidates}
+        missing = {cut: one for cut, one in missing.items() if cut not in self._fixed}
         if missing:
-            rooms = self._new_rooms(list(missing.values()), budgets)
-            self._room_of |= {(spilled, of): room for spilled, room in zip(missing, rooms, strict=True)}
-        return [self._room_of[one.spilled, of] for one in candidates]
+            chains = [self.chain(replace(one, loaded_bits=0)) for one in missing.values()]
+            fields = {
+                name: np.concatenate([chain.after[start, i] for chain, start in chains])
+                for i, name in enumerate(MAXIMISED)
+                if name not in BUFFERED
+            }
+            column = SUMMED.index("parameter_words")
+            fields["parameter_words"] = np.concatenate(
+                [chain.before[-1, column] - chain.before[start, column] for chain, start in chains]
+            )
+            engines = (np.tile(values, len(missing)) for values in self.grid)
+            uses = self._uses(SharedLayer(**fields), *engines).reshape(len(missing), -1, len(self.kinds), 4)
+            for (cut, one), use in zip(missing.items(), uses, strict=True):
+                self._fixed[cut] = use + self.buffer_use(one)[:, None]
+        return np.array([self._fixed[one.pipelined, one.spilled] for one in candidates])
 
-    def _new_rooms(self, cuts: Sequence[Candidate], budgets: Array) -> Array:
-        """`_rooms` of different cuts, shape (cuts, engines)."""
-        chains = [self._chain_of(0, one.spilled, 0) for one in cuts]
-        fields = {
-            name: np.concatenate([chain.after[0, i] for chain in chains])
-            for i, name in enumerate(MAXIMISED)
-            if name not in BUFFERED
-        }
-        words = np.concatenate([chain.before[-1, SUMMED.index("parameter_words")] for chain in chains])
-        engines = tuple(np.tile(column, len(cuts)) for column in self.grid)
-        use = self._uses(SharedLayer(parameter_words=words, **fields), *engines).reshape(len(cuts), -1, *self._shape)
-        left = budgets - use - np.array([self.buffer_use(one) for one in cuts])[:, :, None]
-        fits = (left >= 0).all(axis=3)
-        in_uram = np.array([place is WeightPlace.URAM for _, place in self.kinds])
-        bits = np.where(in_uram, left[..., 1] * prod(URAM_SHAPE), left[..., 0] * RAMB18_BITS)
-        room: Array = np.where(fits, bits, -1).max(axis=2)
+    def rooms(self, candidates: Sequence[Candidate], budgets: Array) -> Array:
+        """What some cuts leave for weights, shape (cuts, engines): bits; negative if another budget is missed.
+
+        Args:
+            candidates: Cuts before which nothing is pipelined, one at least.
+            budgets: Shape (resources,).
+        """
+        left = budgets - self.fixed_use(candidates)
+        bits = np.where(self.in_uram, left[..., 1] * prod(URAM_SHAPE), left[..., 0] * RAMB18_BITS)
+        room: Array = np.where((left >= 0).all(axis=3), bits, -1).max(axis=2)
         return room
 
-    @property
-    def _shape(self) -> tuple[int, int]:
-        """Kinds, resources."""
-        return len(self.kinds), len(RESOURCES)
+    @cached_property
+    def in_uram(self) -> NDArray[np.bool_]:
+        """Shape (kinds,): whether weights lie in UltraRAM."""
+        return np.array([place is WeightPlace.URAM for _, place in self.kinds])
 
     def _uses(self, need: SharedLayer, pe: Array, simd: Array) -> Array:
         """Resources of engines without their frame buffers, shape (engines, kinds, resources).
@@ -204,26 +208,17 @@ class SharedEngine:
             pe: Output channels in parallel.
             simd: Products per output channel in parallel.
         """
-        use = np.empty((len(pe), *self._shape), dtype=np.int64)
-        widths = need.weight_bit_width * 32 + need.act_bit_width
-        for width in np.flatnonzero(np.bincount(widths)):
-            same = np.flatnonzero(widths == width)
-            values = {name: getattr(need, name) for name in FIELDS}
-            values = {name: value[same] if isinstance(value, np.ndarray) else value for name, value in values.items()}
-            values["weight_bit_width"], values["act_bit_width"] = divmod(int(width), 32)
-            uses = shared_uses(
-                SharedLayer(**values), pe[same], simd[same], self._space.multipliers, self._places, self.board.family
-            )
-            for i, kind in enumerate(self.kinds):
-                use[same, i] = uses[kind]
-        return use
+        uses = shared_uses(need, pe, simd, self._space.multipliers, self._places, self.board.family)
+        return np.stack([uses[kind] for kind in self.kinds], axis=1)
 
     def reaching(self, candidates: Sequence[Candidate], budgets: Array, limit: int) -> list[Candidate]:
         """The cuts, nothing pipelined before them, that may have no more off-chip bits than this within the budgets."""
         whole = int(budgets[0]) * RAMB18_BITS + int(budgets[1]) * prod(URAM_SHAPE)
         most = whole + int(self._most_in_luts.max())
         cuts = [one for one in candidates if one.map_bits + self.least_weight_bits(most) <= limit]
-        rooms = self._rooms(cuts, budgets)
+        if not cuts:
+            return []
+        rooms = self.rooms(cuts, budgets)
         return [
             cut
             for cut, room in zip(cuts, rooms, strict=True)
@@ -429,16 +424,33 @@ class SharedEngine:
         cut = candidate.pipelined, candidate.spilled
         if cut not in self._buffers:
             _, simd = self.grid
-            sizes = tuple(
-                max(elements(self.network, tensor) * self.widths[tensor] for tensor in buffer.tensors)
-                for buffer in self._placement(*cut).buffers
-            )
+            tensors, counts, starts = self._buffered(cut)
+            bits = counts * self._tensor_widths[tensors]
+            sizes = tuple(np.maximum.reduceat(bits, starts).tolist()) if len(starts) else ()
             key = ("buffers", sizes)
             if key not in self._cache:
                 memories = [Memory(FRAME_ENGINE, "frame_buffer", *frame_buffer_shape(bits, simd)) for bits in sizes]
                 self._cache[key] = resource_use(memories, 0, 0, self.board.family, len(simd))
             self._buffers[cut] = self._cache[key]
         return self._buffers[cut]
+
+    def _buffered(self, cut: tuple[int, int]) -> tuple[Array, Array, Array]:
+        """Tensors in the frame buffers of a cut: their numbers, their values, and where each buffer's start."""
+        key = ("buffered", *cut)
+        if key not in self._cache:
+            buffers = [buffer.tensors for buffer in self._placement(*cut).buffers]
+            number = {tensor: place for place, tensor in enumerate(self.widths)}
+            held = [tensor for tensors in buffers for tensor in tensors]
+            starts = np.cumsum([0, *(len(tensors) for tensors in buffers)])[:-1]
+            counts = np.array([elements(self.network, tensor) for tensor in held], dtype=np.int64)
+            self._cache[key] = np.array([number[tensor] for tensor in held], dtype=np.int64), counts, starts
+        found: tuple[Array, Array, Array] = self._cache[key]
+        return found
+
+    @cached_property
+    def _tensor_widths(self) -> Array:
+        """Bit widths of all tensors, in the order of `widths`."""
+        return np.array(list(self.widths.values()))
 
 
 def _small_memory_bits(width: Array) -> Floats:
