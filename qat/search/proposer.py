@@ -29,7 +29,7 @@ class ProposerSettings:
     """How proposals are made.
 
     Args:
-        initial_trials: First designs per target before the surrogate takes over, >= 2.
+        initial_trials: First designs per target before the surrogate takes over, >= 1.
         perturbation: Standard deviation of the logarithm by which first designs reweight the sensitivities, >= 0.
         starts: Climbs per acquisition, >= 1.
         radius: Most dimensions in which the first proposal may differ from the nearest of the best trials, >= 1: far
@@ -46,7 +46,7 @@ class ProposerSettings:
     radius: int = 6
 
     def __post_init__(self) -> None:
-        for name, low in (("initial_trials", 2), ("starts", 1), ("radius", 1)):
+        for name, low in (("initial_trials", 1), ("starts", 1), ("radius", 1)):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name}={getattr(self, name)!r}, expected an integer >= {low}")
         if not self.perturbation >= 0:

@@ -239,7 +239,7 @@ def test_a_front_of_searched_activation_bits_and_tied_layers(tmp_path: Path) -> 
     assert all(result.differing_codes == 0 and result.compression >= 6 for result in found)
     read = [{layer.act_bit_width for name, layer in t.config.layers if name != "conv1"} for t in trials.values()]
     assert set().union(*read) == {2, 4, 8}
-    assert any(len(widths) > 2 for widths in read)
+    assert any(len(widths) > 1 for widths in read)
     for trial in trials.values():
         assert trial.cost["compression"] >= 6
         assert len({layer for name, layer in trial.config.layers if name.startswith("layer1.")}) == 1

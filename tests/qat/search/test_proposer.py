@@ -179,7 +179,7 @@ def _second_cheapest(problem: Problem) -> float:
 
 
 def test_settings_out_of_range() -> None:
-    with pytest.raises(ConfigError, match="initial_trials=1, expected an integer >= 2"):
-        ProposerSettings(initial_trials=1)
+    with pytest.raises(ConfigError, match="initial_trials=0, expected an integer >= 1"):
+        ProposerSettings(initial_trials=0)
     with pytest.raises(ConfigError, match="perturbation=nan"):
         ProposerSettings(perturbation=float("nan"))
