@@ -326,7 +326,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--collect", type=Path, help="only join the finished runs into this CSV.GZ file")
     parser.add_argument("--report", type=Path, help="only tabulate and plot this CSV.GZ file")
-    parser.add_argument("--figure", type=Path, default=Path("docs/figures/search_quality.png"))
+    parser.add_argument("--figure", type=Path, default=Path("docs/search/quality.png"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.collect:

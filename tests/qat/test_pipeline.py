@@ -169,7 +169,7 @@ def test_another_board_from_the_same_trials_and_some_more(finished: tuple[Config
             return list(store.trials())
 
     first = stored()
-    assert [trial.origin for trial in first] == 4 * ["earlier"] + ["lagrange", "uniform"]
+    assert [trial.origin for trial in first] == 4 * ["earlier"] + ["lagrange", "acquisition"]
     assert all(trial.has_ended and trial.error is None for trial in first)
     with TrialStore(folder / "trials.sqlite", read_only=True) as store:
         assert [trial.metrics for trial in store.trials()] == [trial.metrics for trial in first[:4]]
