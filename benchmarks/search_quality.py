@@ -34,7 +34,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -225,11 +225,19 @@ def collect(folder: Path, out: Path) -> None:
     write_bytes(out, gzip.compress(_text(rows).encode("utf-8"), mtime=0))
 
 
-Curves = dict[str, tuple[FloatArray, float]]
+class Curve(NamedTuple):
+    """Of one method: scores of shape (seeds, evaluations), CPU seconds per evaluation, and which seeds these are."""
+
+    values: FloatArray
+    seconds: float
+    seeds: tuple[int, ...]
+
+
+Curves = dict[str, Curve]
 
 
 def read(path: Path) -> dict[tuple[str, str], Curves]:
-    """By problem and goal and then method: scores of shape (seeds, evaluations), CPU seconds per evaluation."""
+    """By problem and goal and then method."""
     runs: dict[tuple[str, str], dict[str, dict[str, list[tuple[float, ...]]]]] = {}
     with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -242,28 +250,48 @@ def read(path: Path) -> dict[tuple[str, str], Curves]:
         for method, by_seed in methods.items():
             figures = {int(seed): np.array(rows).T for seed, rows in by_seed.items()}
             values = [scores(key[0], seed, key[1], rows[0], rows[1]) for seed, rows in figures.items()]
-            curves[method] = (np.array(values), float(np.mean([rows[2] for rows in figures.values()])))
+            seconds = float(np.mean([rows[2] for rows in figures.values()]))
+            curves[method] = Curve(np.array(values), seconds, tuple(figures))
         sign = 1 if key[1] == "budget" else -1
-        found[key] = dict(sorted(curves.items(), key=lambda item: sign * float(np.median(item[1][0][:, -1]))))
+        found[key] = dict(sorted(curves.items(), key=lambda item: sign * float(np.median(item[1].values[:, -1]))))
     return dict(sorted(found.items(), key=lambda item: (PROBLEMS.index(item[0][0]), item[0][1])))
 
 
 def table(curves: Curves, goal: str) -> str:
-    """Medians and quartiles as a Markdown table."""
+    """Medians and quartiles as a Markdown table.
+
+    The last column compares seed by seed: in how many ours is ahead after half of the evaluations of what the method
+    has after all of them.
+    """
     digits = 2 if goal == "budget" else 3
-    count = max(values.shape[1] for values, _ in curves.values())
+    count = max(curve.values.shape[1] for curve in curves.values())
     marks = [mark for mark in MARKS if mark <= count]
     lines = [
-        "| method | seeds | " + " | ".join(f"n={mark}" for mark in marks) + " | CPU s per evaluation |",
-        "|---|" + "---|" * (len(marks) + 2),
+        "| method | seeds | "
+        + " | ".join(f"n={mark}" for mark in marks)
+        + f" | CPU s per evaluation | ours at {count // 2} ahead of it at {count} |",
+        "|---|" + "---|" * (len(marks) + 3),
     ]
-    for name, (values, seconds) in curves.items():
+    for name, (values, seconds, seeds) in curves.items():
         cells = []
         for mark in marks:
             low, middle, high = np.percentile(values[:, mark - 1], (25, 50, 75))
             cells.append(f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
-        lines.append(f"| {name} | {len(values)} | " + " | ".join(cells) + f" | {seconds:.2f} |")
+        ahead = "" if name == "ours" or "ours" not in curves else _ahead(curves["ours"], curves[name], goal)
+        lines.append(f"| {name} | {len(seeds)} | " + " | ".join(cells) + f" | {seconds:.2f} | {ahead} |")
     return "\n".join(lines)
+
+
+def _ahead(ours: Curve, other: Curve, goal: str) -> str:
+    """In how many of the seeds that both have ours is ahead at half the evaluations."""
+    sign = -1 if goal == "budget" else 1
+    common = [seed for seed in other.seeds if seed in ours.seeds]
+    half = ours.values.shape[1] // 2
+    won = sum(
+        bool(sign * ours.values[ours.seeds.index(seed), half - 1] > sign * other.values[other.seeds.index(seed), -1])
+        for seed in common
+    )
+    return f"{won} of {len(common)}"
 
 
 def plot(found: dict[tuple[str, str], Curves], target: Path) -> None:
@@ -279,7 +307,7 @@ def plot(found: dict[tuple[str, str], Curves], target: Path) -> None:
     names = sorted({name for curves in found.values() for name in curves})
     colours = {name: f"C{i}" for i, name in enumerate(names)}
     for panel, ((problem, goal), curves) in zip(axes[0], found.items(), strict=True):
-        for name, (values, _) in curves.items():
+        for name, (values, _, _) in curves.items():
             low, middle, high = np.percentile(values, (25, 50, 75), axis=0)
             steps = np.arange(1, values.shape[1] + 1)
             label = f"{name} ({len(values)})"
