@@ -416,7 +416,7 @@ def test_compiled_networks_train_like_others_and_checkpoints_are_the_same(
     assert compiled_figures["loss"] == pytest.approx(eager_figures["loss"], abs=0.1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="records kernels of a GPU; there is none")
+@pytest.mark.gpu
 @pytest.mark.filterwarnings("default")  # of torch's own code
 def test_recorded_training_on_a_gpu_equals_eager(tmp_path: Path) -> None:
     data = Stripes()
