@@ -195,6 +195,11 @@ class LayerSpec:
         return self.op in WEIGHTED
 
     @property
+    def owns_weights(self) -> bool:
+        """Whether the layer has weights that are not another layer's."""
+        return self.has_weights and self.weights_of is None
+
+    @property
     def weight_shape(self) -> tuple[int, int, int, int]:
         """Shape of the weights as (out, in per group, kernel rows, kernel columns); zeros without weights."""
         if not self.has_weights:

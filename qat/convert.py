@@ -20,7 +20,18 @@ from hwmodel.network import INPUT, NetworkSpec, Op
 from hwmodel.precision import LayerConfig, NetworkConfig, ofm_bit_widths
 from qat.errors import CheckpointError, TraceError
 from qat.graph import Graph, Node, read_graph
-from qat.layers import QuantAdd, QuantAvgPool, QuantConcat, QuantLookup, QuantMul, QuantScale, QuantWeighted, Relay
+from qat.layers import (
+    QuantAdd,
+    QuantAvgPool,
+    QuantConcat,
+    QuantLookup,
+    QuantMul,
+    QuantScale,
+    QuantWeighted,
+    Relay,
+    SharedWeighted,
+    WeightedCall,
+)
 from qat.masks import Saliency
 from qat.quantizers import ActQuantizer, ScaleRule
 
@@ -90,6 +101,7 @@ def apply(model: QuantNetwork, config: NetworkConfig) -> QuantNetwork:
             quantizer.set_bit_width(widths[node.name])
         if isinstance(layer, QuantWeighted):
             layer.weight_quantizer.set_config(config[node.name])
+        if isinstance(layer, WeightedCall):
             source = model.written_by(node.inputs[0])
             asked = config[node.name].act_bit_width
             layer.set_input_bit_width(asked if asked < source.bit_width else None, source)
@@ -148,6 +160,9 @@ class QuantNetwork(nn.Module):
             layer: LayerConfig = self.config[node.name]
             narrower = layer.act_bit_width < self.written_by(source).bit_width
             own_quantizer = ActQuantizer(layer.act_bit_width, signed[source], self.scale_rule) if narrower else None
+            owner = None if node.weights_of is None else self.layer(node.weights_of)
+            if isinstance(owner, QuantWeighted):
+                return SharedWeighted(node, owner, ofm_quantizer, own_quantizer)
             return QuantWeighted(node, layer, ofm_quantizer, own_quantizer)
         if node.op is Op.ADD:
             return QuantAdd(node, ofm_quantizer)
@@ -195,7 +210,7 @@ class QuantNetwork(nn.Module):
 
     @property
     def weighted_layers(self) -> dict[str, QuantWeighted]:
-        """Layers with weights by name, in execution order."""
+        """Layers with weights of their own by name, in execution order."""
         layers = {node.name: self.layer(node.name) for node in self.graph.nodes}
         return {name: layer for name, layer in layers.items() if isinstance(layer, QuantWeighted)}
 

@@ -38,6 +38,7 @@ from qat.layers import (
     QuantMul,
     QuantScale,
     QuantWeighted,
+    WeightedCall,
     pad_uneven,
     relay_function,
 )
@@ -62,7 +63,7 @@ def lower(model: QuantNetwork, normalization: Normalization, class_names: tuple[
     with torch.no_grad():
         scales = {INPUT: float(model.input_quantizer.scale)}
         written = {INPUT: model.input_quantizer}  # quantizer whose codes a tensor holds
-        layers = {}
+        layers: dict[str, IntegerLayer] = {}
         for node, spec in zip(model.graph.nodes, model.network.layers, strict=True):
             layer = model.layer(spec.name)
             source = written[spec.inputs[0]]
@@ -72,7 +73,9 @@ def lower(model: QuantNetwork, normalization: Normalization, class_names: tuple[
                 lowered = _lower_layer(layer, node, spec, [scales[name] for name in spec.inputs])
             scales[spec.name] = lowered.ofm_scale
             written[spec.name] = getattr(layer, "ofm_quantizer", source)
-            if isinstance(layer, QuantWeighted):
+            if isinstance(layer, WeightedCall):
+                owner = None if spec.weights_of is None else layers[spec.weights_of]
+                lowered = _with_weights(lowered, layer.weighted, owner)
                 _check_accumulator(lowered, _largest_code(layer.input_quantizer or source))
             layers[spec.name] = lowered
         input_codes = _input_codes(model, normalization)
@@ -105,7 +108,7 @@ def _input_codes(model: QuantNetwork, normalization: Normalization) -> NDArray[n
 
 
 def _lower_layer(layer: nn.Module, node: Node, spec: LayerSpec, input_scales: list[float]) -> IntegerLayer:
-    if isinstance(layer, QuantWeighted):
+    if isinstance(layer, WeightedCall):
         return _lower_weighted(layer, node, input_scales[0])
     if isinstance(layer, QuantScale):
         gain, offset = _batch_norm(layer.batch_norm, None)
@@ -129,24 +132,32 @@ def _lower_lookup(layer: QuantLookup, spec: LayerSpec, source: ActQuantizer) -> 
     return IntegerLayer(spec.name, ofm_scale=float(quantizer.scale), table=table)
 
 
-def _lower_weighted(layer: QuantWeighted, node: Node, input_scale: float) -> IntegerLayer:
-    quantizer = layer.weight_quantizer
+def _lower_weighted(layer: WeightedCall, node: Node, input_scale: float) -> IntegerLayer:
+    weighted = layer.weighted
     input_rescale = None
     if layer.input_quantizer is not None:
         own_scale = float(layer.input_quantizer.scale)
         input_rescale = _rescale(node.name, np.array([input_scale / own_scale]), layer.input_quantizer)
         input_scale = own_scale
-    channels = layer.weight.shape[0]
-    bias = np.zeros(channels) if layer.bias is None else layer.bias.double().numpy()
-    gain, offset = (np.ones(channels), bias) if layer.batch_norm is None else _batch_norm(layer.batch_norm, bias)
-    acc_scale = quantizer.scale.flatten().double().numpy() * input_scale
+    channels = weighted.weight.shape[0]
+    bias = np.zeros(channels) if weighted.bias is None else weighted.bias.double().numpy()
+    norm = weighted.batch_norm
+    gain, offset = (np.ones(channels), bias) if norm is None else _batch_norm(norm, bias)
+    acc_scale = weighted.weight_quantizer.scale.flatten().double().numpy() * input_scale
     lowered = _requantized(node, gain * acc_scale, offset, layer.ofm_quantizer)
+    return replace(lowered, input_rescale=input_rescale)
+
+
+def _with_weights(lowered: IntegerLayer, weighted: QuantWeighted, owner: IntegerLayer | None) -> IntegerLayer:
+    """A layer with its codes, or with those of the layer that it shares them with."""
+    if owner is not None:
+        return replace(lowered, weight=owner.weight, mask=owner.mask)
+    quantizer = weighted.weight_quantizer
     mask = quantizer.mask.numpy().copy() if quantizer.mask is not None else None
     return replace(
         lowered,
-        weight=quantizer.codes(layer.weight_OIHW).numpy(),
+        weight=quantizer.codes(weighted.weight_OIHW).numpy(),
         mask=mask if quantizer.config.weight_format is not WeightFormat.DENSE else None,
-        input_rescale=input_rescale,
     )
 
 
@@ -249,10 +260,12 @@ class DeployedNetwork(nn.Module):
             layer = integers.layers[spec.name]
             written = layer.rescale or layer.table
             largest[spec.name] = largest[spec.inputs[0]] if written is None else _largest_code(written)
-            self._hold(spec, layer, largest[spec.inputs[0]])
+            self._hold(spec, layer)
+            if layer.weight is not None:
+                self._hold_weight(spec, layer, largest[spec.inputs[0]])
 
-    def _hold(self, spec: LayerSpec, layer: IntegerLayer, largest_code: int) -> None:
-        """Keeps a layer's numbers as tensors."""
+    def _hold(self, spec: LayerSpec, layer: IntegerLayer) -> None:
+        """Keeps a layer's multipliers, biases and table as tensors."""
         numbers: dict[str, NDArray[np.integer] | None] = {
             "multiplier": None if layer.rescale is None else layer.rescale.multiplier,
             "bias": None if layer.bias is None else layer.bias.astype(np.int64) << layer.bias_shift,
@@ -262,11 +275,16 @@ class DeployedNetwork(nn.Module):
             if values is not None:
                 tensor = torch.from_numpy(values.astype(np.int64))
                 self.register_buffer(f"{name}_{self._place[spec.name]}", tensor, persistent=False)
-        if layer.weight is not None:
-            reads = largest_code if layer.input_rescale is None else _largest_code(layer.input_rescale)
-            reach = int(np.abs(layer.weight.astype(np.int64)).sum((1, 2, 3)).max()) * reads
-            weight = torch.from_numpy(layer.weight).to(torch.float32 if reach < 2**24 else torch.float64)
-            self.register_buffer(f"weight_{self._place[spec.name]}", weight, persistent=False)
+
+    def _hold_weight(self, spec: LayerSpec, layer: IntegerLayer, largest_code: int) -> None:
+        """Keeps a layer's weights; those of several calls once, wide enough for the largest sum of each."""
+        assert layer.weight is not None
+        name = f"weight_{self._place[spec.weights_of or spec.name]}"
+        reads = largest_code if layer.input_rescale is None else _largest_code(layer.input_rescale)
+        reach = int(np.abs(layer.weight.astype(np.int64)).sum((1, 2, 3)).max()) * reads
+        dtype = torch.float32 if reach < 2**24 else torch.float64
+        if spec.weights_of is None or dtype is torch.float64:
+            self.register_buffer(name, torch.from_numpy(layer.weight).to(dtype), persistent=False)
 
     def _number(self, name: str, spec: LayerSpec) -> Tensor:
         return self.get_buffer(f"{name}_{self._place[spec.name]}")
@@ -328,7 +346,7 @@ class DeployedNetwork(nn.Module):
         assert layer.rescale is not None
         if layer.input_rescale is not None:
             codes = _shift_clamp(codes * int(layer.input_rescale.multiplier[0]), layer.input_rescale)
-        weight = self._number("weight", spec)
+        weight = self.get_buffer(f"weight_{self._place[spec.weights_of or spec.name]}")
         x = pad_uneven(codes, spec.padding, spec.end_padding).to(weight.dtype)
         acc = F.conv2d(x, weight, None, spec.stride, 0, spec.dilation, spec.groups).long()
         return self._per_channel(spec, layer.rescale, acc)

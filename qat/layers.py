@@ -23,45 +23,35 @@ FUSED = ("none", "relu", "leaky_relu")
 """Activations that the quantizer behind them does."""
 
 
-class QuantWeighted(nn.Module):
-    """Convolution or linear layer with quantized weights, its batch norm and its ReLU.
+class WeightedCall(nn.Module):
+    """A convolution or linear layer as one part of the network calls it: with quantizers of its own around it.
 
     Batch norm is trained unfolded on the output of the quantized weights, a frozen one stays as it is there;
     `qat.deployment` folds both.
 
     Args:
-        node: The layer in the traced graph; its module's weights are copied.
-        config: Precision of the layer.
+        node: The layer in the traced graph.
+
+    Attributes:
         ofm_quantizer: Quantizer of the layer's result.
         input_quantizer: Quantizer of the ifm, where the producer writes wider codes than the layer reads.
     """
 
-    bias: nn.Parameter | None
+    ofm_quantizer: ActQuantizer
+    input_quantizer: ActQuantizer | None
 
-    def __init__(
-        self, node: Node, config: LayerConfig, ofm_quantizer: ActQuantizer, input_quantizer: ActQuantizer | None
-    ) -> None:
+    def __init__(self, node: Node) -> None:
         super().__init__()
-        module = node.module
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            raise TypeError(f"layer {node.name!r} has module {type(module).__name__}, expected Conv2d or Linear")
-        self.node_op = node.op
         self.stride, self.padding, self.dilation, self.groups = node.stride, node.padding, node.dilation, node.groups
         self.padding_end = node.padding_end
         self.relu = node.activation == "relu"
         self.activation = None if node.activation in FUSED else activation_function(node)
         self.negative_slope = node.negative_slope if node.activation == "leaky_relu" else 1.0
-        self.weight = nn.Parameter(module.weight.detach().clone())
-        self.bias = None if module.bias is None else nn.Parameter(module.bias.detach().clone())
-        self.batch_norm = None if node.batch_norm is None else _copy_batch_norm(node.batch_norm)
-        self.input_quantizer = input_quantizer
-        self.weight_quantizer = WeightQuantizer(self.weight_OIHW, config, ofm_quantizer.scale_rule)
-        self.ofm_quantizer = ofm_quantizer
 
     @property
-    def weight_OIHW(self) -> Tensor:
-        """Float weights, shape (O, I/groups, Kh, Kw); linear weights with Kh = Kw = 1."""
-        return self.weight if self.weight.dim() == 4 else self.weight[:, :, None, None]
+    def weighted(self) -> QuantWeighted:
+        """The layer whose weights, bias and batch norm are used."""
+        raise NotImplementedError
 
     def set_input_bit_width(self, bit_width: int | None, source: ActQuantizer) -> None:
         """Bits that the layer reads; None where it reads the producer's codes as they are.
@@ -82,16 +72,17 @@ class QuantWeighted(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Values on the ofm's grid."""
+        weighted = self.weighted
         if self.input_quantizer is not None:
             x_NCHW = self.input_quantizer(x_NCHW)
-        weight_OIHW = self.weight_quantizer(self.weight_OIHW)
+        weight_OIHW = weighted.weight_quantizer(weighted.weight_OIHW)
         padding = self.padding
         if self.padding_end is not None:
             x_NCHW = pad_uneven(x_NCHW, self.padding, self.padding_end)
             padding = (0, 0)
-        y_NCHW = F.conv2d(x_NCHW, weight_OIHW, self.bias, self.stride, padding, self.dilation, self.groups)
-        if self.batch_norm is not None:
-            y_NCHW = self.batch_norm(y_NCHW)
+        y_NCHW = F.conv2d(x_NCHW, weight_OIHW, weighted.bias, self.stride, padding, self.dilation, self.groups)
+        if weighted.batch_norm is not None:
+            y_NCHW = weighted.batch_norm(y_NCHW)
         if self.activation is not None:
             y_NCHW = self.activation(y_NCHW)
         elif self.relu and self.ofm_quantizer.signed:
@@ -101,6 +92,68 @@ class QuantWeighted(nn.Module):
             return fused
         out: Tensor = self.ofm_quantizer(y_NCHW)
         return out
+
+
+class QuantWeighted(WeightedCall):
+    """Convolution or linear layer with quantized weights, its batch norm and its ReLU.
+
+    Args:
+        node: The layer in the traced graph; its module's weights are copied.
+        config: Precision of the layer.
+        ofm_quantizer: Quantizer of the layer's result.
+        input_quantizer: Quantizer of the ifm, or None.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, node: Node, config: LayerConfig, ofm_quantizer: ActQuantizer, input_quantizer: ActQuantizer | None
+    ) -> None:
+        super().__init__(node)
+        module = node.module
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            raise TypeError(f"layer {node.name!r} has module {type(module).__name__}, expected Conv2d or Linear")
+        self.node_op = node.op
+        self.weight = nn.Parameter(module.weight.detach().clone())
+        self.bias = None if module.bias is None else nn.Parameter(module.bias.detach().clone())
+        self.batch_norm = None if node.batch_norm is None else _copy_batch_norm(node.batch_norm)
+        self.input_quantizer = input_quantizer
+        self.weight_quantizer = WeightQuantizer(self.weight_OIHW, config, ofm_quantizer.scale_rule)
+        self.ofm_quantizer = ofm_quantizer
+
+    @property
+    def weighted(self) -> QuantWeighted:
+        """The layer itself."""
+        return self
+
+    @property
+    def weight_OIHW(self) -> Tensor:
+        """Float weights, shape (O, I/groups, Kh, Kw); linear weights with Kh = Kw = 1."""
+        return self.weight if self.weight.dim() == 4 else self.weight[:, :, None, None]
+
+
+class SharedWeighted(WeightedCall):
+    """A later call of a layer, as of a detection head on another map: its weights, with other steps around them.
+
+    Args:
+        node: The call in the traced graph.
+        owner: The layer of its first call.
+        ofm_quantizer: Quantizer of the call's result.
+        input_quantizer: Quantizer of the ifm, or None.
+    """
+
+    def __init__(
+        self, node: Node, owner: QuantWeighted, ofm_quantizer: ActQuantizer, input_quantizer: ActQuantizer | None
+    ) -> None:
+        super().__init__(node)
+        self.input_quantizer = input_quantizer
+        self.ofm_quantizer = ofm_quantizer
+        self._owner = (owner,)  # in a tuple, so that its parameters are registered once, under its own name
+
+    @property
+    def weighted(self) -> QuantWeighted:
+        """The layer of the first call."""
+        return self._owner[0]
 
 
 def _copy_batch_norm(batch_norm: BatchNorm) -> nn.BatchNorm2d | FrozenBatchNorm2d:

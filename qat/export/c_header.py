@@ -44,10 +44,14 @@ def header_source(integers: IntegerNetwork, packed_layers: Mapping[str, PackedLa
         first: Offset in it of the first layer's streams, in bytes.
     """
     rows, offset = [], first
+    offsets: dict[str, dict[str, int]] = {}
     for spec in integers.network.layers:
         packed = packed_layers[spec.name]
+        offsets[spec.name] = _offsets(packed, offset)
         if spec.has_weights:
-            rows.append(_layer_row(spec, integers.config[spec.name], packed, integers, _offsets(packed, offset)))
+            owner = spec.weights_of or spec.name  # its weights are where they are stored, in the order stored there
+            found = {**offsets[owner], **offsets[spec.name]}
+            rows.append(_layer_row(spec, integers.config[spec.name], packed_layers[owner], integers, found))
         offset += sum(byte_count(stream.bits) for stream in packed.streams.values())
     text = (
         f"/* Weights of a packed integer network: content of weights.bin, and where what lies. */\n"

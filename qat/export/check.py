@@ -49,6 +49,8 @@ def check_network(network: IntegerNetwork) -> None:
         try:
             _check_geometry(spec)
             _check_layer(spec, config, network.layers[spec.name])
+            if spec.weights_of is not None:
+                _check_shared(spec.weights_of, network.layers[spec.weights_of], network.layers[spec.name])
         except ValueError as error:
             raise ExportError(f"layer {spec.name!r}: {error}") from error
     _check_tables(network)
@@ -68,8 +70,6 @@ def _check_input(network: IntegerNetwork) -> None:
 
 def _check_geometry(spec: LayerSpec) -> None:
     """What `LayerSpec` leaves open but integer inference needs."""
-    if spec.weights_of is not None:
-        raise ValueError(f"it uses the weights of {spec.weights_of!r}; packed files hold every layer's own")
     if spec.op is Op.LINEAR and (spec.in_height, spec.in_width, *spec.kernel_size, spec.groups) != (1, 1, 1, 1, 1):
         raise ValueError("a linear layer reads 1 x 1 maps with a 1 x 1 kernel in one group; flatten first")
     if spec.op is Op.SUBSAMPLE:
@@ -131,6 +131,13 @@ def _check_layer(spec: LayerSpec, config: LayerConfig | None, layer: IntegerLaye
         _check_bias(layer, spec.out_channels)
     elif layer.bias is not None:
         raise ValueError(f"{spec.op} has no bias")
+
+
+def _check_shared(name: str, owner: IntegerLayer, layer: IntegerLayer) -> None:
+    """Weights that are stored once are the same."""
+    for what, own, shared in (("weight", owner.weight, layer.weight), ("mask", owner.mask, layer.mask)):
+        if own is not shared and not np.array_equal(own, shared):  # type: ignore[arg-type]
+            raise ValueError(f"{what} is not that of {name!r}, which it uses")
 
 
 def _multipliers(spec: LayerSpec) -> int:

@@ -96,6 +96,7 @@ def _describe_layer(spec: LayerSpec, layer: IntegerLayer, packed: PackedLayer) -
         record["input_range"] = [int(layer.input_rescale.quant_min), int(layer.input_rescale.quant_max)]
     if spec.has_weights:
         record["folding"] = {"pe": packed.folding.pe, "simd": packed.folding.simd}
+    if spec.owns_weights:
         record["index"] = {"coding": str(packed.index_coding), "parameter": packed.index_parameter}
     return record
 
@@ -179,7 +180,7 @@ def _read_table(record: Mapping[str, Any]) -> TableShape | None:
 
 
 def _read_index(spec: LayerSpec, record: Mapping[str, Any]) -> tuple[IndexCoding, int]:
-    if not spec.has_weights:
+    if not spec.owns_weights:
         return IndexCoding.NONE, 0
     coding, parameter = IndexCoding(record["index"]["coding"]), record["index"]["parameter"]
     if type(parameter) is not int or not 0 <= parameter <= MAX_PARAMETER:
@@ -212,11 +213,13 @@ def unpack_network(
     Raises:
         ValueError, TypeError, KeyError, AttributeError: A layer does not decode.
     """
-    layers, packed_layers = {}, {}
+    layers: dict[str, IntegerLayer] = {}
+    packed_layers: dict[str, PackedLayer] = {}
     for spec, record in zip(network.layers, body["layers"], strict=True):
         packed = PackedLayer(_read_folding(spec, record), *_read_index(spec, record), streams.get(spec.name, {}))
+        owner = None if spec.weights_of is None else layers[spec.weights_of]
         try:
-            layers[spec.name] = _unpack_layer(spec, config, packed, record)
+            layers[spec.name] = _unpack_layer(spec, config, packed, record, owner)
         except ValueError as error:
             raise ValueError(f"layer {spec.name!r}: {error}") from error
         packed_layers[spec.name] = packed
@@ -236,7 +239,11 @@ def _read_folding(spec: LayerSpec, record: Mapping[str, Any]) -> Folding:
 
 
 def _unpack_layer(
-    spec: LayerSpec, config: NetworkConfig, packed: PackedLayer, record: Mapping[str, Any]
+    spec: LayerSpec,
+    config: NetworkConfig,
+    packed: PackedLayer,
+    record: Mapping[str, Any],
+    owner: IntegerLayer | None,
 ) -> IntegerLayer:
     requantization = Requantization(**record["rescale"]) if "rescale" in record else None
     if requantization is not None and any(type(v) is not int for v in vars(requantization).values()):
@@ -244,6 +251,5 @@ def _unpack_layer(
     input_range = tuple(record["input_range"]) if "input_range" in record else None
     if input_range is not None and (len(input_range) != 2 or any(type(v) is not int for v in input_range)):
         raise ValueError(f"input_range is {input_range}, expected two integers")
-    return unpack_layer(
-        spec, config_of(spec, config), packed, requantization, input_range, record["ofm_scale"], _read_table(record)
-    )
+    layer_config, table = config_of(spec, config), _read_table(record)
+    return unpack_layer(spec, layer_config, packed, requantization, input_range, record["ofm_scale"], table, owner)

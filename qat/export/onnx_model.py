@@ -178,6 +178,8 @@ class _Builder:
         return self._requantized(spec.name, sums, layer.rescale, shape, bound, offset=offset)
 
     def _weight(self, spec: LayerSpec, weight: NDArray[np.int8]) -> str:
+        if spec.weights_of is not None:
+            return f"{spec.weights_of}.weight"
         name, config = f"{spec.name}.weight", self.integers.config[spec.name]
         if self.dialect is Dialect.QDQ:
             inputs = [self.constant(f"{name}.codes", weight, np.int8), self.constant(f"{name}.scale", 1.0)]

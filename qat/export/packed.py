@@ -6,7 +6,7 @@ Layout and rules: docs/packed-format.md.  numpy only; reading needs nothing of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.dataflow import Schedule
-from hwmodel.network import NetworkSpec
+from hwmodel.network import LayerSpec, NetworkSpec
 from hwmodel.precision import NetworkConfig
 from qat.errors import ExportError
 from qat.export.bits import BitStream, byte_count, pack_codes
@@ -179,7 +179,7 @@ def save_packed(
         f"c/{HEADER}": header_source(integers, model.packed_layers, data, model.input_stream.data.size),
     }
     memories = []
-    for image in _memory_images(model, scheduled=schedule is not None):
+    for image in _memory_images(model, schedule):
         entry = {"layer": image.layer, "purpose": image.purpose, "depth": image.depth, "width_bits": image.width_bits}
         memories.append({**entry, "files": f"images/{image.file_stem}"})
         files[f"images/{image.file_stem}.mem"] = image.mem()
@@ -200,14 +200,27 @@ def save_packed(
     return model
 
 
-def _memory_images(model: PackedModel, *, scheduled: bool) -> Iterator[MemoryImage]:
+def _memory_images(model: PackedModel, schedule: Schedule | None) -> Iterator[MemoryImage]:
     for position, spec in enumerate(model.network.layers):
-        packed = model.packed_layers[spec.name]
+        packed, layer = model.packed_layers[spec.name], model.integers.layers[spec.name]
         if spec.has_weights:
-            yield from layer_images(position, spec, model.config[spec.name], packed, scheduled=scheduled)
+            config = model.config[spec.name]
+            if schedule is not None and _has_own_copy(spec, schedule):
+                packed = pack_layer(replace(spec, weights_of=None), config, layer, packed.folding)
+            yield from layer_images(position, spec, config, packed, scheduled=schedule is not None)
         else:
-            table = model.integers.layers[spec.name].table
+            table = layer.table
             yield from operation_images(position, spec, packed, 0 if table is None else len(table.codes))
+
+
+def _has_own_copy(spec: LayerSpec, schedule: Schedule) -> bool:
+    """Whether the engine of a layer that shares weights holds them too, in the order in which it reads them."""
+    if spec.weights_of is None:
+        return False
+    plans = schedule[spec.name], schedule[spec.weights_of]
+    if any(plan.data_flow.is_pipelined for plan in plans):
+        return True
+    return plans[0].weight_place.is_resident and not plans[1].weight_place.is_resident
 
 
 def load_packed(folder: str | Path) -> PackedModel:

@@ -11,6 +11,8 @@ A layer with weights has these streams, in this order:
 | `shifts`                     | all                          | uint8: shift of the multipliers, of the biases |
 | `input_multiplier`, `input_shift` | with a requantized ifm  | int16, uint8                                   |
 
+A layer that uses the weights of an earlier one (`weights_of`) has only the streams from `multipliers` on.
+
 Additions, concatenations and average pools have `multipliers` (int16, one per operand) and `shifts` (one uint8); gates
 one multiplier.  Lookups have `table`: the codes of the ofm, in as many bits as their range needs.
 
@@ -109,8 +111,8 @@ def pack_layer(
     folding = folding or Folding.whole_filters(spec)
     streams: dict[str, BitStream] = {}
     index = CodedIndex(IndexCoding.NONE)
-    if layer.weight is not None:
-        assert config is not None
+    if spec.owns_weights:
+        assert layer.weight is not None and config is not None
         rows = _to_rows(layer.weight)
         if config.weight_format is WeightFormat.DENSE:
             streams["weights"] = pack_codes(fold(rows, folding), config.weight_bit_width)
@@ -166,6 +168,7 @@ def unpack_layer(
     input_range: tuple[int, int] | None,
     ofm_scale: float,
     table_shape: TableShape | None = None,
+    owner: IntegerLayer | None = None,
 ) -> IntegerLayer:
     """Inverse of `pack_layer`, given what the manifest holds.
 
@@ -177,6 +180,7 @@ def unpack_layer(
         input_range: Smallest and largest code that the layer reads, where its ifm is requantized.
         ofm_scale: Value of one step of the ofm's codes.
         table_shape: Of a lookup's table.
+        owner: The layer whose weights it uses, if they are not its own.
 
     Raises:
         ValueError: A stream has another size than the layer needs, or contradicts the manifest.
@@ -195,7 +199,9 @@ def unpack_layer(
         bias = unpack_int16(streams["biases"], spec.out_channels)
     if table_shape is not None:
         table = unpack_table(streams["table"], table_shape)
-    if spec.has_weights:
+    if owner is not None:
+        weight, mask = owner.weight, owner.mask
+    elif spec.has_weights:
         assert config is not None
         weight, mask = unpack_weights(spec, config, packed)
     if input_range is not None:
@@ -221,13 +227,12 @@ def expected_streams(
 ) -> tuple[str, ...]:
     """Names of the streams of a layer, in their order."""
     names: list[str] = []
-    if spec.has_weights and config is not None:
+    if spec.owns_weights and config is not None:
         if config.weight_format is not WeightFormat.SPARSE:
             names.append("weights")
         if config.weight_format is not WeightFormat.DENSE:
             names += ["values", *STREAMS[coding]]
-        names += ["multipliers", "biases", "shifts"]
-    elif has_rescale:
+    if spec.has_weights or has_rescale:
         names += ["multipliers", *(["biases"] if _has_bias(spec) else []), "shifts"]
     elif spec.op is Op.LOOKUP:
         names.append("table")

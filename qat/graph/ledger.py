@@ -39,7 +39,7 @@ class Ledger:
         self.shape_values: set[fx.Node] = set()
         """Results of size() and the like: only for views."""
         self.left_out: list[str] = []
-        self._used_modules: dict[int, str] = {}
+        self._owners: dict[int, str] = {}
 
     def add(self, node: fx.Node, layer: Node) -> None:
         """A traced node is a layer."""
@@ -92,13 +92,15 @@ class Ledger:
         given = dict(zip((name for name, _ in names), node.args[1:], strict=False)) | node.kwargs
         return [given.get(name, default) for name, default in names]
 
-    def claim(self, node: fx.Node, path: str) -> str:
-        """Name of a layer with weights; each may be used once, since hardware holds its scale once."""
-        module = self.modules[path]
-        if id(module) in self._used_modules:
-            self.refuse(node, "a layer with weights that is used twice; give each use its own layer")
-        self._used_modules[id(module)] = path
-        return path
+    def claim(self, path: str) -> tuple[str, str | None]:
+        """Name of a layer with weights, and of the earlier layer that has them if its module was called before."""
+        owner = self._owners.setdefault(id(self.modules[path]), path)
+        if owner not in self.nodes:
+            return owner, None
+        count = 2
+        while f"{owner}_{count}" in self.nodes or f"{owner}_{count}" in self.modules:
+            count += 1
+        return f"{owner}_{count}", owner
 
     def call_name(self, node: fx.Node, what: str) -> str:
         """A module's path, or for functions the path of the module that calls them plus what they do."""

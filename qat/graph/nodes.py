@@ -44,6 +44,7 @@ class Node:
         negative_slope: Slope of a leaky ReLU.
         module: Convolution or linear layer whose weights are used.
         batch_norm: Batch norm of the layer.
+        weights_of: Earlier layer of the same module, if this is not its first call.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Node:
     negative_slope: float = 0.0
     module: nn.Module | None = None
     batch_norm: BatchNorm | None = None
+    weights_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ def _layer_spec(node: Node, operands: list[Shape]) -> LayerSpec:
         groups=node.groups,
         activation=node.activation,
         first_channel=first_channel,
+        weights_of=node.weights_of,
     )
 
 

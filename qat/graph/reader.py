@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -45,6 +45,8 @@ class Reader(GeometryReader):
     def __init__(self, model: nn.Module, traced: fx.Graph) -> None:
         super().__init__(model, traced)
         self.attributes: dict[fx.Node, str] = {}
+        self._normalised: dict[int, str] = {}
+        """Layer that each batch norm belongs to, by the norm's id."""
 
     def read(self) -> Graph:
         """The graph.
@@ -66,7 +68,9 @@ class Reader(GeometryReader):
                 self.attributes[node] = str(node.target)
         if not outputs or INPUT in outputs:
             raise TraceError(f"{type(self.model).__name__} has no layer")
-        return Graph(type(self.model).__name__, self._needed_for(outputs), outputs, tuple(self.left_out))
+        needed = self._needed_for(outputs)
+        _check_shared({node.name: node for node in needed})
+        return Graph(type(self.model).__name__, needed, outputs, tuple(self.left_out))
 
     def _read_outputs(self, node: fx.Node) -> tuple[str, ...]:
         result = node.args[0]
@@ -159,11 +163,12 @@ class Reader(GeometryReader):
         else:
             begin = end = pair(padding)
         top, left, bottom, right = self.padding.pop(self.argument(node), (0, 0, 0, 0))
+        name, owner = self.claim(path)
         before, after = (begin[0] + top, begin[1] + left), (end[0] + bottom, end[1] + right)
         self.add(
             node,
             Node(
-                self.claim(node, path),
+                name,
                 Op.CONV,
                 self.inputs(node),
                 kernel_size=kernel_size,
@@ -175,12 +180,14 @@ class Reader(GeometryReader):
                 in_channels=module.in_channels,
                 out_channels=module.out_channels,
                 module=module,
+                weights_of=owner,
             ),
         )
 
     def _read_linear(self, node: fx.Node, path: str) -> None:
         module = cast(nn.Linear, self.modules[path])
-        layer = Node(self.claim(node, path), Op.LINEAR, self.inputs(node), module=module)
+        name, owner = self.claim(path)
+        layer = Node(name, Op.LINEAR, self.inputs(node), module=module, weights_of=owner)
         layer.in_channels, layer.out_channels = module.in_features, module.out_features
         self.add(node, layer)
 
@@ -188,14 +195,20 @@ class Reader(GeometryReader):
         if module.running_mean is None:
             self.refuse(node, "a batch norm without running statistics")
         before = self.only_reader_of(node)
-        name = self.claim(node, str(node.target))
         bare = before is not None and before.batch_norm is None and before.activation == "none"
         if bare and before is not None and before.module is not None:
+            self._use_norm(node, module, before.weights_of or before.name)
             before.batch_norm = module
             self.forward(node)
             return
-        channels = len(module.running_mean)
+        channels, name = len(module.running_mean), str(node.target)
+        self._use_norm(node, module, name)
         self.add(node, Node(name, Op.SCALE, self.inputs(node), in_channels=channels, batch_norm=module))
+
+    def _use_norm(self, node: fx.Node, module: BatchNorm, layer: str) -> None:
+        """A batch norm joins one layer, in all its calls."""
+        if self._normalised.setdefault(id(module), layer) != layer:
+            self.refuse(node, "a batch norm that is used behind several layers; give each its own")
 
     def _read_activation(self, node: fx.Node, activation: str, negative_slope: float = 0.0) -> None:
         before = self.only_reader_of(node)
@@ -295,6 +308,17 @@ class Reader(GeometryReader):
         names = ("min_val", "max_val") if node.target is F.hardtanh else ("min", "max")
         defaults = (-1.0, 1.0) if node.target is F.hardtanh else (None, None)
         self._read_clamp(node, *self.call_args(node, *zip(names, defaults, strict=True)))
+
+
+def _check_shared(nodes: Mapping[str, Node]) -> None:
+    """A module that is called several times has its batch norm in all calls or none, and its first one counts."""
+    for node in nodes.values():
+        if node.weights_of is None:
+            continue
+        owner = nodes.get(node.weights_of)
+        if owner is None or node.batch_norm is not owner.batch_norm:
+            wrong = "the result of its first call is not used" if owner is None else "with different batch norms behind"
+            raise TraceError(f"module {node.weights_of!r} is called several times, and {wrong}; use a layer for each")
 
 
 def is_shift(slope: float) -> bool:

@@ -78,7 +78,8 @@ def space_settings(cfg: Config, network: NetworkSpec) -> SpaceSettings:
     )
     layers: dict[str, dict[str, Any]] = {}
     if quant.end_bit_width is not None:
-        layers[network.weighted[-1].name] = {"act_bit_widths": (quant.end_bit_width,)}
+        last = network.weighted[-1]
+        layers[last.weights_of or last.name] = {"act_bit_widths": (quant.end_bit_width,)}
     for activations in quant.layers:
         layers.setdefault(activations.pattern, {})["act_bit_widths"] = (activations.act_bit_width,)
     for choices in chosen.layers:

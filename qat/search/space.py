@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from hwmodel.errors import SpecError
 from hwmodel.network import LayerSpec, NetworkSpec
 from hwmodel.precision import Granularity, LayerConfig, NetworkConfig, WeightFormat, group_shape
-from hwmodel.storage import weight_storage
+from hwmodel.storage import stored, weight_storage
 from qat.errors import ConfigError, SearchError
 from qat.search.noise import group_weights_of, relative_noise
 from qat.search.trial import FloatArray, IntArray
@@ -133,7 +133,7 @@ class SearchSpace:
 
     Args:
         layers: Layer names in execution order.
-        weights: Number of weights of each layer.
+        weights: Number of weights of each layer; 0 for one that uses another layer's, to which it is tied.
         choices: Per layer its configurations, cheapest first.
         stored_bits: Per layer and choice everything that is stored for its weights, in bits.
         noise: Per layer and choice the relative noise of Gaussian weights.
@@ -183,8 +183,10 @@ class SearchSpace:
         names = [layer.name for layer in network.weighted]
         if not names:
             raise ConfigError(f"network {network.name!r} has no layer with weights, nothing to search")
-        rules = _rules(names, settings)
-        groups = _groups(names, settings.groups)
+        owners = [layer.weights_of or layer.name for layer in network.weighted]
+        own_rules = _rules(names, settings)
+        rules = {name: own_rules[owner] for name, owner in zip(names, owners, strict=True)}
+        groups = _groups(names, owners, settings.groups)
         ordered: dict[str, tuple[LayerConfig, ...]] = {}
         for group in groups:
             members = [names[column] for column in group]
@@ -199,19 +201,17 @@ class SearchSpace:
             offered = [rules[name].choices() for name in members]
             rows = _different(specs, offered)
             sizes = [
-                sum(weight_storage(spec, choices[i]).total_bits for spec, choices in zip(specs, offered, strict=True))
-                for i in rows
+                sum(_stored_bits(spec, choices[i]) for spec, choices in zip(specs, offered, strict=True)) for i in rows
             ]
             order = [rows[i] for i in np.argsort(sizes, kind="stable")]
             for name, choices in zip(members, offered, strict=True):
                 ordered[name] = tuple(choices[i] for i in order)
         return cls(
             layers=tuple(names),
-            weights=tuple(network.by_name[name].weights for name in names),
+            weights=tuple(layer.weights if layer.owns_weights else 0 for layer in network.weighted),
             choices=tuple(ordered[name] for name in names),
             stored_bits=tuple(
-                tuple(weight_storage(network.by_name[name], choice).total_bits for choice in ordered[name])
-                for name in names
+                tuple(_stored_bits(network.by_name[name], choice) for choice in ordered[name]) for name in names
             ),
             noise=tuple(
                 tuple(
@@ -230,8 +230,8 @@ class SearchSpace:
 
     @cached_property
     def dimensions(self) -> tuple[str, ...]:
-        """Name of each dimension: its layers, joined by `+`."""
-        return tuple("+".join(self.layers[column] for column in group) for group in self.groups)
+        """Name of each dimension: its layers with weights of their own, joined by `+`."""
+        return tuple("+".join(self.layers[column] for column in group if self.weights[column]) for group in self.groups)
 
     @cached_property
     def sizes(self) -> IntArray:
@@ -371,6 +371,11 @@ class SearchSpace:
         }
 
 
+def _stored_bits(layer: LayerSpec, choice: LayerConfig) -> int:
+    bits: int = stored(layer, weight_storage(layer, choice)).total_bits
+    return bits
+
+
 def _different(layers: Sequence[LayerSpec], offered: Sequence[Sequence[LayerConfig]]) -> list[int]:
     """Which choices of tied layers are not an earlier one under another name, as kernels of 1x1 are elements."""
     seen: dict[object, int] = {}
@@ -409,7 +414,10 @@ def _rules(names: Sequence[str], settings: SpaceSettings) -> dict[str, LayerRule
     return rules
 
 
-def _groups(names: Sequence[str], patterns: Sequence[Sequence[str]]) -> tuple[tuple[int, ...], ...]:
+def _groups(
+    names: Sequence[str], owners: Sequence[str], patterns: Sequence[Sequence[str]]
+) -> tuple[tuple[int, ...], ...]:
+    """Columns that are tied: by patterns, and because they use the same weights."""
     owner: dict[str, int] = {}
     for number, group in enumerate(patterns):
         if isinstance(group, str):
@@ -419,6 +427,6 @@ def _groups(names: Sequence[str], patterns: Sequence[Sequence[str]]) -> tuple[tu
                 if owner.setdefault(name, number) != number:
                     raise ConfigError(f"layer {name!r} is in search.groups {owner[name]} and {number}, expected one")
     groups: dict[object, list[int]] = {}
-    for column, name in enumerate(names):
+    for column, name in enumerate(owners):
         groups.setdefault(owner.get(name, name), []).append(column)
     return tuple(tuple(columns) for columns in groups.values())

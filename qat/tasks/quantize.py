@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hwmodel.precision import LayerConfig, NetworkConfig
 from qat.convert import QuantNetwork, prepare
 from qat.errors import CheckpointError
-from qat.layers import QuantWeighted
+from qat.layers import QuantWeighted, WeightedCall
 from qat.normalization import Normalization
 from qat.quantizers import ActQuantizer, WeightQuantizer
 from qat.rounding import Rounding, quantize_after_training
@@ -221,22 +221,27 @@ class SensitivityProbe:
             ValueError: A layer reads more bits than in the base.
         """
         changed = {name: layer for name, layer in config.layers if layer != self.base[name]}
-        layers = self.model.weighted_layers
+        layers = {name: self.model.layer(name) for name in changed}
         wider = [name for name, layer in changed.items() if layer.act_bit_width > self.base[name].act_bit_width]
         if wider:
             raise ValueError(f"layers {wider} read more bits than in the base, which has to be the widest")
-        kept = {name: (layers[name].weight_quantizer, layers[name].input_quantizer) for name in changed}
+        weights = {one: one.weight_quantizer for one in layers.values() if isinstance(one, QuantWeighted)}
+        codes = {one: one.input_quantizer for one in layers.values() if isinstance(one, WeightedCall)}
         try:
             for name, layer in changed.items():
                 self._change(layers[name], layer, self.base[name], name)
             return float(self.objective.loss(as_float32(self.model(self.x_NCHW)), self.targets))
         finally:
-            for name, (weights, codes) in kept.items():
-                layers[name].weight_quantizer, layers[name].input_quantizer = weights, codes
+            for owner, quantizer in weights.items():
+                owner.weight_quantizer = quantizer
+            for call, reader in codes.items():
+                call.input_quantizer = reader
 
-    def _change(self, layer: QuantWeighted, config: LayerConfig, base: LayerConfig, name: str) -> None:
+    def _change(self, layer: nn.Module, config: LayerConfig, base: LayerConfig, name: str) -> None:
         """Gives a layer other weights, and reads fewer bits, whose step is fitted to the probe's images."""
-        layer.weight_quantizer = WeightQuantizer(layer.weight_OIHW, config).to(layer.weight.device)
+        assert isinstance(layer, WeightedCall)
+        if isinstance(layer, QuantWeighted):
+            layer.weight_quantizer = WeightQuantizer(layer.weight_OIHW, config).to(layer.weight.device)
         if config.act_bit_width < base.act_bit_width:
             source = self.model.written_by(self._inputs[name])
             reader = ActQuantizer(config.act_bit_width, source.signed, source.scale_rule)

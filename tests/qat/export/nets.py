@@ -29,7 +29,10 @@ OPS = (
     "shuffle",
     "slice",
     "reorg",
+    "again",
 )
+"""Operations of random networks; "again" is an earlier convolution's weights on another map."""
+
 Generator = np.random.Generator
 
 
@@ -50,15 +53,24 @@ def random_network(seed: int, ops: Sequence[str] = OPS, *, with_head: bool = Tru
             specs.append(spec)
             shapes[spec.name] = shape
             continue
-        spec = _random_spec(rng, op, f"{op}{len(specs)}", shapes, specs)
+        owners = [spec for spec in specs if spec.op is Op.CONV and spec.weights_of is None]
+        if op == "again" and owners:
+            spec = _random_call(rng, f"again{len(specs)}", owners[rng.integers(len(owners))], shapes)
+        else:
+            spec = _random_spec(rng, op, f"{op}{len(specs)}", shapes, specs)
         specs.append(spec)
         shapes[spec.name] = (spec.out_channels, spec.out_height, spec.out_width)
     network = NetworkSpec("random", channels, height, width, tuple(specs))
-    config = NetworkConfig(tuple((spec.name, random_config(rng)) for spec in network.weighted))
+    configs: dict[str, LayerConfig] = {}
+    for spec in network.weighted:
+        configs[spec.name] = random_config(rng) if spec.weights_of is None else configs[spec.weights_of]
+    config = NetworkConfig(tuple(configs.items()))
     input_codes = rng.integers(-128, 128, (channels, 256)).astype(np.int16)
     ranges, layers = {INPUT: (-128, 127)}, {}
     for spec in specs:
         layer = random_layer(rng, spec, config[spec.name] if spec.has_weights else None, ranges[spec.inputs[0]])
+        if spec.weights_of is not None:
+            layer = replace(layer, weight=layers[spec.weights_of].weight, mask=layers[spec.weights_of].mask)
         layers[spec.name] = layer
         low, high = ranges[spec.inputs[0]]
         written = layer.rescale or layer.table
@@ -140,6 +152,7 @@ def _random_spec(
     geometry: dict[str, Any] = {}
     inputs: tuple[str, ...] = (producer,)
     out_channels = channels
+    op = "conv" if op == "again" else op  # there is nothing to call again
     if op in ("conv", "grouped", "depthwise", "max_pool", "avg_pool"):
         geometry = {"kernel_size": pair(1, 4), "stride": pair(1, 3), "padding": pair(0, 2)}
         if op == "max_pool":  # every window holds at least one pixel
@@ -184,6 +197,21 @@ def _random_spec(
     kind = Op.CONV if op in ("conv", "grouped", "depthwise") else Op(op)
     size = _out_size(kind, (height, width), geometry)
     return LayerSpec(name, kind, inputs, channels, height, width, out_channels, *size, **geometry)
+
+
+def _random_call(rng: Generator, name: str, owner: LayerSpec, shapes: dict[str, tuple[int, int, int]]) -> LayerSpec:
+    """The layer `owner` on one of the maps that it can read."""
+    fits = [
+        map_
+        for map_, (channels, height, width) in shapes.items()
+        if channels == owner.in_channels and height >= owner.in_height and width >= owner.in_width
+    ]
+    producer = str(rng.choice(fits))
+    _, height, width = shapes[producer]
+    geometry = {key: getattr(owner, key) for key in ("kernel_size", "stride", "padding", "dilation")}
+    size = _out_size(Op.CONV, (height, width), {**geometry, "padding_end": owner.end_padding})
+    here = {"in_height": height, "in_width": width, "out_height": size[0], "out_width": size[1]}
+    return replace(owner, name=name, inputs=(producer,), weights_of=owner.name, **here)
 
 
 def _out_size(op: Op, size: tuple[int, int], geometry: dict[str, Any]) -> tuple[int, int]:

@@ -57,7 +57,7 @@ def _compile(folder: Path, build: Path) -> Path:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_c_decoder_gives_every_code(tmp_path: Path, seed: int) -> None:
-    ops = ["conv", "grouped", "depthwise", "conv", "add", "conv", "conv", "conv"]
+    ops = ["conv", "grouped", "depthwise", "conv", "add", "conv", "again", "conv", "again", "conv"]
     integers = random_network(seed, ops)
     schedule = None
     if seed % 2:

@@ -117,11 +117,15 @@ def test_geometry_that_cannot_run_is_refused(spec: LayerSpec, message: str) -> N
         check_network(_single(spec))
 
 
-def test_shared_weights_are_refused() -> None:
+def test_other_weights_in_a_layer_that_shares_them_are_refused() -> None:
     network = _network()
     twice = LayerSpec("twice", Op.CONV, ("input",), 3, 2, 2, 2, 2, 2, weights_of="conv")
     spec = replace(network.network, layers=(*network.network.layers, twice), outputs=("pool", "twice"))
     config = NetworkConfig((("conv", LayerConfig(1, 4)), ("twice", LayerConfig(1, 4))))
-    layers = {**network.layers, "twice": replace(network.layers["conv"], name="twice")}
-    with pytest.raises(ExportError, match="layer 'twice': it uses the weights of 'conv'"):
-        check_network(replace(network, network=spec, config=config, layers=layers))
+    owner = network.layers["conv"]
+    shared = replace(network, network=spec, config=config, layers={**network.layers, "twice": replace(owner)})
+    check_network(shared)
+    assert owner.weight is not None
+    layers = {**network.layers, "twice": replace(owner, weight=-owner.weight)}
+    with pytest.raises(ExportError, match="layer 'twice': weight is not that of 'conv', which it uses"):
+        check_network(replace(shared, layers=layers))
