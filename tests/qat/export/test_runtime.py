@@ -60,7 +60,8 @@ def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = IntegerRuntime(integers)
     monkeypatch.setattr(runtime, "BATCH_BYTES", 1)
     one_by_one = IntegerRuntime(integers)
-    assert np.array_equal(whole.run(images), one_by_one.run(images))
+    for together, alone in zip(whole.run(images), one_by_one.run(images), strict=True):
+        assert np.array_equal(together, alone)
     codes = one_by_one.layer_codes(images)
     assert all(np.array_equal(codes[name], expected) for name, expected in whole.layer_codes(images).items())
 
