@@ -27,8 +27,10 @@ MADE_FOR = {
     "yolov3_tiny": "coco",
     "ssdlite320": "voc",
     "ssd300": "voc",
+    "ssd300_bn": "voc",
     "retinanet_r50": "voc",
     "fcos_r50": "voc",
+    "fcos_r50_bn": "voc",
     "faster_rcnn_r50": "voc",
     "squeezenet1_1": "imagenet",
 }
@@ -37,8 +39,10 @@ MADE_FOR = {
 IMAGE_SIZES = {
     "ssdlite320": "[320,320]",
     "ssd300": "[300,300]",
+    "ssd300_bn": "[300,300]",
     "retinanet_r50": "[512,512]",
     "fcos_r50": "[512,512]",
+    "fcos_r50_bn": "[512,512]",
     "faster_rcnn_r50": "[512,512]",
 }
 """Of networks for whose size the images are not set up by default."""

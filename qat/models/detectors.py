@@ -4,9 +4,10 @@
 |------------------------|-----------------------------------------|-----------------------------------------|
 | SSDlite320-MobileNetV3 | backbone and the head's convolutions    | default boxes, softmax, suppression     |
 | SSD300-VGG16           | the same, less the first level's        | also length and head of conv4_3's map   |
-| RetinaNet, FCOS        | ResNet and feature pyramid              | head (its weights serve all levels in   |
-|                        |                                         | turn; FCOS's has group norm), boxes     |
-| Faster R-CNN           | ResNet and feature pyramid              | proposals, pooling of regions, box head |
+| RetinaNet              | ResNet, feature pyramid and head        | boxes, sigmoid, suppression             |
+| Faster R-CNN           | ResNet, feature pyramid and the         | proposals from their maps, pooling of   |
+|                        | proposals' convolutions                 | regions, the box head's linear layers   |
+| FCOS                   | ResNet and feature pyramid              | head (it has group norm), boxes         |
 
 Source: torchvision.models.detection, of which the modules are used as they are.
 """
@@ -19,7 +20,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.ssd import SSD
 
 from qat.errors import TraceError
-from qat.models.pyramid import Pyramid
+from qat.models.pyramid import Pyramid, pyramid_of
 from qat.models.ssd import Ssd
 
 
@@ -34,7 +35,7 @@ def hardware_part(detector: nn.Module) -> Ssd | Pyramid:
     if isinstance(detector, SSD):
         return Ssd(detector)
     if isinstance(detector, RetinaNet | FCOS | FasterRCNN) and isinstance(detector.backbone, BackboneWithFPN):
-        return Pyramid(detector)
+        return pyramid_of(detector)
     raise TraceError(
         f"{type(detector).__name__} has no part that hardware runs; expected SSD, or RetinaNet, FCOS or "
         "Faster R-CNN with a feature pyramid"

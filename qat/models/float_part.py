@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,13 +36,13 @@ class FloatPart:
         """Rows and columns of the images that maps belong to."""
         return maps[0].shape[-2] * self.pixels, maps[0].shape[-1] * self.pixels
 
-    def given(self, maps: Sequence[Tensor]) -> Mapping[str, Any]:
-        """Results of the detector's modules, by their names, that the hardware part stands for.
+    def stand_ins(self, maps: Sequence[Tensor]) -> Mapping[str, nn.Module]:
+        """Modules in place of those of the detector, by name, that the hardware part stands for.
 
         Args:
             maps: Of the hardware part, in float or dequantized; a map of one pixel may be (N, C).
         """
-        return {"backbone": OrderedDict((str(level), part) for level, part in enumerate(as_4d(maps)))}
+        return {"backbone": Given(by_level(maps))}
 
     def loss(self, maps: Sequence[Tensor], true: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """Sum of the detector's own losses, a scalar.
@@ -86,8 +86,7 @@ class FloatPart:
     def _run(self, maps: Sequence[Tensor], true: list[Mapping[str, Tensor]] | None) -> Any:
         """The detector's `forward` for maps: losses with true boxes, else answers; in float32."""
         whole = copy.copy(self.detector)
-        given = {name: _Given(result) for name, result in self.given(maps).items()}
-        whole.__dict__["_modules"] = {**self.detector._modules, **given, "transform": _Unchanged()}
+        whole.__dict__["_modules"] = {**self.detector._modules, **self.stand_ins(maps), "transform": _Unchanged()}
         # While a quantized network is trained, the float model may be on another device.
         whole = whole.train(true is not None).to(maps[0].device)
         images = maps[0].new_empty(()).expand(len(maps[0]), 3, *self.image_size(maps))  # only their size matters
@@ -100,12 +99,29 @@ def as_4d(maps: Sequence[Tensor]) -> list[Tensor]:
     return [part if part.dim() == 4 else part[:, :, None, None] for part in maps]
 
 
-class _Given(nn.Module):
-    """A module whose result is known."""
+def by_level(maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
+    """Maps as a torchvision backbone gives them."""
+    return OrderedDict((str(level), part) for level, part in enumerate(as_4d(maps)))
 
-    def __init__(self, result: Any) -> None:
+
+def rows_of(maps: Sequence[Tensor], columns: int) -> Tensor:
+    """Maps (N, A * columns, H, W) of all levels as (N, K, columns), cell by cell, anchor by anchor."""
+    rows = [part.permute(0, 2, 3, 1).reshape(len(part), -1, columns) for part in as_4d(maps)]
+    return torch.cat(rows, 1)
+
+
+class Given(nn.Module):
+    """A module whose result is known.
+
+    Args:
+        result: The result.
+        compute_loss: The module's method of this name, if it has one.
+    """
+
+    def __init__(self, result: Any, compute_loss: Callable[..., Any] | None = None) -> None:
         super().__init__()
         self.result = result
+        self.compute_loss = compute_loss
 
     def forward(self, *_: Any) -> Any:
         """The result, for any arguments."""

@@ -11,9 +11,7 @@ Source: Liu et al., "SSD" (arXiv 1512.02325); torchvision.models.detection, of w
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +21,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD, SSDFeatureExtractorVGG
 
-from qat.models.float_part import FloatPart, as_4d
+from qat.models.float_part import FloatPart, Given, as_4d, by_level, rows_of
 from qat.models.heads import Detections, Suppression, suppress
 
 
@@ -50,11 +48,11 @@ class SsdFloatPart(FloatPart):
         columns, rows = self.detector.transform.fixed_size
         return int(rows), int(columns)
 
-    def given(self, maps: Sequence[Tensor]) -> Mapping[str, Any]:
-        """Maps for their sizes, and what the head makes of them."""
+    def stand_ins(self, maps: Sequence[Tensor]) -> Mapping[str, nn.Module]:
+        """A backbone of maps for their sizes, and the head with what it makes of them."""
         logits_NKC, offsets_NK4 = self.rows(maps)
-        features = OrderedDict((str(level), part) for level, part in enumerate(self._features(maps)))
-        return {"backbone": features, "head": {"cls_logits": logits_NKC, "bbox_regression": offsets_NK4}}
+        head = Given({"cls_logits": logits_NKC, "bbox_regression": offsets_NK4})
+        return {"backbone": Given(by_level(self._features(maps))), "head": head}
 
     @torch.no_grad()
     def detections(self, maps: Sequence[Tensor]) -> list[Detections]:
@@ -94,7 +92,7 @@ class SsdFloatPart(FloatPart):
     def rows(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (N, K, 1 + C), the background first, and offsets from default boxes (N, K, 4)."""
         levels = self.levels(maps)
-        return _rows(levels[0::2], self.detector.head.classification_head.num_columns), _rows(levels[1::2], 4)
+        return rows_of(levels[0::2], self.detector.head.classification_head.num_columns), rows_of(levels[1::2], 4)
 
     def _features(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """One map of each level: default boxes look at no more than sizes."""
@@ -122,6 +120,29 @@ class SsdFloatPart(FloatPart):
         flat: Tensor = self.detector.box_coder.decode_single(offsets_NK4.flatten(0, 1), defaults_K4.repeat(count, 1))
         rows, columns = self.image_size()
         return (flat.view(count, -1, 4) / flat.new_tensor([columns, rows, columns, rows])).clamp(0, 1)
+
+
+class NormalisedVgg(nn.Module):
+    """SSD300's backbone with a batch norm where it divides conv4_3's map by its length: hardware runs all of it.
+
+    Args:
+        backbone: Its modules are shared, not copied.
+    """
+
+    def __init__(self, backbone: SSDFeatureExtractorVGG) -> None:
+        super().__init__()
+        self.features = backbone.features
+        self.norm = nn.BatchNorm2d(len(backbone.scale_weight))
+        self.extra = backbone.extra
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps of six levels, by their numbers."""
+        x = self.features(x)
+        maps = [self.norm(x)]
+        for block in self.extra:
+            x = block(x)
+            maps.append(x)
+        return {str(level): part for level, part in enumerate(maps)}
 
 
 class Ssd(nn.Module):
@@ -191,7 +212,12 @@ def ssd300(num_classes: int) -> Ssd:
     return Ssd(detection.ssd300_vgg16(weights=None, weights_backbone=None, num_classes=num_classes + 1))
 
 
-def _rows(maps: Sequence[Tensor], columns: int) -> Tensor:
-    """Maps (N, A * columns, H, W) of all levels as (N, K, columns)."""
-    rows = [part.permute(0, 2, 3, 1).reshape(len(part), -1, columns) for part in maps]
-    return torch.cat(rows, 1)
+def ssd300_bn(num_classes: int) -> Ssd:
+    """SSD300-VGG16 with a batch norm in place of the first map's division by its length, for images of 300x300.
+
+    Args:
+        num_classes: Without the background.
+    """
+    detector = detection.ssd300_vgg16(weights=None, weights_backbone=None, num_classes=num_classes + 1)
+    detector.backbone = NormalisedVgg(detector.backbone)
+    return Ssd(detector)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection
 
-from hwmodel import uniform
+import qat
+from hwmodel import load_network, uniform
+from hwmodel.network import Op
 from qat.convert import prepare
 from qat.errors import TraceError
+from qat.export import load_packed, save_packed
 from qat.graph import read_graph, trace
-from qat.models import ssd300, ssdlite320
+from qat.models import retinanet_r50, ssd300, ssd300_bn, ssdlite320, with_batch_norm
 from qat.models.detectors import hardware_part
 
 OPTIONS = {"weights": None, "weights_backbone": None, "num_classes": 4}
@@ -23,6 +28,7 @@ DETECTORS: dict[str, Callable[[], nn.Module]] = {
     "ssdlite": lambda: detection.ssdlite320_mobilenet_v3_large(**OPTIONS),
     "retinanet": lambda: detection.retinanet_resnet50_fpn(**SMALL, score_thresh=0.0),
     "fcos": lambda: detection.fcos_resnet50_fpn(**SMALL, score_thresh=0.0),
+    "fcos_bn": lambda: with_batch_norm(detection.fcos_resnet50_fpn(**SMALL, score_thresh=0.0)),
     "faster_rcnn": lambda: detection.fasterrcnn_resnet50_fpn(**SMALL, box_score_thresh=0.0),
 }
 
@@ -54,7 +60,7 @@ def new_heads(detector: nn.Module, name: str) -> tuple[list[nn.Module], float]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["retinanet", "fcos", "faster_rcnn"])
+@pytest.mark.parametrize("name", ["retinanet", "fcos", "fcos_bn", "faster_rcnn"])
 def test_a_batch_is_answered_at_once_as_image_by_image(name: str) -> None:
     torch.manual_seed(0)
     detector = DETECTORS[name]().eval()
@@ -114,6 +120,14 @@ def test_ssd300_is_traced_less_the_head_of_its_first_map() -> None:
     assert [layer.out_channels for layer in results[2::2]] == [6 * 4] * 3 + [4 * 4] * 2
 
 
+def test_ssd300_with_batch_norm_is_traced_whole() -> None:
+    network = trace(ssd300_bn(20), (3, 300, 300))
+    results = [network.by_name[name] for name in network.outputs]
+    assert [layer.out_height for layer in results[0::2]] == [38, 19, 10, 5, 3, 1]
+    assert [layer.out_channels for layer in results] == [b * c for b in (4, 6, 6, 6, 4, 4) for c in (21, 4)]
+    assert [layer.name for layer in network.layers if layer.op is Op.SCALE] == ["backbone.norm"]
+
+
 def test_torchvision_weights_load_by_their_names() -> None:
     theirs = DETECTORS["ssdlite"]().state_dict()
     ssdlite320(3).load_state_dict(theirs, strict=True)
@@ -125,7 +139,35 @@ def test_a_feature_pyramid_is_traced() -> None:
     network = graph.spec((3, 256, 384))
     results = [network.by_name[name] for name in graph.outputs]
     shapes = [(result.out_channels, result.out_height, result.out_width) for result in results]
-    assert shapes == [(256, 32, 48), (256, 16, 24), (256, 8, 12), (256, 4, 6), (256, 2, 3)]
+    sizes = [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
+    assert shapes == [(9 * columns, *size) for size in sizes for columns in (4, 4)]
+
+
+def test_retinanet_is_the_network_that_hwmodel_knows() -> None:
+    ours, table = trace(retinanet_r50(91), (3, 800, 800)), load_network("retinanet_r50")
+    assert (ours.total_weights, ours.total_macs) == (table.total_weights, table.total_macs)
+    assert len(ours.weighted) == len(table.weighted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "layers"), [("retinanet", 10), ("fcos_bn", 11), ("faster_rcnn", 3)])
+def test_a_head_is_quantized_once_for_all_levels(name: str, layers: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    part = hardware_part(DETECTORS[name]().eval()).eval()
+    network = trace(part, (3, 128, 128))
+    later = [layer for layer in network.weighted if not layer.owns_weights]
+    assert len(later) == 4 * layers
+    model = prepare(part, uniform(network, 4, 8, end_bit_width=8), (3, 128, 128))
+    images = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8)
+    model.calibrate([images / 255])
+    assert sum(layer.weight.numel() for layer in model.weighted_layers.values()) == network.total_weights
+    deployed = qat.deploy(model.eval())
+    save_packed(deployed.integers, tmp_path / "packed")
+    expected, found = deployed.layer_codes(images), load_packed(tmp_path / "packed").layer_codes(images.numpy())
+    assert all(np.array_equal(found[layer], codes.numpy()) for layer, codes in expected.items())
+    codes = [expected[layer] for layer in network.outputs]
+    maps = [one * scale for one, scale in zip(codes, deployed.output_scales, strict=True)]
+    assert len(part.float_part.detections([one.float() for one in maps])) == 2
 
 
 def test_what_is_no_such_detector() -> None:
