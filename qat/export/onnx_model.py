@@ -40,7 +40,7 @@ OPSET = 19
 """QuantizeLinear of 8 bits; with 21 and its other types onnxruntime 1.32 refuses graphs that mix signs."""
 QONNX_DOMAIN = "qonnx.custom_op.general"
 IMAGES, CODES = "images", "codes"
-"""Names of the graph's input (uint8, NCHW) and output (codes of the last layer, NCHW)."""
+"""Names of the graph's input (uint8, NCHW) and output (codes, NCHW); several results are codes_0, codes_1, ..."""
 
 
 class Dialect(StrEnum):
@@ -52,7 +52,7 @@ class Dialect(StrEnum):
 
 
 def to_onnx(integers: IntegerNetwork, dialect: Dialect = Dialect.QDQ, batch: int | None = None) -> onnx.ModelProto:
-    """The network as an ONNX model from uint8 images to the codes of the last layer.
+    """The network as an ONNX model from uint8 images to the codes of its results, as `NetworkSpec.outputs` has them.
 
     Args:
         integers: What `qat.deploy(model).integers` or `load_packed(folder).integers` hold.
@@ -95,9 +95,12 @@ class _Builder:
 
     def model(self) -> onnx.ModelProto:
         network = self.integers.network
-        last = network.layers[-1]
-        shape = (self.batch, last.out_channels, last.out_height, last.out_width)
-        self.nodes.append(helper.make_node("Identity", [self.names[last.name]], [CODES], name=CODES))
+        results = []
+        for number, name in enumerate(network.outputs):
+            result = CODES if len(network.outputs) == 1 else f"{CODES}_{number}"
+            shape = (self.batch, self._channels(name), *self._size(name))
+            self.nodes.append(helper.make_node("Identity", [self.names[name]], [result], name=result))
+            results.append(helper.make_tensor_value_info(result, TensorProto.FLOAT, shape))
         values = list(self.values.values())
         if self.dialect is Dialect.QONNX:  # qonnx runs node by node and asks for the type of constants too
             values += [helper.make_tensor_value_info(c.name, c.data_type, list(c.dims)) for c in self.constants]
@@ -106,7 +109,7 @@ class _Builder:
             self.nodes,
             network.name,
             [helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, pixels)],
-            [helper.make_tensor_value_info(CODES, TensorProto.FLOAT, shape)],
+            results,
             self.constants,
             value_info=values,
         )
