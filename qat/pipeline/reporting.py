@@ -76,9 +76,10 @@ def _foretold(cfg: Config, run: RunFolder, trials: Sequence[Trial]) -> list[tupl
 
 
 def _sensitivity(run: RunFolder) -> dict[str, float]:
-    """Loss increase of each layer at its lowest precision."""
+    """Loss increase of each layer at its lowest precision; of tied ones that of all together."""
     profile = _profile(run)
-    return {name: max(row) for name, row in zip(profile.dimensions, profile.loss_increase, strict=True)}
+    rows = zip(profile.dimensions, profile.loss_increase, strict=True)
+    return {layer: max(row) for dimension, row in rows for layer in dimension.split("+")}
 
 
 def _curve(path: Path, score: str) -> list[tuple[int, float]]:

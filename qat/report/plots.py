@@ -91,9 +91,10 @@ def precision(report: CostReport, sensitivity: Mapping[str, float]) -> Figure:
 
     Args:
         report: Cost of the configuration.
-        sensitivity: Loss increase of each layer at its lowest precision, by layer name.
+        sensitivity: Loss increase of each layer at its lowest precision, by layer name.  Layers that use another
+            one's weights are not among them and not drawn.
     """
-    layers = [layer for layer in report.layers if layer.weights]
+    layers = [layer for layer in report.layers if layer.name in sensitivity]
     names = [layer.name for layer in layers]
     figure = _figure(max(6.0, 0.52 * len(names)), 4.6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
@@ -105,7 +106,7 @@ def precision(report: CostReport, sensitivity: Mapping[str, float]) -> Figure:
         top.annotate(text, (bar.get_x() + bar.get_width() / 2, bar.get_height()), ha="center", va="bottom", fontsize=7)
     top.set_ylabel("stored bits / weight")
     top.margins(y=0.25)
-    bottom.bar(names, [max(sensitivity.get(name, 0.0), 0.0) for name in names], color=GREY)
+    bottom.bar(names, [max(sensitivity[name], 0.0) for name in names], color=GREY)
     bottom.set_ylabel("loss increase\nat lowest precision")
     bottom.tick_params(axis="x", labelrotation=90, labelsize=7)
     for axes in (top, bottom):

@@ -187,3 +187,14 @@ def test_a_layer_may_feed_itself() -> None:
 
     network = qat.trace(Twice(), SHAPE)
     assert [layer.weights_of for layer in network.layers] == [None, "conv"]
+
+
+def test_training_is_one_graph(model: TwoLevels) -> None:
+    quantized = _quantized(model).train()
+    eager = copy.deepcopy(quantized)
+    compiled = torch.compile(quantized, fullgraph=True, backend="aot_eager")
+    x_NCHW = torch.rand(4, *SHAPE)
+    for network in (eager, compiled):
+        sum(result.square().sum() for result in network(x_NCHW)).backward()
+    for ours, theirs in zip(quantized.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=0.01, atol=1e-4 * float(theirs.grad.abs().max()))
