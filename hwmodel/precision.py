@@ -258,7 +258,8 @@ def uniform(
         network: The network to configure.
         weight_bit_width: 1..8, for the layers between first and last.
         act_bit_width: 1..8 or 16, for the layers between first and last.
-        end_bit_width: Weight and activation bits of first and last layer; `None` treats them like the others.
+        end_bit_width: Weight and activation bits of first and last layer; `None` treats them like the others.  The
+            last one in execution order, also where a network has several results.
         sum_bit_width: Bits at which additions read their operands.
     """
     owners = {layer.name: layer.weights_of or layer.name for layer in network.weighted}

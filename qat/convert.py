@@ -122,8 +122,8 @@ def _nominal_spec(graph: Graph) -> NetworkSpec:
 class QuantNetwork(nn.Module):
     """A network of quantized layers.
 
-    Sub-modules have the paths of the float model's layers.  `forward` maps normalised float images (N, C, H, W) to
-    logits or maps on the output quantizer's grid.
+    Sub-modules of `quantized` have the paths of the float model's layers.  `forward` maps normalised float images
+    (N, C, H, W) to logits or maps on the output quantizer's grid.
 
     Args:
         graph: The float model's graph.
@@ -148,11 +148,13 @@ class QuantNetwork(nn.Module):
         signed = _signedness(graph)
         self._producers = {node.name: node.inputs for node in graph.nodes}
         self.input_quantizer = ActQuantizer(widths[INPUT], signed=True, scale_rule=scale_rule)
+        self.quantized = nn.Module()  # whatever the float model's modules are called, nothing here is called so
         for node in graph.nodes:
             quantizer = ActQuantizer(widths[node.name], signed[node.name], scale_rule)
             self._place(node.name, self._build(node, quantizer, signed))
         self._last_use = _last_uses(graph)
         self.register_state_dict_pre_hook(_refresh)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_at_their_paths)  # type: ignore[no-untyped-call]
 
     def _build(self, node: Node, ofm_quantizer: ActQuantizer, signed: Mapping[str, bool]) -> nn.Module:
         if node.op in (Op.CONV, Op.LINEAR):
@@ -179,7 +181,7 @@ class QuantNetwork(nn.Module):
         return Relay(node)
 
     def _place(self, path: str, layer: nn.Module) -> None:
-        parent: nn.Module = self
+        parent: nn.Module = self.quantized
         *parents, last = path.split(".")
         for name in parents:
             if name not in parent._modules:
@@ -201,7 +203,7 @@ class QuantNetwork(nn.Module):
 
     def layer(self, name: str) -> nn.Module:
         """The quantized layer of that name."""
-        return self.get_submodule(name)
+        return self.quantized.get_submodule(name)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -303,6 +305,17 @@ def _refresh(model: nn.Module, *_: Any) -> None:
     for module in model.modules():
         if isinstance(module, QuantWeighted):
             module.weight_quantizer.refresh(module.weight_OIHW)
+
+
+def _at_their_paths(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    """Older checkpoints have layers beside the input's quantizer."""
+    names = [name for name in state if name.startswith(prefix)]
+    if any(name.startswith(f"{prefix}quantized.") for name in names):
+        return
+    for name in names:
+        path = name.removeprefix(prefix)
+        if path.split(".")[0] not in ("input_quantizer", "_extra_state"):
+            state[f"{prefix}quantized.{path}"] = state.pop(name)
 
 
 def differences(found: NetworkConfig, expected: NetworkConfig) -> list[str]:

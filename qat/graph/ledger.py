@@ -40,9 +40,16 @@ class Ledger:
         """Results of size() and the like: only for views."""
         self.left_out: list[str] = []
         self._owners: dict[int, str] = {}
+        """Layers with weights by the id of their module."""
+        self._weights: dict[int, str] = {}
+        """Modules by the id of their weights."""
 
     def add(self, node: fx.Node, layer: Node) -> None:
         """A traced node is a layer."""
+        if layer.name == INPUT:
+            raise TraceError(f"{self.where(node)}: {INPUT!r} is the network's input in files and reports; rename it")
+        if layer.name in self.nodes:
+            raise TraceError(f"{self.where(node)}: there is a layer {layer.name!r} already; give each call its own")
         self.nodes[layer.name] = layer
         self.alias[node] = layer.name
 
@@ -92,29 +99,32 @@ class Ledger:
         given = dict(zip((name for name, _ in names), node.args[1:], strict=False)) | node.kwargs
         return [given.get(name, default) for name, default in names]
 
-    def claim(self, path: str) -> tuple[str, str | None]:
+    def claim(self, node: fx.Node, path: str) -> tuple[str, str | None]:
         """Name of a layer with weights, and of the earlier layer that has them if its module was called before."""
-        owner = self._owners.setdefault(id(self.modules[path]), path)
-        if owner not in self.nodes:
-            return owner, None
-        count = 2
-        while f"{owner}_{count}" in self.nodes or f"{owner}_{count}" in self.modules:
+        module = self.modules[path]
+        tied = self._weights.setdefault(id(module.weight), path)
+        if self.modules[tied] is not module:
+            raise TraceError(f"{self.where(node)}: its weights are those of module {tied!r}; call that one twice")
+        owner = self._owners.get(id(module))
+        if owner is None:
+            self._owners[id(module)] = path
+            return path, None
+        return self._unused(owner, 2), owner
+
+    def _unused(self, name: str, count: int) -> str:
+        """A name that no layer and no module has."""
+        while (unique := name if count == 1 else f"{name}_{count}") in self.nodes or unique in self.modules:
             count += 1
-        return f"{owner}_{count}", owner
+        return unique
 
     def call_name(self, node: fx.Node, what: str) -> str:
         """A module's path, or for functions the path of the module that calls them plus what they do."""
         if node.op == "call_module":
             name = str(node.target)
-        else:
-            stack = list((node.meta.get("nn_module_stack") or {}).values())
-            path = stack[-1][0] if stack else ""
-            name = f"{path}.{what}" if path else what
-        unique, count = name, 1
-        while unique in self.nodes or (unique in self.modules and node.op != "call_module"):
-            count += 1
-            unique = f"{name}_{count}"
-        return unique
+            return name if name not in self.nodes else self._unused(name, 2)
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        path = stack[-1][0] if stack else ""
+        return self._unused(f"{path}.{what}" if path else what, 1)
 
     def where(self, node: fx.Node) -> str:
         """The place of a traced node, for messages."""

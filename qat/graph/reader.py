@@ -79,7 +79,10 @@ class Reader(GeometryReader):
             raise TraceError(
                 f"{type(self.model).__name__} must return a tensor or a tuple of tensors, it returns {result}"
             )
-        return tuple(self.source(part, node) for part in parts)
+        names = tuple(self.source(part, node) for part in parts)
+        if len(set(names)) < len(names):
+            raise TraceError(f"{type(self.model).__name__} returns a feature map twice: {', '.join(names)}")
+        return names
 
     def _needed_for(self, outputs: tuple[str, ...]) -> tuple[Node, ...]:
         needed, queue = set(), [*outputs]
@@ -163,7 +166,7 @@ class Reader(GeometryReader):
         else:
             begin = end = pair(padding)
         top, left, bottom, right = self.padding.pop(self.argument(node), (0, 0, 0, 0))
-        name, owner = self.claim(path)
+        name, owner = self.claim(node, path)
         before, after = (begin[0] + top, begin[1] + left), (end[0] + bottom, end[1] + right)
         self.add(
             node,
@@ -186,7 +189,7 @@ class Reader(GeometryReader):
 
     def _read_linear(self, node: fx.Node, path: str) -> None:
         module = cast(nn.Linear, self.modules[path])
-        name, owner = self.claim(path)
+        name, owner = self.claim(node, path)
         layer = Node(name, Op.LINEAR, self.inputs(node), module=module, weights_of=owner)
         layer.in_channels, layer.out_channels = module.in_features, module.out_features
         self.add(node, layer)
@@ -206,9 +209,10 @@ class Reader(GeometryReader):
         self.add(node, Node(name, Op.SCALE, self.inputs(node), in_channels=channels, batch_norm=module))
 
     def _use_norm(self, node: fx.Node, module: BatchNorm, layer: str) -> None:
-        """A batch norm joins one layer, in all its calls."""
-        if self._normalised.setdefault(id(module), layer) != layer:
-            self.refuse(node, "a batch norm that is used behind several layers; give each its own")
+        """A batch norm joins one layer, in all its calls, or stands by itself once."""
+        known = self._normalised.setdefault(id(module), layer)
+        if known != layer or (layer in self.nodes and self.nodes[layer].op is Op.SCALE):
+            raise TraceError(f"{self.where(node)}: a batch norm that is used behind several layers; give each its own")
 
     def _read_activation(self, node: fx.Node, activation: str, negative_slope: float = 0.0) -> None:
         before = self.only_reader_of(node)

@@ -9,6 +9,9 @@
 |                        | proposals' convolutions                 | regions, the box head's linear layers   |
 | FCOS                   | ResNet and feature pyramid              | head (it has group norm), boxes         |
 
+Where batch norm takes the place of group norm (`qat.models.with_batch_norm`) or of the division by length
+(`qat.models.ssd300_bn`), the head's convolutions run in hardware too.
+
 Source: torchvision.models.detection, of which the modules are used as they are.
 """
 

@@ -85,10 +85,14 @@ class FloatPart:
 
     def _run(self, maps: Sequence[Tensor], true: list[Mapping[str, Tensor]] | None) -> Any:
         """The detector's `forward` for maps: losses with true boxes, else answers; in float32."""
-        whole = copy.copy(self.detector)
-        whole.__dict__["_modules"] = {**self.detector._modules, **self.stand_ins(maps), "transform": _Unchanged()}
+        parts = {**self.detector._modules, **self.stand_ins(maps), "transform": _Unchanged()}
+        # The mode says whether losses or answers are asked for; what is inside the parts keeps its own.
+        whole = in_mode(self.detector, true is not None)
+        whole.__dict__["_modules"] = {
+            name: in_mode(part, true is not None) for name, part in parts.items() if part is not None
+        }
         # While a quantized network is trained, the float model may be on another device.
-        whole = whole.train(true is not None).to(maps[0].device)
+        whole = whole.to(maps[0].device)
         images = maps[0].new_empty(()).expand(len(maps[0]), 3, *self.image_size(maps))  # only their size matters
         with torch.autocast(maps[0].device.type, enabled=False):
             return whole(images, true)
@@ -97,6 +101,13 @@ class FloatPart:
 def as_4d(maps: Sequence[Tensor]) -> list[Tensor]:
     """Maps (N, C, H, W); a quantized network gives a map of one pixel as a row."""
     return [part if part.dim() == 4 else part[:, :, None, None] for part in maps]
+
+
+def in_mode(module: nn.Module, training: bool) -> nn.Module:
+    """A copy in training or inference mode that shares all sub-modules, in theirs, and all weights."""
+    copied = copy.copy(module)
+    copied.training = training
+    return copied
 
 
 def by_level(maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:

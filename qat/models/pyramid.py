@@ -21,7 +21,7 @@ are used as they are.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,9 +29,12 @@ from torchvision.models import detection
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from qat.errors import TraceError
 from qat.models.float_part import FloatPart
 from qat.models.heads import Suppression
 from qat.models.pyramid_float_part import DenseFloatPart, GroupNormFloatPart, TwoStageFloatPart
+
+Dense = TypeVar("Dense", RetinaNet, FCOS)
 
 _RANDOM = {"weights": None, "weights_backbone": None}
 
@@ -133,26 +136,41 @@ class TwoStagePyramid(Pyramid):
 
 
 def pyramid_of(detector: RetinaNet | FCOS | FasterRCNN) -> Pyramid:
-    """The hardware part of a detector; its modules are shared, not copied."""
-    if isinstance(detector, RetinaNet):
-        return RetinaNetPyramid(detector, DenseFloatPart(detector))
+    """The hardware part of a detector; its modules are shared, not copied.
+
+    Raises:
+        TraceError: The pyramid stands on another backbone than ResNet's stages.
+    """
+    pixels = _finest_stride(detector)
     if isinstance(detector, FasterRCNN):
-        return TwoStagePyramid(detector, TwoStageFloatPart(detector))
+        return TwoStagePyramid(detector, TwoStageFloatPart(detector, pixels))
     if any(isinstance(module, nn.GroupNorm) for module in detector.head.modules()):
-        return Pyramid(detector, GroupNormFloatPart(detector))
-    return FcosPyramid(detector, DenseFloatPart(detector))
+        return Pyramid(detector, GroupNormFloatPart(detector, pixels))
+    kind = RetinaNetPyramid if isinstance(detector, RetinaNet) else FcosPyramid
+    return kind(detector, DenseFloatPart(detector, pixels))
 
 
-def with_batch_norm(detector: FCOS) -> FCOS:
-    """The detector with batch norms in place of its head's group norms, so that hardware runs the head.
+def _finest_stride(detector: RetinaNet | FCOS | FasterRCNN) -> int:
+    """Pixels of the image per cell of the finest map: 4 behind ResNet's first stage, doubled by each."""
+    stages = list(getattr(detector.backbone.body, "return_layers", {}))
+    numbers = {f"layer{number}": number for number in range(1, 5)}
+    if not stages or any(stage not in numbers for stage in stages):
+        raise TraceError(
+            f"{type(detector).__name__} has a pyramid on {stages}, expected stages layer1..layer4 of a ResNet"
+        )
+    return int(2 ** (numbers[stages[0]] + 1))
+
+
+def with_batch_norm(detector: Dense) -> Dense:
+    """The detector, FCOS or RetinaNet, with batch norms in place of its head's group norms: hardware runs such a head.
 
     All levels share them, as they share the head.  They start as new ones: published weights of the head need
     training.
     """
-    for branch in (detector.head.classification_head, detector.head.regression_head):
-        for name, module in branch.conv.named_children():
+    for parent in list(detector.head.modules()):
+        for name, module in parent.named_children():
             if isinstance(module, nn.GroupNorm):
-                setattr(branch.conv, name, nn.BatchNorm2d(module.num_channels))
+                setattr(parent, name, nn.BatchNorm2d(module.num_channels))
     return detector
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import clip_boxes_to_image
 
-from qat.models.float_part import FloatPart, Given, as_4d, by_level, rows_of
+from qat.models.float_part import FloatPart, Given, as_4d, by_level, in_mode, rows_of
 from qat.models.heads import Detections, Suppression, suppress_candidates
 
 SMALLEST_BOX = 1e-2
@@ -31,12 +32,13 @@ class DenseFloatPart(FloatPart):
 
     Args:
         detector: Its modules are shared, not copied.
+        pixels: Pixels of the image per cell of the finest map, in both directions.
     """
 
     detector: RetinaNet | FCOS
 
-    def __init__(self, detector: RetinaNet | FCOS) -> None:
-        super().__init__(detector, pixels=8, first_label=0)
+    def __init__(self, detector: RetinaNet | FCOS, pixels: int) -> None:
+        super().__init__(detector, pixels, first_label=0)
 
     @property
     def columns(self) -> dict[str, int]:
@@ -105,10 +107,11 @@ class DenseFloatPart(FloatPart):
 
 
 class GroupNormFloatPart(DenseFloatPart):
-    """The same behind the maps of FCOS's pyramid: its head has group norm, which no layer of the hardware does.
+    """The same behind the maps of the pyramid, if the head has group norm, which no layer of the hardware does.
 
     Args:
         detector: Its modules are shared, not copied.
+        pixels: Pixels of the image per cell of the finest map, in both directions.
     """
 
     def features(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -134,12 +137,13 @@ class TwoStageFloatPart(FloatPart):
 
     Args:
         detector: Its modules are shared, not copied.
+        pixels: Pixels of the image per cell of the finest map, in both directions.
     """
 
     detector: FasterRCNN
 
-    def __init__(self, detector: FasterRCNN) -> None:
-        super().__init__(detector, pixels=4, first_label=1)
+    def __init__(self, detector: FasterRCNN, pixels: int) -> None:
+        super().__init__(detector, pixels, first_label=1)
 
     def parts(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Features, objectness and offsets of proposals, level by level."""
@@ -185,7 +189,7 @@ class TwoStageFloatPart(FloatPart):
 
     def _proposals(self, levels: list[Tensor], logits: list[Tensor], offsets: list[Tensor]) -> list[Tensor]:
         """Boxes in pixels that may hold an object, of each image, shape (K, 4)."""
-        rpn = self.detector.rpn.eval()
+        rpn: Any = in_mode(self.detector.rpn, training=False)
         images, (rows, columns) = len(levels[0]), self.image_size(levels)
         counts = [level[0].numel() for level in logits]
         batch = ImageList(levels[0].new_empty((1, 1, rows, columns)), [(rows, columns)])

@@ -184,8 +184,7 @@ class SearchSpace:
         if not names:
             raise ConfigError(f"network {network.name!r} has no layer with weights, nothing to search")
         owners = [layer.weights_of or layer.name for layer in network.weighted]
-        own_rules = _rules(names, settings)
-        rules = {name: own_rules[owner] for name, owner in zip(names, owners, strict=True)}
+        rules = _rules(names, owners, settings)
         groups = _groups(names, owners, settings.groups)
         ordered: dict[str, tuple[LayerConfig, ...]] = {}
         for group in groups:
@@ -397,8 +396,10 @@ def _matching(pattern: str, names: Sequence[str], where: str) -> list[str]:
     return found
 
 
-def _rules(names: Sequence[str], settings: SpaceSettings) -> dict[str, LayerRule]:
-    rules = dict.fromkeys(names, settings.rule)
+def _rules(names: Sequence[str], owners: Sequence[str], settings: SpaceSettings) -> dict[str, LayerRule]:
+    """Rule of each layer; what is said of one call of a layer is said of all."""
+    owner_of = dict(zip(names, owners, strict=True))
+    rules = dict.fromkeys(owners, settings.rule)
     rules[names[0]] = replace(settings.rule, act_bit_widths=(settings.first_act_bit_width,))
     known = [f.name for f in fields(LayerRule)]
     for pattern, changes in settings.layers.items():
@@ -406,27 +407,29 @@ def _rules(names: Sequence[str], settings: SpaceSettings) -> dict[str, LayerRule
         unknown = [name for name in changes if name not in known]
         if unknown:
             raise ConfigError(f"search.layers[{pattern!r}] has unknown fields {unknown}, expected some of {known}")
-        for name in matching:
+        for owner in dict.fromkeys(owner_of[name] for name in matching):
             try:
-                rules[name] = replace(rules[name], **changes)
+                rules[owner] = replace(rules[owner], **changes)
             except (ConfigError, SpecError) as error:
                 raise ConfigError(f"search.layers[{pattern!r}]: {error}") from error
-    return rules
+    return {name: rules[owner] for name, owner in owner_of.items()}
 
 
 def _groups(
     names: Sequence[str], owners: Sequence[str], patterns: Sequence[Sequence[str]]
 ) -> tuple[tuple[int, ...], ...]:
-    """Columns that are tied: by patterns, and because they use the same weights."""
-    owner: dict[str, int] = {}
+    """Columns that are tied: by patterns, and because they are calls of one layer."""
+    owner_of = dict(zip(names, owners, strict=True))
+    number_of: dict[str, int] = {}
     for number, group in enumerate(patterns):
         if isinstance(group, str):
             raise ConfigError(f"search.groups[{number}]={group!r}, expected a list of patterns")
         for pattern in group:
             for name in _matching(pattern, names, f"search.groups[{number}]"):
-                if owner.setdefault(name, number) != number:
-                    raise ConfigError(f"layer {name!r} is in search.groups {owner[name]} and {number}, expected one")
+                known = number_of.setdefault(owner_of[name], number)
+                if known != number:
+                    raise ConfigError(f"layer {name!r} is in search.groups {known} and {number}, expected one")
     groups: dict[object, list[int]] = {}
-    for column, name in enumerate(owners):
-        groups.setdefault(owner.get(name, name), []).append(column)
+    for column, owner in enumerate(owners):
+        groups.setdefault(number_of.get(owner, owner), []).append(column)
     return tuple(tuple(columns) for columns in groups.values())

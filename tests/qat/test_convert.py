@@ -236,3 +236,36 @@ def test_taylor_masks_need_gradients_and_gradual_ones_reach_their_density() -> N
         assert mask is not None
         counts.append(int(mask.sum()))
     assert counts[0] == 100 > counts[1] > counts[2] == 10
+
+
+class _Taken(nn.Module):
+    """Modules called like attributes of a `QuantNetwork`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        self.weighted_layers = nn.Conv2d(4, 4, 3)
+        self.input_quantizer = nn.Sequential(nn.Conv2d(4, 2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps."""
+        return self.input_quantizer(self.weighted_layers(self.network(x)))
+
+
+def test_modules_may_have_any_name() -> None:
+    model = _Taken()
+    quantized = qat.prepare(model, uniform(qat.trace(model, (3, 12, 12)), 4, 4), (3, 12, 12))
+    quantized.calibrate([torch.rand(2, 3, 12, 12)])
+    assert list(quantized.weighted_layers) == ["network.0", "weighted_layers", "input_quantizer.0"]
+    assert quantized(torch.rand(1, 3, 12, 12)).shape == (1, 2, 6, 6)
+
+
+def test_checkpoints_of_before_layers_had_a_container_load() -> None:
+    torch.manual_seed(0)
+    model = Residual()
+    old, new = (qat.prepare(model, uniform(qat.trace(model, (3, 16, 16)), 4, 4), (3, 16, 16)) for _ in range(2))
+    old.calibrate([torch.rand(4, 3, 16, 16)])
+    state = {name.removeprefix("quantized."): value for name, value in old.state_dict().items()}
+    new.load_state_dict(state, strict=True)
+    x_NCHW = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(new.eval()(x_NCHW), old.eval()(x_NCHW), rtol=0, atol=0)

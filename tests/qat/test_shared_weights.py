@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qat
@@ -152,10 +153,36 @@ def test_a_search_ties_the_calls(model: TwoLevels) -> None:
     )
 
 
+def test_what_is_said_of_a_later_call_is_said_of_the_layer(model: TwoLevels) -> None:
+    network, rule = qat.trace(model, SHAPE), LayerRule(weight_bit_widths=(1, 2, 4))
+    settings = SpaceSettings(rule=rule, layers={"head.0_2": {"weight_bit_widths": (8,), "act_bit_widths": (2,)}})
+    choices = SearchSpace.from_network(network, settings).choices_by_layer
+    for name in ("head.0", "head.0_2"):
+        assert {(one.weight_bit_width, one.act_bit_width) for one in choices[name] if not one.sparsity} == {(8, 2)}
+    space = SearchSpace.from_network(network, SpaceSettings(rule=rule, groups=[["head.0_2", "down"]]))
+    assert space.dimensions == ("stem", "down+head.0", "last")
+
+
+def test_names_of_later_calls_are_those_of_no_module() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.pool_2 = nn.MaxPool2d(2), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pool(self.pool_2(self.pool(x)))
+
+    network = qat.trace(Named(), SHAPE)
+    assert [layer.name for layer in network.layers] == ["pool", "pool_2", "pool_3"]
+
+
 class _Wrong(TwoLevels):
     def __init__(self, then) -> None:  # type: ignore[no-untyped-def]
         super().__init__()
         self.other = nn.BatchNorm2d(8)
+        self.tied = nn.Conv2d(8, 8, 3, padding=1)
+        self.tied.weight = self.head[0].weight
+        self.input = nn.Conv2d(8, 8, 1)
         self.then = then
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -169,6 +196,13 @@ class _Wrong(TwoLevels):
         (lambda m, x: m.head(x) + m.other(m.head[0](x)), "with different batch norms behind"),
         (lambda m, x: m.head[1](m.head[0](x)) + m.head[1](m.down(x)), "a batch norm that is used behind several"),
         (lambda m, x: (m.last(x), m.last(m.head(x)))[1], "the result of its first call is not used"),
+        (
+            lambda m, x: m.other(F.max_pool2d(x, 2)) + m.other(F.avg_pool2d(x, 2)),
+            "module 'other': a batch norm that is",
+        ),
+        (lambda m, x: m.tied(m.head[0](x)), "module 'tied': its weights are those of module 'head.0'; call that one"),
+        (lambda m, x: (m.last(x),) * 2, "returns a feature map twice: last, last"),
+        (lambda m, x: m.input(x), "module 'input': 'input' is the network's input in files and reports; rename it"),
     ],
 )
 def test_what_cannot_be_shared_is_named(then, message: str) -> None:  # type: ignore[no-untyped-def]

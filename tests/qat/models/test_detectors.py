@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import qat
 from hwmodel import load_network, uniform
@@ -173,3 +175,34 @@ def test_a_head_is_quantized_once_for_all_levels(name: str, layers: int, tmp_pat
 def test_what_is_no_such_detector() -> None:
     with pytest.raises(TraceError, match=r"Linear has no part that hardware runs; expected SSD, or RetinaNet"):
         hardware_part(nn.Linear(2, 2))
+
+
+def test_a_head_with_group_norm_stays_in_float_and_with_batch_norm_does_not() -> None:
+    detector = detection.retinanet_resnet50_fpn_v2(**SMALL)
+    assert len(trace(hardware_part(detector), (3, 128, 128)).outputs) == 5
+    assert len(trace(hardware_part(with_batch_norm(detector)), (3, 128, 128)).outputs) == 10
+
+
+def test_the_size_of_a_cell_follows_from_the_stages_of_the_backbone() -> None:
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, returned_layers=[1, 2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
+    )
+    part = hardware_part(detection.RetinaNet(backbone, 3))
+    with torch.no_grad():
+        assert part.float_part.image_size(part.eval()(torch.rand(1, 3, 128, 128))) == (128, 128)
+    mobile = detection.fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None)
+    with pytest.raises(TraceError, match=r"FasterRCNN has a pyramid on .* expected stages layer1..layer4 of a ResNet"):
+        hardware_part(mobile)
+
+
+def test_measuring_a_loss_changes_nothing() -> None:
+    """Norms of a box head keep their statistics, and every module its mode."""
+    part = hardware_part(detection.fasterrcnn_resnet50_fpn_v2(**SMALL)).eval()
+    before = {name: value.clone() for name, value in part.state_dict().items()}
+    true = [{"boxes": torch.tensor([[10.0, 20.0, 60.0, 90.0]]), "labels": torch.tensor([1])}] * 2
+    with torch.no_grad():
+        maps = part(torch.rand(2, 3, 128, 128))
+        part.float_part.loss(maps, true)
+        part.float_part.detections(maps)
+    assert not any(module.training for module in part.modules())
+    assert all(torch.equal(value, before[name]) for name, value in part.state_dict().items())
