@@ -6,9 +6,10 @@
 Both price the resources: at any prices, the cheapest priced option of each group gives a lower bound.  The best prices,
 and with them the linear relaxation, come by column generation (`hwmodel.pricing`).  The choices met on the way, their
 mix and noisy prices suggest choices, which exchanges of one or two options bring within the budgets and improve; when
-choice and bound meet, the choice is optimal.  What that leaves open is decided by HiGHS: for up to `PROVEN_GROUPS`
-groups by branch and cut; with more by branch and cut among the options that the prices leave, if they are few.  Where
-none succeeds the best choice found stands, and the solution states the bound that is proven.
+choice and bound meet, the choice is optimal.  Whether there is any choice that this leaves open is decided by the
+partial choices that neither prices nor other ones exclude (`hwmodel.enumeration`), if they are few.  What is open after
+that is decided by HiGHS, for up to `PROVEN_GROUPS` groups.  With more the best choice found stands, and the solution
+states the bound that is proven.
 
 Source:
     Kellerer, Pferschy, Pisinger: Knapsack Problems, Springer 2004, chapters 9 and 11.  HiGHS: scipy.optimize.milp.
