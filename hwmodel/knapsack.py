@@ -24,7 +24,7 @@ from math import ceil
 import numpy as np
 
 from hwmodel.exchanges import Array, Floats
-from hwmodel.problem import COARSE, NO_LIMIT, POLISHED, PROVEN_GROUPS, STARTS, Answers, Choices, Problem
+from hwmodel.problem import COARSE, NO_LIMIT, POLISHED, PROVEN_GROUPS, QUICK_STARTS, STARTS, Answers, Choices, Problem
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,8 @@ def cheapest(
     gap: float = 0.0,
     start: Sequence[int] = (),
     prices: Sequence[float] = (),
+    *,
+    is_quick: bool = False,
 ) -> Solution:
     """The choice whose sum of keys is least.
 
@@ -146,6 +148,7 @@ def cheapest(
         gap: With more than `PROVEN_GROUPS` groups, a choice within this share of the bound is good enough.
         start: Rows of a choice within the budgets, to begin with.
         prices: Prices to begin with, such as those of a similar problem.
+        is_quick: Whether exchanges set out from few choices: where a similar problem has a choice of about this limit.
 
     Returns:
         The best choice found within budgets and limit.
@@ -167,7 +170,8 @@ def cheapest(
     relaxed = problem.priced(key, np.array(prices) if prices else np.zeros(len(budgets)), upper, gap)
     lower, best_price = relaxed.bound, relaxed.prices
     if ceil(lower - 1e-6) < upper * (1 - gap):
-        for found in problem.descended(key, relaxed, min(upper - lower, COARSE * upper), STARTS, POLISHED):
+        effort = (QUICK_STARTS, 1) if is_quick else (STARTS, POLISHED)
+        for found in problem.descended(key, relaxed, min(upper - lower, COARSE * upper), *effort):
             offer(found)
             if ceil(lower - 1e-6) >= upper * (1 - gap):
                 break

@@ -46,6 +46,9 @@ DESCENT_OPTIONS = 400
 STARTS = 12
 """Choices from which exchanges set out: as many with noise, and as many of the relaxation."""
 
+QUICK_STARTS = 4
+"""As many with noise where a similar problem has been solved."""
+
 NOISE = 0.5
 """Noise of the prices of the last of them, in shares of what a choice may be dearer than the bound."""
 
@@ -64,7 +67,7 @@ NEARBY = (0.02, 0.05, 0.1, 0.2)
 QUICK = 2 + 3 * STARTS
 """Choices of exchanges that are looked at before enumeration goes on."""
 
-FEW_PARTIAL = 100
+FEW_PARTIAL = 16
 """Partial choices at which enumeration is given up before exchanges are tried."""
 
 MOST_PARTIAL = 2_000
@@ -344,9 +347,9 @@ class Problem:
         begins = np.unique(begins[(begins >= 0).all(axis=1)], axis=0)
         found = wide[descended(key[wide], self.share[wide], group[wide], begins, penalty)]
         over = np.maximum(0.0, self.share[found].sum(axis=1) - 1).sum(axis=1)
-        rank = np.argsort(key[found].sum(axis=1) + penalty * over, kind="stable")
-        yield from found[rank]
-        for chosen in found[rank[:polished]]:
+        _, first = np.unique(key[found].sum(axis=1) + penalty * over, return_index=True)
+        yield from found[first]
+        for chosen in found[first[:polished]]:
             yield by_pairs(chosen)
 
     def repaired(self, chosen: Array) -> Array:
