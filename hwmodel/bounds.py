@@ -59,8 +59,7 @@ class OpenSplits:
     @cached_property
     def _buffers(self) -> Array:
         """Shape (candidates, engines, resources)."""
-        engine = self._cuts.segments.engine
-        return np.array([engine.buffer_use(one) for one in self._candidates])
+        return self._cuts.segments.engine.buffer_uses(self._candidates)
 
     @cached_property
     def _is_slow(self) -> NDArray[np.bool_]:

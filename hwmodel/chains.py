@@ -73,31 +73,31 @@ class Chain:
     def weight_words(self) -> Array:
         """Shape (layers + 1, engines): words of resident weights of the layers before one."""
         column = FIELDS.index("weight_words")
-        return _prefixes(np.cumsum(self._stacked([need[column] for need in self.needs]), axis=0))
+        return prefixes(np.cumsum(self._stacked([need[column] for need in self.needs]), axis=0))
 
     @cached_property
     def loaded_words(self) -> Array:
         """Shape (layers + 1, engines): words for loaded weights if the layers from one on do not keep theirs."""
         column = FIELDS.index("loaded_words")
         words = self._stacked([need[column] for need in self.needs[::-1]])
-        return _prefixes(np.maximum.accumulate(words, axis=0))[::-1]
+        return prefixes(np.maximum.accumulate(words, axis=0))[::-1]
 
     @cached_property
     def before(self) -> Array:
         """Shape (layers + 1, `SUMMED`, engines): sums over the layers before one."""
-        return _prefixes(np.cumsum(self._stacked(self.needs, len(FIELDS))[:, _SUMMED], axis=0))
+        return prefixes(np.cumsum(self._stacked(self.needs, len(FIELDS))[:, _SUMMED], axis=0))
 
     @cached_property
     def after(self) -> Array:
         """Shape (layers + 1, `MAXIMISED`, engines): maxima over the layers from one on."""
-        return _prefixes(np.maximum.accumulate(self._stacked(self.needs[::-1], len(FIELDS))[:, _MAXIMISED], axis=0))[
+        return prefixes(np.maximum.accumulate(self._stacked(self.needs[::-1], len(FIELDS))[:, _MAXIMISED], axis=0))[
             ::-1
         ]
 
     @cached_property
     def cycles(self) -> Array:
         """Shape (layers + 1, engines): cycles of the layers from one on."""
-        return _prefixes(np.cumsum(self._stacked(self.layer_cycles[::-1]), axis=0))[::-1]
+        return prefixes(np.cumsum(self._stacked(self.layer_cycles[::-1]), axis=0))[::-1]
 
     def _stacked(self, rows: Sequence[Array], *inner: int) -> Array:
         """Rows of shape (*inner, engines) as one array, also if there are none."""
@@ -128,7 +128,7 @@ class SharedRows:
         return slice(int(low), int(high))
 
 
-def _prefixes(accumulated: Array) -> Array:
+def prefixes(accumulated: Array) -> Array:
     """Accumulated values with a row of zeros, for no layer, before them."""
     return np.concatenate([np.zeros_like(accumulated[:1], shape=(1, *accumulated.shape[1:])), accumulated])
 

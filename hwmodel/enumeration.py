@@ -1,17 +1,24 @@
-"""Every choice of a multiple-choice knapsack that no prices exclude, where those are few."""
+"""Whether a multiple-choice knapsack has any choice, by partial choices that no prices and no other one exclude."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwmodel.exchanges import TINY, Array, Floats
 
+ROUNDING = 1e-12
+"""Difference between sums of shares that counts as none."""
 
-def enumerated(share: Floats, group: Array, weights: Floats, most: int) -> tuple[Array, bool]:
-    """All choices whose price is within the budgets at each of some prices.
+COMPARED = 64
+"""Partial choices that all others are compared with at once."""
+
+
+def any_within(share: Floats, group: Array, weights: Floats, most: int) -> tuple[Array | None, bool]:
+    """A choice of one option per group within the budgets, and whether it is certain that there is none if none came.
 
     Groups are gone through one after the other.  Of the partial choices those stay that the cheapest options of the
-    groups to come can complete at all prices, so that near a bound that is nearly reached few do.
+    groups to come can complete at all prices, and that take less of some budget than any other one.
 
     Args:
         share: Shape (options, resources): what an option takes of each budget.
@@ -20,33 +27,66 @@ def enumerated(share: Floats, group: Array, weights: Floats, most: int) -> tuple
         most: Partial choices at which this is given up.
 
     Returns:
-        Shape (choices, groups): options of each choice; none if it was given up.  And whether it was not.
+        The option of each group, or None; and whether the answer is certain.
     """
     priced = share @ weights.T
     starts = np.flatnonzero(np.diff(group, prepend=-1))
+    sizes = np.diff(starts, append=len(group))
     least = np.minimum.reduceat(priced, starts)
-    extra = (priced - least[group]).max(axis=1)
+    extra = (priced - np.repeat(least, sizes, axis=0)).max(axis=1)
     # Groups whose options differ most come first: there fewest are left.
-    spread = np.add.reduceat(extra, starts) / np.diff(starts, append=len(group))
-    order = np.argsort(-spread, kind="stable").tolist()
-    ends = [*starts[1:].tolist(), len(group)]
+    order = np.argsort(-np.add.reduceat(extra, starts) / sizes, kind="stable").tolist()
     sums, rest = np.zeros((1, share.shape[1])), least.sum(axis=0)
     steps: list[tuple[int, Array, Array]] = []
     for of in order:
         rest = rest - least[of]
-        low, high = int(starts[of]), ends[of]
-        if len(sums) * (high - low) > most:
-            return np.empty((0, len(starts)), dtype=np.int64), False
+        low, high = int(starts[of]), int(starts[of] + sizes[of])
         # The first price alone leaves few enough for all of them.
         first = (sums @ weights[0])[:, None] + priced[low:high, 0]
         partial, option = np.nonzero(first <= 1 + TINY - rest[0])
         sums = sums[partial] + share[low + option]
         kept = np.flatnonzero((sums @ weights.T <= 1 + TINY - rest).all(axis=1))
+        kept = kept[least_of(sums[kept])]
+        if len(kept) > most:
+            return None, False
         sums = sums[kept]
         steps.append((of, partial[kept], low + option[kept]))
-    chosen = np.empty((len(sums), len(starts)), dtype=np.int64)
-    place = np.arange(len(sums))
+    fitting = np.flatnonzero((sums <= 1 + TINY).all(axis=1))
+    if not len(fitting):
+        return None, True
+    chosen, place = np.empty(len(starts), dtype=np.int64), int(fitting[0])
     for of, partial, option in reversed(steps):
-        chosen[:, of] = option[place]
-        place = partial[place]
+        chosen[of], place = option[place], partial[place]
     return chosen, True
+
+
+def least_of(sums: Floats) -> Array:
+    """Rows that are nowhere above any other one; of equal ones one stays.
+
+    Args:
+        sums: Shape (rows, resources); differences up to `ROUNDING` count as none.
+
+    Returns:
+        Indices of these rows.
+    """
+    if len(sums) < 2:
+        return np.arange(len(sums))
+    columns = np.flatnonzero(np.ptp(sums, axis=0) > ROUNDING)
+    if not len(columns):
+        return np.arange(1)
+    # None is above a later one everywhere.
+    left = np.argsort(sums.sum(axis=1), kind="stable")
+    sorted_sums = sums[left][:, columns].T.copy()
+    done = 0
+    while done < len(left) - 1:
+        ahead = sorted_sums[:, done:]
+        few = min(COMPARED, len(left) - done)
+        no_more: NDArray[np.bool_] = ahead[0, :few, None] <= ahead[0] + ROUNDING
+        for values in ahead[1:]:
+            no_more &= values[:few, None] <= values + ROUNDING
+        no_more[:, :few] &= np.triu(np.ones((few, few), dtype=bool), 1)
+        kept = np.flatnonzero(~no_more.any(axis=0))
+        left = np.concatenate([left[:done], left[done + kept]])
+        sorted_sums = np.concatenate([sorted_sums[:, :done], ahead[:, kept]], axis=1)
+        done += int(np.count_nonzero(kept < few))
+    return left

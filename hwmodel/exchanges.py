@@ -115,24 +115,29 @@ def descended_by_pairs(key: Floats, share: Floats, group: Array, free: Array, st
     """
     chosen, of = start.copy(), group[free]
     none = len(free)  # the last one stands for no exchange
-    same = np.zeros((none + 1, none + 1), dtype=bool)
-    same[:none, :none] = of[:, None] == of
-    total, part = np.empty(same.shape), np.empty(same.shape)
+    same = np.zeros((none, none + 1), dtype=bool)
+    same[:, :none] = of[:, None] == of
     columns = np.flatnonzero(share.any(axis=0)).tolist()
     change, cost = np.zeros((none + 1, share.shape[1])), np.zeros(none + 1)
     for _ in range(2 * len(chosen)):
         cost[:none] = key[free] - key[chosen[of]]
         change[:none] = penalty * (share[free] - share[chosen[of]])
         over = penalty * (share[chosen].sum(axis=0) - 1)
-        np.add.outer(cost, cost, out=total)
+        # One of the two has to lower something that counts.
+        ones = np.flatnonzero((cost < 0) | ((change < 0) & (over > 0)).any(axis=1))
+        if not len(ones):
+            break
+        total = np.add.outer(cost[ones], cost)
+        part = np.empty_like(total)
         for column in columns:
-            np.add.outer(change[:, column], change[:, column] + over[column], out=part)
+            np.add.outer(change[ones, column], change[:, column] + over[column], out=part)
             np.maximum(part, 0.0, out=part)
             np.add(total, part, out=total)
-        total[same] = np.inf
+        total[same[ones]] = np.inf
         one, other = divmod(int(total.argmin()), none + 1)
         if total[one, other] >= np.maximum(0.0, over).sum() - TINY * penalty:
             break
+        one = int(ones[one])
         for pick in (one, other):
             if pick < none:
                 chosen[of[pick]] = free[pick]

@@ -10,9 +10,7 @@ INFEASIBLE = 2
 """Status of `scipy.optimize.milp` where there is no solution."""
 
 
-def branch_and_cut(
-    cost: Floats, use: Array, group: Array, budgets: Array, groups: int, nodes: int | None = None
-) -> tuple[Array | None, bool]:
+def branch_and_cut(cost: Floats, use: Array, group: Array, budgets: Array, groups: int) -> tuple[Array | None, bool]:
     """The cheapest choice within the budgets or None, and whether that is proven.
 
     Args:
@@ -21,7 +19,6 @@ def branch_and_cut(
         group: Shape (options,): the group of each option.
         budgets: Shape (resources,).
         groups: Number of groups; if one has no option, there is no choice.
-        nodes: Most nodes of the search; None for no limit.
     """
     # Here, so that whoever only reads packed files or costs needs numpy alone.
     from scipy.optimize import Bounds, LinearConstraint, milp
@@ -41,7 +38,7 @@ def branch_and_cut(
             constraints=[*constraints, *cuts],
             integrality=np.ones(size),
             bounds=Bounds(0, 1),
-            options={"mip_rel_gap": 0.0} | ({} if nodes is None else {"node_limit": nodes}),
+            options={"mip_rel_gap": 0.0},
         )
         if result.x is None:
             return None, result.status == INFEASIBLE

@@ -6,9 +6,10 @@
 Both price the resources: at any prices, the cheapest priced option of each group gives a lower bound.  The best prices,
 and with them the linear relaxation, come by column generation (`hwmodel.pricing`).  The choices met on the way, their
 mix and noisy prices suggest choices, which exchanges of one or two options bring within the budgets and improve; when
-choice and bound meet, the choice is optimal.  What that leaves open is decided by HiGHS: for up to `PROVEN_GROUPS`
-groups by branch and cut; with more by branch and cut among the options that the prices leave, if they are few.  Where
-none succeeds the best choice found stands, and the solution states the bound that is proven.
+choice and bound meet, the choice is optimal.  Whether there is any choice that this leaves open is decided by the
+partial choices that neither prices nor other ones exclude (`hwmodel.enumeration`), if they are few.  What is open after
+that is decided by HiGHS, for up to `PROVEN_GROUPS` groups.  With more the best choice found stands, and the solution
+states the bound that is proven.
 
 Source:
     Kellerer, Pferschy, Pisinger: Knapsack Problems, Springer 2004, chapters 9 and 11.  HiGHS: scipy.optimize.milp.
@@ -23,7 +24,7 @@ from math import ceil
 import numpy as np
 
 from hwmodel.exchanges import Array, Floats
-from hwmodel.problem import COARSE, NO_LIMIT, POLISHED, PROVEN_GROUPS, STARTS, Answers, Choices, Problem
+from hwmodel.problem import COARSE, NO_LIMIT, POLISHED, PROVEN_GROUPS, QUICK_STARTS, STARTS, Answers, Choices, Problem
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ def cheapest(
     gap: float = 0.0,
     start: Sequence[int] = (),
     prices: Sequence[float] = (),
+    *,
+    is_quick: bool = False,
 ) -> Solution:
     """The choice whose sum of keys is least.
 
@@ -145,6 +148,7 @@ def cheapest(
         gap: With more than `PROVEN_GROUPS` groups, a choice within this share of the bound is good enough.
         start: Rows of a choice within the budgets, to begin with.
         prices: Prices to begin with, such as those of a similar problem.
+        is_quick: Whether exchanges set out from few choices: where a similar problem has a choice of about this limit.
 
     Returns:
         The best choice found within budgets and limit.
@@ -166,7 +170,8 @@ def cheapest(
     relaxed = problem.priced(key, np.array(prices) if prices else np.zeros(len(budgets)), upper, gap)
     lower, best_price = relaxed.bound, relaxed.prices
     if ceil(lower - 1e-6) < upper * (1 - gap):
-        for found in problem.descended(key, relaxed, min(upper - lower, COARSE * upper), STARTS, POLISHED):
+        effort = (QUICK_STARTS, 1) if is_quick else (STARTS, POLISHED)
+        for found in problem.descended(key, relaxed, min(upper - lower, COARSE * upper), *effort):
             offer(found)
             if ceil(lower - 1e-6) >= upper * (1 - gap):
                 break

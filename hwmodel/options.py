@@ -27,7 +27,6 @@ from hwmodel.resources import (
     pipelined_array,
     pipelined_memories,
     shared_array,
-    shared_memories,
     sparse_lanes,
     weight_memories,
 )
@@ -38,9 +37,6 @@ Array = NDArray[np.int64]
 RESOURCES = ("bram18", "uram", "lut", "dsp")
 """Columns of `use` arrays: the budgets of a board."""
 
-
-PLACED = ("weights", "values")
-"""Purposes of the shared engine's memories that lie where weights do."""
 
 WIDEST = 32
 """More than any bit width."""
@@ -162,25 +158,11 @@ def operation_options(layer: LayerSpec, bit_width: int, memories_of: Any, family
     return undominated(_options(cycles, use, np.zeros(len(lanes), dtype=np.int64), grid))
 
 
-def shared_uses(
-    need: SharedLayer,
-    pe: Array,
-    simd: Array,
-    multipliers: Sequence[Multiplier],
-    places: Sequence[WeightPlace],
-    family: str,
-) -> dict[tuple[Multiplier, WeightPlace], Array]:
-    """Resources of the shared engine, without its frame buffers, for a grid of foldings; by multiplier and place."""
-    size = len(pe)
-    memories = {place: shared_memories(need, pe, simd, place) for place in places}
-    if len(places) > 1:  # what does not lie in one of the places is the same for all of them
-        others = [memory for memory in memories[places[0]] if memory.purpose not in PLACED]
-        use = resource_use(others, 0, 0, family, size)
-        memories = {place: tuple(one for one in own if one.purpose in PLACED) for place, own in memories.items()}
-    else:
-        use = np.zeros((size, len(RESOURCES)), dtype=np.int64)
-    placed = {place: use + resource_use(own, 0, 0, family, size) for place, own in memories.items()}
-    luts, dsps = (np.empty((len(multipliers), size), dtype=np.int64) for _ in range(2))
+def shared_array_uses(
+    need: SharedLayer, pe: Array, simd: Array, multipliers: Sequence[Multiplier], family: str
+) -> Array:
+    """Resources of the arrays of shared engines of some foldings, shape (engines, multipliers, 4)."""
+    found = np.zeros((len(pe), len(multipliers), len(RESOURCES)), dtype=np.int64)
     widths = need.weight_bit_width * WIDEST + need.act_bit_width
     for width in np.flatnonzero(np.bincount(widths)):
         same = np.flatnonzero(widths == width)
@@ -191,13 +173,7 @@ def shared_uses(
         own = replace(need, **values)
         for number, multiplier in enumerate(multipliers):
             array = shared_array(own, pe[same], simd[same], multiplier, family)
-            luts[number, same], dsps[number, same] = array.lut, array.dsp
-    found = {}
-    for number, multiplier in enumerate(multipliers):
-        for place in places:
-            found[multiplier, place] = placed[place].copy()
-            found[multiplier, place][:, 2] += luts[number]
-            found[multiplier, place][:, 3] += dsps[number]
+            found[same, number, 2], found[same, number, 3] = array.lut, array.dsp
     return found
 
 

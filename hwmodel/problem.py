@@ -11,7 +11,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel.enumeration import enumerated
+from hwmodel.enumeration import any_within
 from hwmodel.exchanges import TINY, Array, Floats, descended, descended_by_pairs, repaired
 from hwmodel.highs import branch_and_cut
 from hwmodel.pricing import Game
@@ -46,6 +46,9 @@ DESCENT_OPTIONS = 400
 STARTS = 12
 """Choices from which exchanges set out: as many with noise, and as many of the relaxation."""
 
+QUICK_STARTS = 4
+"""As many with noise where a similar problem has been solved."""
+
 NOISE = 0.5
 """Noise of the prices of the last of them, in shares of what a choice may be dearer than the bound."""
 
@@ -55,22 +58,19 @@ COARSE = 0.05
 POLISHED = 3
 """Choices of those that exchanges of single options have found from which exchanges of pairs set out."""
 
-CORE_OPTIONS = 180
-"""Options up to which branch and cut is tried with more groups, where exchanges of pairs have found nothing."""
-
-CORE_NODES = 100
-"""Nodes after which that is given up."""
-
 PRICES = 12
 """The last prices that were tried, those that count beside the best to exclude options."""
+
+NEARBY = (0.02, 0.05, 0.1, 0.2)
+"""Shares by which prices near the best ones differ from them: they exclude other options."""
 
 QUICK = 2 + 3 * STARTS
 """Choices of exchanges that are looked at before enumeration goes on."""
 
-FEW_PARTIAL = 5_000
+FEW_PARTIAL = 16
 """Partial choices at which enumeration is given up before exchanges are tried."""
 
-MOST_PARTIAL = 250_000
+MOST_PARTIAL = 2_000
 """Partial choices at which it is given up afterwards."""
 
 NO_LIMIT = 1 << 60
@@ -347,9 +347,9 @@ class Problem:
         begins = np.unique(begins[(begins >= 0).all(axis=1)], axis=0)
         found = wide[descended(key[wide], self.share[wide], group[wide], begins, penalty)]
         over = np.maximum(0.0, self.share[found].sum(axis=1) - 1).sum(axis=1)
-        rank = np.argsort(key[found].sum(axis=1) + penalty * over, kind="stable")
-        yield from found[rank]
-        for chosen in found[rank[:polished]]:
+        _, first = np.unique(key[found].sum(axis=1) + penalty * over, return_index=True)
+        yield from found[first]
+        for chosen in found[first[:polished]]:
             yield by_pairs(chosen)
 
     def repaired(self, chosen: Array) -> Array:
@@ -377,7 +377,7 @@ class Problem:
 
     def _core(self, relaxed: Relaxed) -> tuple[Array, Floats]:
         """Options that no prices exclude, and the prices: an option is out if the bound with it is over the budgets."""
-        weights = np.vstack([relaxed.prices, np.eye(len(self.budgets)), relaxed.tried[-PRICES:]])
+        weights = np.vstack([nearby(relaxed.prices), np.eye(len(self.budgets)), relaxed.tried[-PRICES:]])
         core = np.arange(len(self.share))
         while True:
             priced = self.share[core] @ weights.T
@@ -392,34 +392,39 @@ class Problem:
 
     def _searched(self, relaxed: Relaxed, core: Array, weights: Floats) -> tuple[Array | None, bool]:
         """A choice of the options of a core within the budgets, and whether it is proven that there is none."""
-        exchanged = self._exchanged(relaxed)
-        for most, tried in ((FEW_PARTIAL, QUICK), (MOST_PARTIAL, 0)):
-            choices, is_all = enumerated(self.share[core], self.choices.group[core], weights, most)
-            if is_all:
-                return next((one for one in core[choices] if self.fits(one)), None), True
-            for found in islice(exchanged, tried):
-                if self.fits(found):
-                    return found, False
-        if len(self.starts) <= PROVEN_GROUPS:
+        share, group = self.share[core], self.choices.group[core]
+        found, is_proven = any_within(share, group, weights, FEW_PARTIAL)
+        if not is_proven:
+            for exchanged in islice(self._exchanged(relaxed), QUICK):
+                if self.fits(exchanged):
+                    return exchanged, False
+            found, is_proven = any_within(share, group, weights, MOST_PARTIAL)
+        if not is_proven and len(self.starts) <= PROVEN_GROUPS:
             return self.branch_and_cut(np.zeros(len(self.share)), core)
-        for found in exchanged:
-            if self.fits(found):
-                return found, False
-        if len(core) <= CORE_OPTIONS:
-            return self.branch_and_cut(np.zeros(len(self.share)), core, CORE_NODES)
-        return None, False
+        return None if found is None else core[found], is_proven
 
     def _exchanged(self, relaxed: Relaxed) -> Iterator[Array]:
         """Choices that exchanges find, without costs."""
         return self.descended(np.zeros(len(self.share)), relaxed, 1 - relaxed.bound, 2 * STARTS, 3 * STARTS)
 
-    def branch_and_cut(self, cost: Floats, allowed: Array, nodes: int | None = None) -> tuple[Array | None, bool]:
+    def branch_and_cut(self, cost: Floats, allowed: Array) -> tuple[Array | None, bool]:
         """`hwmodel.highs.branch_and_cut` of the allowed options; the choice as indices of all."""
         choices = self.choices
         found, is_proven = branch_and_cut(
-            cost[allowed], choices.use[allowed], choices.group[allowed], self.budgets, choices.groups, nodes
+            cost[allowed], choices.use[allowed], choices.group[allowed], self.budgets, choices.groups
         )
         return None if found is None else allowed[found], is_proven
+
+
+def nearby(prices: Floats) -> Floats:
+    """Some prices of sum 1, and others near them in which one is higher or lower; of shape (prices, resources)."""
+    near = [prices]
+    for change in NEARBY:
+        near += [(1 - change) * prices + change * np.eye(len(prices)), prices * (1 - 2 * change * np.eye(len(prices)))]
+    found = np.vstack(near)
+    found = found[found.sum(axis=1) > TINY]
+    together: Floats = found / found.sum(axis=1, keepdims=True)
+    return together
 
 
 @lru_cache(maxsize=2048)

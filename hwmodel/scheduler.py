@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import groupby
-from math import ceil, floor, isfinite, log2
+from math import ceil, floor, isfinite
 
 import numpy as np
 
@@ -46,11 +46,8 @@ from hwmodel.segments import OptionCache, Segments
 SPLITS_TOGETHER = 16
 """Splits whose options are made in one go."""
 
-SAMPLES = 8
-"""Splits among which the one to begin with is chosen, about."""
-
-NEAR_DOUBLINGS = 3
-"""Doublings of the least interval up to which intervals are looked for first."""
+LEANING = 1 / 16
+"""Share of the resources together in prices to begin with that are nearly those of one alone."""
 
 BRAM_GAP = 0.004
 """Share of the bound of a split at which its block RAM is good enough with many engines."""
@@ -173,9 +170,9 @@ class _Search:
         self.budgets = np.array([getattr(board, name) for name in RESOURCES], dtype=np.int64)
         self.is_proven = True
         self._answers: Answers = {}
-        resources = len(RESOURCES)
-        # Prices that have excluded cuts exclude similar ones too.
-        self._prices = [*np.eye(resources), np.full(resources, 1 / resources)]
+        # Prices that have excluded cuts exclude similar ones too.  Mostly one resource is short.
+        one, mean = np.eye(len(RESOURCES)), np.full(len(RESOURCES), 1 / len(RESOURCES))
+        self._prices = [*one, *((1 - LEANING) * one + LEANING * mean), mean]
 
     def best(self) -> Best | None:
         """All three goals."""
@@ -282,14 +279,12 @@ class _Search:
         bounds = np.array([max(floor, self.segments.least_cycles(split.candidate)) for split in splits])
         shortest, best, open_bound = int(bounds.min()), max(floor, longest), NO_LIMIT
         found = start
-        first, near = self._most_promising(splits, shortest, best)
-        left = [number for number in range(len(splits)) if number != first]
         # The first one's search starts from a limit that is easy to meet, if need be longer than what is known.
-        solution = self._easy_first(splits[first], shortest, floor, near, best)
+        solution = self._easy_first(start.split, shortest, floor, best)
         open_bound = min(open_bound, solution.bound)
         if solution.value <= best:
-            best, found = solution.value, Reached(splits[first], solution.rows)
-        left = [number for number in left if bounds[number] <= best]
+            best, found = solution.value, Reached(start.split, solution.rows)
+        left = [number for number, split in enumerate(splits) if bounds[number] <= best and split != start.split]
         cuts = Cuts(self.segments, [splits[number] for number in left], shortest, best)
         waiting = [place for place, number in enumerate(left) if bounds[number] < best]
         while waiting:
@@ -300,10 +295,6 @@ class _Search:
             place = min(waiting, key=fill.__getitem__)
             waiting.remove(place)
             solution = self._least_bottleneck(cuts.choices(place), floor, best - 1)
-            if solution.bound < solution.value:
-                # Undecided.  Where limits that are easy to meet are tried first, the search has better prices.
-                other = self._easy_first(cuts.splits[place], shortest, floor, near, best)
-                solution = other if other.value < solution.value else solution
             open_bound = min(open_bound, solution.bound)
             if solution.value < best:
                 best, found = solution.value, Reached(cuts.splits[place], solution.rows)
@@ -311,52 +302,26 @@ class _Search:
         # The next goal finds out which of the others are as good.
         fill = self._fill(cuts, best)
         others = [split for split, least in zip(cuts.splits, fill, strict=True) if least <= 1 + TINY]
-        others = [split for split in (splits[first], *others) if split != found.split]
+        others = [split for split in (start.split, *others) if split != found.split]
         return best, [found, *map(Reached, others)]
 
-    def _most_promising(self, splits: list[Split], shortest: int, longest: int) -> tuple[int, int]:
-        """A split that may have the shortest interval, as far as some of the splits and the prices so far tell.
-
-        Returns:
-            Its number, and an interval that it likely reaches.
-        """
-        order = sorted(range(len(splits)), key=lambda number: -splits[number].candidate.pipelined)
-        some = order[:: ceil(len(order) / SAMPLES)]
-        some_splits = [splits[number] for number in some]
-        low, top = 0, ceil(log2(longest / shortest)) if longest > shortest else 0
-        for high in (min(NEAR_DOUBLINGS, top), top):
-            limit = min(longest, shortest << high)
-            cuts = Cuts(self.segments, some_splits, shortest, limit)
-            fill = self._fill(cuts, limit)
-            if high == top or (fill <= 1 + TINY).any():
-                break
-            low = high + 1
-        while low < high:
-            middle = (low + high) // 2
-            closer = self._fill(cuts, shortest << middle)
-            if (closer <= 1 + TINY).any():
-                high, fill = middle, closer
-            else:
-                low = middle + 1
-        return some[int(np.argmin(fill))], shortest << (low + 1)
-
-    def _easy_first(self, split: Split, shortest: int, floor: int, near: int, best: int) -> Solution:
+    def _easy_first(self, split: Split, shortest: int, floor: int, longest: int) -> Solution:
         """The shortest interval of a split, by a search that starts from a limit that is easy to meet.
-
-        If need be one longer than the best so far: from easier ones the search has better prices.
 
         Args:
             split: The split.
             shortest: The least interval that is asked about.
             floor: Intervals below count as this.
-            near: A limit up to which there likely is a choice, so that few options are looked at first.
-            best: The best interval so far.
+            longest: An interval that it reaches.
         """
-        if near < best:
-            solution = self._least_bottleneck(Cuts(self.segments, [split], shortest, near).choices(0), floor)
-            if solution.is_found:
-                return solution
-        return self._least_bottleneck(Cuts(self.segments, [split], shortest).choices(0), floor)
+        near = shortest
+        cuts = Cuts(self.segments, [split], shortest)
+        while near < longest and self._fill(cuts, near)[0] > 1 + TINY:
+            near *= 2
+        # Up to a limit that the prices so far leave ample there likely is a choice, of few options.
+        choices = cuts.choices(0)
+        solution = self._least_bottleneck(choices, floor, 2 * near)
+        return solution if solution.is_found else self._least_bottleneck(choices, floor)
 
     def _least_bottleneck(self, choices: Choices | None, floor: int, limit: int = NO_LIMIT) -> Solution:
         if choices is None:
@@ -384,7 +349,8 @@ class _Search:
             if ceil(bounds[number] - 1e-6) >= bram18 * (1 - gap):
                 continue
             choices = choices.at_cost(choices.use[:, RESOURCES.index("bram18")])
-            solution = cheapest(choices, self.budgets, bram18 - 1, BRAM_GAP, reaching[number].rows, prices)
+            rows, is_quick = reaching[number].rows, bram18 < NO_LIMIT
+            solution = cheapest(choices, self.budgets, bram18 - 1, BRAM_GAP, rows, prices, is_quick=is_quick)
             if solution.is_found:
                 bram18, best = solution.value, replace(reaching[number], rows=solution.rows)
             if solution.prices:

@@ -8,16 +8,14 @@ and before p, and a maximum over the layers from c or from p on: both are accumu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hwmodel.board import Board
-from hwmodel.chains import FIELDS, MAXIMISED, Candidate, Chain, SharedRows, Split
+from hwmodel.chains import FIELDS, MAXIMISED, Candidate, Chain, SharedRows, Split, prefixes
 from hwmodel.compute import Multiplier
 from hwmodel.cost import dram_cycles
 from hwmodel.cycles import layer_cycles
@@ -25,7 +23,7 @@ from hwmodel.dataflow import DataFlow, WeightPlace
 from hwmodel.exchanges import Floats
 from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, URAM_SHAPE, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
 from hwmodel.network import NetworkSpec
-from hwmodel.options import Array, Foldings, Space, resource_use, shared_uses
+from hwmodel.options import Array, Foldings, Space, resource_use, shared_array_uses
 from hwmodel.precision import NetworkConfig
 from hwmodel.problem import NO_LIMIT
 from hwmodel.resources import (
@@ -38,9 +36,18 @@ from hwmodel.resources import (
     SharedLayer,
     frame_buffer_shape,
     shared_layer,
+    shared_memories,
 )
 from hwmodel.storage import WeightStorage
 from hwmodel.traffic import Placement, elements
+
+WEIGHTS = ("weight_words", "sparse_words", *BUFFERED)
+"""Fields of `SharedLayer` that depend on which weights are resident."""
+
+FIXED = tuple(name for name in MAXIMISED if name not in WEIGHTS)
+"""Fields of `SharedLayer` that do not, the sum of parameter words apart."""
+
+FIXED_ROWS = [FIELDS.index(name) for name in FIXED]
 
 
 class SharedEngine:
@@ -84,6 +91,7 @@ class SharedEngine:
         self._layer_needs: dict[tuple[int, bool, bool, bool], tuple[Array, Array]] = {}
         self._buffers: dict[tuple[int, int], Array] = {}
         self._fixed: dict[tuple[int, int], Array] = {}
+        self._options: dict[Split, tuple[Array, Array]] = {}
         self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
 
     @cached_property
@@ -151,7 +159,7 @@ class SharedEngine:
             memory = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * width
             memory[words <= most_in_luts] = 0
             if loads:  # one cut, as each that loads weights has a chain of its own
-                memory[memory > self.rooms([candidates[numbers[0]]], budgets)[0]] = NO_LIMIT
+                memory[memory > self.rooms(self.fixed_use([candidates[numbers[0]]]), budgets)[0]] = NO_LIMIT
             if longest < NO_LIMIT - 1:
                 memory[(chain.cycles[start] > longest)[cut]] = NO_LIMIT
             least = memory.min(axis=1, initial=NO_LIMIT)
@@ -163,68 +171,79 @@ class SharedEngine:
         return number, resident, bits, least
 
     def fixed_use(self, candidates: Sequence[Candidate]) -> Array:
-        """What each engine takes at a cut beside memories of weights, shape (cuts, engines, kinds, resources)."""
+        """What each engine takes at a cut beside memories of weights, shape (cuts, engines, multipliers, resources)."""
         missing = {(one.pipelined, one.spilled): one for one in candidates}
         missing = {cut: one for cut, one in missing.items() if cut not in self._fixed}
         if missing:
-            chains = [self.chain(replace(one, loaded_bits=0)) for one in missing.values()]
-            fields = {
-                name: np.concatenate([chain.after[start, i] for chain, start in chains])
-                for i, name in enumerate(MAXIMISED)
-                if name not in BUFFERED
-            }
-            column = SUMMED.index("parameter_words")
-            fields["parameter_words"] = np.concatenate(
-                [chain.before[-1, column] - chain.before[start, column] for chain, start in chains]
+            cuts = np.array(list(missing))
+            start, end = (np.array(self._weighted_before)[layer] for layer in (cuts[:, 0], cuts.sum(axis=1)))
+            needs = self._frame_needs[end]
+            if cuts[:, 1].any():
+                spilled = np.flatnonzero(cuts[:, 1])
+                needs[spilled] = np.maximum(needs[spilled], self._spilled_needs[end[spilled]])
+            needs = needs.transpose(1, 0, 2).reshape(len(FIXED), -1)
+            need = SharedLayer(**dict(zip(FIXED, needs, strict=True)), parameter_words=self._parameters[start].ravel())
+            pe, simd = (np.tile(values, len(missing)) for values in self.grid)
+            family = self.board.family
+            uses = shared_array_uses(need, pe, simd, self._space.multipliers, family)
+            uses += resource_use(shared_memories(need, pe, simd, WeightPlace.BRAM), 0, 0, family, len(pe))[:, None]
+            uses = (
+                uses.reshape(len(missing), -1, *uses.shape[1:]) + self.buffer_uses(list(missing.values()))[:, :, None]
             )
-            engines = (np.tile(values, len(missing)) for values in self.grid)
-            uses = self._uses(SharedLayer(**fields), *engines).reshape(len(missing), -1, len(self.kinds), 4)
-            for (cut, one), use in zip(missing.items(), uses, strict=True):
-                self._fixed[cut] = use + self.buffer_use(one)[:, None]
+            self._fixed.update(zip(missing, uses, strict=True))
         return np.array([self._fixed[one.pipelined, one.spilled] for one in candidates])
 
-    def rooms(self, candidates: Sequence[Candidate], budgets: Array) -> Array:
-        """What some cuts leave for weights, shape (cuts, engines): bits; negative if another budget is missed.
+    @cached_property
+    def _frame_needs(self) -> Array:
+        """Shape (layers with weights + 1, `FIXED`, engines): maxima over the layers from one on, frame-based."""
+        return prefixes(np.maximum.accumulate(self._fixed_needs(is_spilled=False)[::-1], axis=0))[::-1]
+
+    @cached_property
+    def _spilled_needs(self) -> Array:
+        """Shape (layers with weights + 1, `FIXED`, engines): maxima over the layers before one, spilled."""
+        return prefixes(np.maximum.accumulate(self._fixed_needs(is_spilled=True), axis=0))
+
+    @cached_property
+    def _parameters(self) -> Array:
+        """Shape (layers with weights + 1, engines): parameter words of the layers from one on."""
+        pe, _ = self.grid
+        channels = np.array([layer.out_channels for layer in self.network.weighted])
+        return prefixes(np.cumsum(-(-channels[::-1, None] // pe), axis=0))[::-1]
+
+    def _fixed_needs(self, *, is_spilled: bool) -> Array:
+        """Shape (layers with weights, `FIXED`, engines)."""
+        indices = [index for index, layer in enumerate(self.network.layers) if layer.has_weights]
+        return np.array([self._needs(index, is_spilled, True, False)[0] for index in indices])[:, FIXED_ROWS]
+
+    def rooms(self, uses: Array, budgets: Array) -> Array:
+        """What some uses leave for weights, shape (cuts, engines): bits; negative if another budget is missed.
 
         Args:
-            candidates: Cuts before which nothing is pipelined, one at least.
+            uses: What engines take, shape (cuts, engines, multipliers, resources).
             budgets: Shape (resources,).
         """
-        left = budgets - self.fixed_use(candidates)
-        bits = np.where(self.in_uram, left[..., 1] * prod(URAM_SHAPE), left[..., 0] * RAMB18_BITS)
+        left = budgets - uses
+        bits = left[..., 0] * RAMB18_BITS
+        if WeightPlace.URAM in self._places:
+            bits = np.maximum(bits, left[..., 1] * prod(URAM_SHAPE))
         room: Array = np.where((left >= 0).all(axis=3), bits, -1).max(axis=2)
         return room
 
-    @cached_property
-    def in_uram(self) -> NDArray[np.bool_]:
-        """Shape (kinds,): whether weights lie in UltraRAM."""
-        return np.array([place is WeightPlace.URAM for _, place in self.kinds])
-
-    def _uses(self, need: SharedLayer, pe: Array, simd: Array) -> Array:
-        """Resources of engines without their frame buffers, shape (engines, kinds, resources).
-
-        Args:
-            need: What each has to do, arrays of shape (engines,).
-            pe: Output channels in parallel.
-            simd: Products per output channel in parallel.
-        """
-        uses = shared_uses(need, pe, simd, self._space.multipliers, self._places, self.board.family)
-        return np.stack([uses[kind] for kind in self.kinds], axis=1)
-
     def reaching(self, candidates: Sequence[Candidate], budgets: Array, limit: int) -> list[Candidate]:
         """The cuts, nothing pipelined before them, that may have no more off-chip bits than this within the budgets."""
-        whole = int(budgets[0]) * RAMB18_BITS + int(budgets[1]) * prod(URAM_SHAPE)
-        most = whole + int(self._most_in_luts.max())
-        cuts = [one for one in candidates if one.map_bits + self.least_weight_bits(most) <= limit]
-        if not cuts:
-            return []
-        rooms = self.rooms(cuts, budgets)
-        return [
-            cut
-            for cut, room in zip(cuts, rooms, strict=True)
-            if room.max() >= 0
-            and cut.map_bits + self.least_weight_bits(int((room + self._most_in_luts)[room >= 0].max())) <= limit
-        ]
+        cuts = list(candidates)
+        # What costs little leaves out most.
+        for uses in (_no_uses, self.buffer_uses, self.fixed_use):
+            if cuts:
+                found = uses(cuts)
+                rooms = self.rooms(found.reshape(*found.shape[:2], -1, len(budgets)), budgets)
+                most = np.where(rooms >= 0, rooms + self._most_in_luts, -1).max(axis=1).tolist()
+                cuts = [
+                    cut
+                    for cut, room in zip(cuts, most, strict=True)
+                    if room >= 0 and cut.map_bits + self.least_weight_bits(room) <= limit
+                ]
+        return cuts
 
     def least_weight_bits(self, memory_bits: int) -> int:
         """Bits of weights that cross the chip's border at least, all layers on the engine, with so much memory."""
@@ -261,15 +280,20 @@ class SharedEngine:
 
     def rows(self, splits: Sequence[Split], longest: int = NO_LIMIT) -> SharedRows:
         """Options of some splits with no more than `longest` cycles."""
-        parts = [
-            self._rows(chain, splits, numbers, start, stop, longest)
-            for chain, numbers, start, stop in self._by_chain(splits)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        columns = [np.concatenate([getattr(part, name) for part in parts]) for name in SharedRows.__dataclass_fields__]
-        order = np.argsort(columns[0], kind="stable")
-        return SharedRows(*(column[order] for column in columns))
+        missing = [split for split in splits if split not in self._options]
+        if missing:
+            self._options.update(zip(missing, zip(*self._cycles_and_uses(missing), strict=True), strict=True))
+        found = [self._options[split] for split in splits]
+        cycles = np.array([cycles for cycles, _ in found])
+        split, engine = np.nonzero(cycles <= longest)
+        kinds = len(self.kinds)
+        return SharedRows(
+            np.repeat(split, kinds),
+            np.repeat(cycles[split, engine], kinds),
+            np.array([use for _, use in found])[split, engine].reshape(-1, 4),
+            np.repeat(engine, kinds),
+            np.tile(np.arange(kinds), len(engine)),
+        )
 
     def residency(self, candidate: Candidate) -> tuple[int, ...]:
         """Layers on the shared engine in the order in which their weights become resident."""
@@ -284,30 +308,27 @@ class SharedEngine:
             found.setdefault(id(chain), (chain, []))[1].append((number, start, start + split.resident))
         return [(chain, *np.array(rows, dtype=np.int64).T) for chain, rows in found.values()]
 
-    def _rows(
-        self, chain: Chain, splits: Sequence[Split], numbers: Array, start: Array, stop: Array, longest: int
-    ) -> SharedRows:
-        cycles = chain.cycles[start] + chain.loading_cycles[stop][:, None]
-        split, engine = np.nonzero(cycles <= longest)
-        first, last = start[split], stop[split]
-        fields: dict[str, Any] = {}
-        for i, name in enumerate(SUMMED):
-            column = chain.before[:, i]
-            end = len(chain.order) if name == "parameter_words" else last
-            fields[name] = column[end, engine] - column[first, engine]
-        for i, name in enumerate(MAXIMISED):
-            fields[name] = chain.after[last if name in BUFFERED else first, i, engine]
-        use = self._uses(SharedLayer(**fields), *(values[engine] for values in self.grid))
-        buffers = np.array([self.buffer_use(splits[number].candidate) for number in numbers])
-        use += buffers[split, engine][:, None]
-        kinds = len(self.kinds)
-        return SharedRows(
-            np.repeat(numbers[split], kinds),
-            np.repeat(cycles[split, engine], kinds),
-            use.reshape(-1, 4),
-            np.repeat(engine, kinds),
-            np.tile(np.arange(kinds), len(engine)),
-        )
+    def _cycles_and_uses(self, splits: Sequence[Split]) -> tuple[Array, Array]:
+        """Cycles of each engine, shape (splits, engines), and its resources, shape (splits, engines, kinds, 4)."""
+        cycles = np.empty((len(splits), len(self.grid[0])), dtype=np.int64)
+        words = {name: np.empty_like(cycles) for name in WEIGHTS}
+        for chain, numbers, start, stop in self._by_chain(splits):
+            cycles[numbers] = chain.cycles[start] + chain.loading_cycles[stop][:, None]
+            for name in WEIGHTS:
+                if name in BUFFERED:
+                    words[name][numbers] = chain.after[stop, MAXIMISED.index(name)]
+                else:
+                    summed = chain.before[:, SUMMED.index(name)]
+                    words[name][numbers] = summed[stop] - summed[start]
+        need = SharedLayer(**{name: counts.ravel() for name, counts in words.items()})
+        pe, simd = (np.tile(values, len(splits)) for values in self.grid)
+        placed = [
+            resource_use(shared_memories(need, pe, simd, place), 0, 0, self.board.family, cycles.size)
+            for place in self._places
+        ]
+        weights = np.stack(placed, axis=1).reshape(*cycles.shape, 1, len(placed), -1)
+        fixed = self.fixed_use([split.candidate for split in splits])
+        return cycles, (fixed[:, :, :, None] + weights).reshape(*cycles.shape, len(self.kinds), -1)
 
     def _chain_of(self, pipelined: int, spilled: int, loaded_bits: int) -> Chain:
         key = (pipelined, spilled, loaded_bits)
@@ -419,20 +440,31 @@ class SharedEngine:
         self._layer_needs[here] = self._cache[key]
         return self._layer_needs[here]
 
-    def buffer_use(self, candidate: Candidate) -> Array:
-        """Resources of the frame buffers of each engine, shape (engines, resources)."""
-        cut = candidate.pipelined, candidate.spilled
-        if cut not in self._buffers:
-            _, simd = self.grid
-            tensors, counts, starts = self._buffered(cut)
-            bits = counts * self._tensor_widths[tensors]
-            sizes = tuple(np.maximum.reduceat(bits, starts).tolist()) if len(starts) else ()
-            key = ("buffers", sizes)
-            if key not in self._cache:
-                memories = [Memory(FRAME_ENGINE, "frame_buffer", *frame_buffer_shape(bits, simd)) for bits in sizes]
-                self._cache[key] = resource_use(memories, 0, 0, self.board.family, len(simd))
-            self._buffers[cut] = self._cache[key]
-        return self._buffers[cut]
+    def buffer_uses(self, candidates: Sequence[Candidate]) -> Array:
+        """Resources of the frame buffers of each engine at some cuts, shape (cuts, engines, resources)."""
+        cuts = [(one.pipelined, one.spilled) for one in candidates]
+        sizes = {cut: self._buffer_bits(cut) for cut in cuts if cut not in self._buffers}
+        _, simd = self.grid
+        keys = {("buffer", bits) for found in sizes.values() for bits in found}
+        missing = [key for key in keys if key not in self._cache]
+        if missing:
+            shape = frame_buffer_shape(np.array([bits for _, bits in missing])[:, None], simd)
+            depth, width = (np.broadcast_to(values, (len(missing), len(simd))).ravel() for values in shape)
+            memory = Memory(FRAME_ENGINE, "frame_buffer", depth, width)
+            uses = resource_use([memory], 0, 0, self.board.family, len(depth))
+            self._cache.update(zip(missing, np.split(uses, len(missing)), strict=True))
+        for cut, found in sizes.items():
+            none = np.zeros((len(simd), 4), dtype=np.int64)
+            self._buffers[cut] = sum((self._cache["buffer", bits] for bits in found), none)
+        return np.array([self._buffers[cut] for cut in cuts]).reshape(-1, len(simd), 4)
+
+    def _buffer_bits(self, cut: tuple[int, int]) -> list[int]:
+        """Bits of each frame buffer at a cut."""
+        tensors, counts, starts = self._buffered(cut)
+        found: list[int] = (
+            np.maximum.reduceat(counts * self._tensor_widths[tensors], starts).tolist() if len(starts) else []
+        )
+        return found
 
     def _buffered(self, cut: tuple[int, int]) -> tuple[Array, Array, Array]:
         """Tensors in the frame buffers of a cut: their numbers, their values, and where each buffer's start."""
@@ -451,6 +483,10 @@ class SharedEngine:
     def _tensor_widths(self) -> Array:
         """Bit widths of all tensors, in the order of `widths`."""
         return np.array(list(self.widths.values()))
+
+
+def _no_uses(cuts: Sequence[Candidate]) -> Array:
+    return np.zeros((len(cuts), 1, 4), dtype=np.int64)
 
 
 def _small_memory_bits(width: Array) -> Floats:
