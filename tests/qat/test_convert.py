@@ -247,14 +247,14 @@ class _Taken(nn.Module):
         self.weighted_layers = nn.Conv2d(4, 4, 3)
         self.input_quantizer = nn.Sequential(nn.Conv2d(4, 2, 3))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps."""
         return self.input_quantizer(self.weighted_layers(self.network(x)))
 
 
 def test_modules_may_have_any_name() -> None:
     model = _Taken()
-    quantized = qat.prepare(model, uniform(qat.trace(model, (3, 12, 12)), 4, 4), (3, 12, 12))
+    quantized = prepare(model, uniform(trace(model, (3, 12, 12)), 4, 4), (3, 12, 12))
     quantized.calibrate([torch.rand(2, 3, 12, 12)])
     assert list(quantized.weighted_layers) == ["network.0", "weighted_layers", "input_quantizer.0"]
     assert quantized(torch.rand(1, 3, 12, 12)).shape == (1, 2, 6, 6)
@@ -263,7 +263,7 @@ def test_modules_may_have_any_name() -> None:
 def test_checkpoints_of_before_layers_had_a_container_load() -> None:
     torch.manual_seed(0)
     model = Residual()
-    old, new = (qat.prepare(model, uniform(qat.trace(model, (3, 16, 16)), 4, 4), (3, 16, 16)) for _ in range(2))
+    old, new = (prepare(model, uniform(trace(model, (3, 16, 16)), 4, 4), (3, 16, 16)) for _ in range(2))
     old.calibrate([torch.rand(4, 3, 16, 16)])
     state = {name.removeprefix("quantized."): value for name, value in old.state_dict().items()}
     new.load_state_dict(state, strict=True)
