@@ -146,9 +146,10 @@ class QuantNetwork(nn.Module):
         if node.op in (Op.CONV, Op.LINEAR):
             (source,) = node.inputs
             layer: LayerConfig = self.config[node.name]
-            narrower = layer.act_bit_width < self.written_by(source).bit_width
+            producer = self.written_by(source)
+            narrower = layer.act_bit_width < producer.bit_width
             own_quantizer = ActQuantizer(layer.act_bit_width, signed[source], self.scale_rule) if narrower else None
-            return QuantWeighted(node, layer, ofm_quantizer, own_quantizer)
+            return QuantWeighted(node, layer, ofm_quantizer, own_quantizer, producer)
         if node.op is Op.ADD:
             return QuantAdd(node, ofm_quantizer)
         if node.op is Op.MUL:

@@ -17,6 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from hwmodel.network import Op
 from hwmodel.precision import LayerConfig
 from qat.graph import BatchNorm, Node
+from qat.integer_forward import MAX_BITS, MAX_PRODUCTS, has_integer_convolutions, integer_conv2d
 from qat.quantizers import ActQuantizer, WeightQuantizer
 
 FUSED = ("none", "relu", "leaky_relu")
@@ -34,12 +35,19 @@ class QuantWeighted(nn.Module):
         config: Precision of the layer.
         ofm_quantizer: Quantizer of the layer's result.
         input_quantizer: Quantizer of the ifm, where the producer writes wider codes than the layer reads.
+        producer: Quantizer of what the ifm is computed by.
     """
 
     bias: nn.Parameter | None
+    convolve: Convolve
 
     def __init__(
-        self, node: Node, config: LayerConfig, ofm_quantizer: ActQuantizer, input_quantizer: ActQuantizer | None
+        self,
+        node: Node,
+        config: LayerConfig,
+        ofm_quantizer: ActQuantizer,
+        input_quantizer: ActQuantizer | None,
+        producer: ActQuantizer,
     ) -> None:
         super().__init__()
         module = node.module
@@ -57,6 +65,13 @@ class QuantWeighted(nn.Module):
         self.input_quantizer = input_quantizer
         self.weight_quantizer = WeightQuantizer(self.weight_OIHW, config, ofm_quantizer.scale_rule)
         self.ofm_quantizer = ofm_quantizer
+        self.convolve = float_convolution
+        self._producer = (producer,)  # in a tuple: it is the producer's module, not this one's
+
+    @property
+    def ifm_quantizer(self) -> ActQuantizer:
+        """On whose grid the convolution's operand is."""
+        return self._producer[0] if self.input_quantizer is None else self.input_quantizer
 
     @property
     def weight_OIHW(self) -> Tensor:
@@ -89,7 +104,7 @@ class QuantWeighted(nn.Module):
         if self.padding_end is not None:
             x_NCHW = pad_uneven(x_NCHW, self.padding, self.padding_end)
             padding = (0, 0)
-        y_NCHW = F.conv2d(x_NCHW, weight_OIHW, self.bias, self.stride, padding, self.dilation, self.groups)
+        y_NCHW = self.convolve(self, x_NCHW, weight_OIHW, padding)
         if self.batch_norm is not None:
             y_NCHW = self.batch_norm(y_NCHW)
         if self.activation is not None:
@@ -101,6 +116,46 @@ class QuantWeighted(nn.Module):
             return fused
         out: Tensor = self.ofm_quantizer(y_NCHW)
         return out
+
+
+Convolve = Callable[[QuantWeighted, Tensor, Tensor, tuple[int, int]], Tensor]
+"""How a layer's convolution is computed: of the layer, values, quantized weights, and padding."""
+
+
+def float_convolution(layer: QuantWeighted, x_NCHW: Tensor, weight_OIHW: Tensor, padding: tuple[int, int]) -> Tensor:
+    """The convolution in floating point."""
+    return F.conv2d(x_NCHW, weight_OIHW, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
+
+
+def integer_convolution(layer: QuantWeighted, x_NCHW: Tensor, weight_OIHW: Tensor, padding: tuple[int, int]) -> Tensor:
+    """The same, forward in 8-bit integers where that is exact and gains: see `qat.integer_forward`.
+
+    In floating point elsewhere: on a GPU, under autocast, for wide codes, and depthwise, which computes little.
+    """
+    source, weights = layer.ifm_quantizer, layer.weight_quantizer
+    fits = source.bit_width <= 8 and source.bit_width + weights.config.stored_bit_width <= MAX_BITS
+    fits = fits and weight_OIHW.shape[1] > 1 and weight_OIHW[0].numel() < MAX_PRODUCTS
+    fits = fits and x_NCHW.is_cpu and x_NCHW.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not fits:
+        return float_convolution(layer, x_NCHW, weight_OIHW, padding)
+    steps, zero_point = (source.scale, weights.scale), -source.quant_min
+    geometry = (layer.stride, padding, layer.dilation)
+    return integer_conv2d(x_NCHW, weight_OIHW, layer.bias, steps, zero_point, geometry, layer.groups)
+
+
+def use_integer_forward(model: nn.Module) -> bool:
+    """Lets all quantized layers of a model compute convolutions by `integer_convolution`, if this machine gains by it.
+
+    Weights, checkpoints and gradients stay as they are.
+
+    Returns:
+        Whether the machine does.
+    """
+    gains = has_integer_convolutions()
+    for layer in model.modules():
+        if gains and isinstance(layer, QuantWeighted):
+            layer.convolve = integer_convolution
+    return gains
 
 
 def _copy_batch_norm(batch_norm: BatchNorm) -> nn.BatchNorm2d | FrozenBatchNorm2d:

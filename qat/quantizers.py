@@ -142,6 +142,8 @@ def _sum_by_channel(a: Tensor) -> Tensor:
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Sum of products in float32; torch.dot would round a bfloat16 result to 8 bits."""
     if a.dtype == torch.float32:
+        if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
+            a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)  # as they lie: flattening copies nothing
         return torch.dot(a.reshape(-1), b.reshape(-1))
     return (a * b).sum(dtype=torch.float32)
 
