@@ -44,7 +44,7 @@ OWN = {
     "binary_plus_sparse": (1, 4, "binary_plus_sparse", 0.98),
 }
 PEERS = ("brevitas_learned", "brevitas_constant", "torchao_pt2e", "pquant")
-MODES = ("channels_last", "compiled", "cuda_graphs")
+MODES = ("channels_last", "integer", "compiled", "cuda_graphs")
 DEFAULT = ("float", *OWN, "float+channels_last", "w4a4+channels_last", "float+compiled", "w4a4+compiled")
 
 
@@ -118,6 +118,13 @@ def own_model(name: str, variant: str, x_NCHW: Tensor) -> tuple[nn.Module, int]:
     prepared = qat.prepare(model, config, tuple(x_NCHW.shape[1:])).to(x_NCHW.device)
     prepared.calibrate([x_NCHW])
     return prepared, sum(isinstance(module, ActQuantizer | WeightQuantizer) for module in prepared.modules())
+
+
+def integer_forward(model: nn.Module) -> bool:
+    """Lets this package's layers compute forward in integers; whether the processor gains by it."""
+    from qat.layers import use_integer_forward
+
+    return use_integer_forward(model)
 
 
 def brevitas_model(name: str, variant: str) -> tuple[nn.Module, int]:
@@ -208,6 +215,8 @@ def worker(arguments: argparse.Namespace) -> None:
     else:
         model, quantizers = brevitas_model(arguments.network, variant)
     model = model.to(device).train() if variant != "torchao_pt2e" else model.to(device)
+    if "integer" in modes and not integer_forward(model):
+        raise SystemExit("this processor gains nothing by integer convolutions")
     if "channels_last" in modes:
         model, x_NCHW = model.to(memory_format=torch.channels_last), x_NCHW.to(memory_format=torch.channels_last)
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -160,12 +160,13 @@ class QuantNetwork(nn.Module):
         if node.op in (Op.CONV, Op.LINEAR):
             (source,) = node.inputs
             layer: LayerConfig = self.config[node.name]
-            narrower = layer.act_bit_width < self.written_by(source).bit_width
+            producer = self.written_by(source)
+            narrower = layer.act_bit_width < producer.bit_width
             own_quantizer = ActQuantizer(layer.act_bit_width, signed[source], self.scale_rule) if narrower else None
             owner = None if node.weights_of is None else self.layer(node.weights_of)
             if isinstance(owner, QuantWeighted):
-                return SharedWeighted(node, owner, ofm_quantizer, own_quantizer)
-            return QuantWeighted(node, layer, ofm_quantizer, own_quantizer)
+                return SharedWeighted(node, owner, ofm_quantizer, own_quantizer, producer)
+            return QuantWeighted(node, layer, ofm_quantizer, own_quantizer, producer)
         if node.op is Op.ADD:
             return QuantAdd(node, ofm_quantizer)
         if node.op is Op.MUL:

@@ -17,6 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from hwmodel.network import Op
 from hwmodel.precision import LayerConfig
 from qat.graph import BatchNorm, Node
+from qat.integer_forward import MAX_BITS, MAX_PRODUCTS, has_integer_convolutions, integer_conv2d
 from qat.quantizers import ActQuantizer, WeightQuantizer
 
 FUSED = ("none", "relu", "leaky_relu")
@@ -31,17 +32,22 @@ class WeightedCall(nn.Module):
 
     Args:
         node: The layer in the traced graph.
+        producer: Quantizer of what the ifm is computed by.
 
     Attributes:
         ofm_quantizer: Quantizer of the layer's result.
         input_quantizer: Quantizer of the ifm, where the producer writes wider codes than the layer reads.
+        convolve: How the convolution is computed.
     """
 
     ofm_quantizer: ActQuantizer
     input_quantizer: ActQuantizer | None
+    convolve: Convolve
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, producer: ActQuantizer) -> None:
         super().__init__()
+        self.convolve = float_convolution
+        self._producer = (producer,)  # in a tuple: it is the producer's module, not this one's
         self.stride, self.padding, self.dilation, self.groups = node.stride, node.padding, node.dilation, node.groups
         self.padding_end = node.padding_end
         self.relu = node.activation == "relu"
@@ -52,6 +58,11 @@ class WeightedCall(nn.Module):
     def weighted(self) -> QuantWeighted:
         """The layer whose weights, bias and batch norm are used."""
         raise NotImplementedError
+
+    @property
+    def ifm_quantizer(self) -> ActQuantizer:
+        """On whose grid the convolution's operand is."""
+        return self._producer[0] if self.input_quantizer is None else self.input_quantizer
 
     def set_input_bit_width(self, bit_width: int | None, source: ActQuantizer) -> None:
         """Bits that the layer reads; None where it reads the producer's codes as they are.
@@ -80,7 +91,7 @@ class WeightedCall(nn.Module):
         if self.padding_end is not None:
             x_NCHW = pad_uneven(x_NCHW, self.padding, self.padding_end)
             padding = (0, 0)
-        y_NCHW = F.conv2d(x_NCHW, weight_OIHW, weighted.bias, self.stride, padding, self.dilation, self.groups)
+        y_NCHW = self.convolve(self, x_NCHW, weight_OIHW, padding)
         if weighted.batch_norm is not None:
             y_NCHW = weighted.batch_norm(y_NCHW)
         if self.activation is not None:
@@ -94,6 +105,46 @@ class WeightedCall(nn.Module):
         return out
 
 
+Convolve = Callable[[WeightedCall, Tensor, Tensor, tuple[int, int]], Tensor]
+"""How a layer's convolution is computed: of the layer, values, quantized weights, and padding."""
+
+
+def float_convolution(layer: WeightedCall, x_NCHW: Tensor, weight_OIHW: Tensor, padding: tuple[int, int]) -> Tensor:
+    """The convolution in floating point."""
+    return F.conv2d(x_NCHW, weight_OIHW, layer.weighted.bias, layer.stride, padding, layer.dilation, layer.groups)
+
+
+def integer_convolution(layer: WeightedCall, x_NCHW: Tensor, weight_OIHW: Tensor, padding: tuple[int, int]) -> Tensor:
+    """The same, forward in 8-bit integers where that is exact and gains: see `qat.integer_forward`.
+
+    In floating point elsewhere: on a GPU, under autocast, for wide codes, and depthwise, which computes little.
+    """
+    source, weights = layer.ifm_quantizer, layer.weighted.weight_quantizer
+    fits = source.bit_width <= 8 and source.bit_width + weights.config.stored_bit_width <= MAX_BITS
+    fits = fits and weight_OIHW.shape[1] > 1 and weight_OIHW[0].numel() < MAX_PRODUCTS
+    fits = fits and x_NCHW.is_cpu and x_NCHW.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not fits:
+        return float_convolution(layer, x_NCHW, weight_OIHW, padding)
+    steps, zero_point = (source.scale, weights.scale), -source.quant_min
+    geometry = (layer.stride, padding, layer.dilation)
+    return integer_conv2d(x_NCHW, weight_OIHW, layer.weighted.bias, steps, zero_point, geometry, layer.groups)
+
+
+def use_integer_forward(model: nn.Module) -> bool:
+    """Lets all quantized layers of a model compute convolutions by `integer_convolution`, if this machine gains by it.
+
+    Weights, checkpoints and gradients stay as they are.
+
+    Returns:
+        Whether the machine does.
+    """
+    gains = has_integer_convolutions()
+    for layer in model.modules():
+        if gains and isinstance(layer, WeightedCall):
+            layer.convolve = integer_convolution
+    return gains
+
+
 class QuantWeighted(WeightedCall):
     """Convolution or linear layer with quantized weights, its batch norm and its ReLU.
 
@@ -102,14 +153,20 @@ class QuantWeighted(WeightedCall):
         config: Precision of the layer.
         ofm_quantizer: Quantizer of the layer's result.
         input_quantizer: Quantizer of the ifm, or None.
+        producer: As in `WeightedCall`.
     """
 
     bias: nn.Parameter | None
 
     def __init__(
-        self, node: Node, config: LayerConfig, ofm_quantizer: ActQuantizer, input_quantizer: ActQuantizer | None
+        self,
+        node: Node,
+        config: LayerConfig,
+        ofm_quantizer: ActQuantizer,
+        input_quantizer: ActQuantizer | None,
+        producer: ActQuantizer,
     ) -> None:
-        super().__init__(node)
+        super().__init__(node, producer)
         module = node.module
         if not isinstance(module, nn.Conv2d | nn.Linear):
             raise TypeError(f"layer {node.name!r} has module {type(module).__name__}, expected Conv2d or Linear")
@@ -140,12 +197,18 @@ class SharedWeighted(WeightedCall):
         owner: The layer of its first call.
         ofm_quantizer: Quantizer of the call's result.
         input_quantizer: Quantizer of the ifm, or None.
+        producer: As in `WeightedCall`.
     """
 
     def __init__(
-        self, node: Node, owner: QuantWeighted, ofm_quantizer: ActQuantizer, input_quantizer: ActQuantizer | None
+        self,
+        node: Node,
+        owner: QuantWeighted,
+        ofm_quantizer: ActQuantizer,
+        input_quantizer: ActQuantizer | None,
+        producer: ActQuantizer,
     ) -> None:
-        super().__init__(node)
+        super().__init__(node, producer)
         self.input_quantizer = input_quantizer
         self.ofm_quantizer = ofm_quantizer
         self._owner = (owner,)  # in a tuple, so that its parameters are registered once, under its own name

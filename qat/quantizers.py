@@ -118,7 +118,7 @@ class _FusedFakeQuantize(torch.autograd.Function):
         codes = steps.round().clamp(quant_min, quant_max)
         slope = torch.where(inside, codes - steps, codes)
         lsq = 1.0 / math.sqrt(steps.numel() * max(quant_max, 1))
-        return torch.where(inside, grad, 0.0), (grad * slope).sum() * lsq, None, None
+        return torch.where(inside, grad, 0.0), _sum_by_channel(grad * slope) * lsq, None, None
 
 
 def _times(codes: Tensor, scale: Tensor) -> Tensor:
@@ -130,9 +130,20 @@ def _times(codes: Tensor, scale: Tensor) -> Tensor:
     return codes * scale if torch.compiler.is_compiling() else codes.mul_(scale)
 
 
+def _sum_by_channel(a: Tensor) -> Tensor:
+    """Sum of all values, over each channel first: batch norm's gradient sums so too, and both become one pass.
+
+    A sum over everything at once was a pass of its own, and where a shortcut has a projection inductor laid out the
+    sum of both branches in another order than its operands, to be transposed by all who read it.
+    """
+    return a.sum([axis for axis in range(a.dim()) if axis != 1]).sum()
+
+
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Sum of products in float32; torch.dot would round a bfloat16 result to 8 bits."""
     if a.dtype == torch.float32:
+        if a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last):
+            a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)  # as they lie: flattening copies nothing
         return torch.dot(a.reshape(-1), b.reshape(-1))
     return (a * b).sum(dtype=torch.float32)
 

@@ -54,6 +54,7 @@ FREE_KEYS = (
     "trainer.accelerator",
     "trainer.compile",
     "trainer.devices",
+    "trainer.integer_forward",
     "trainer.num_threads",
     "trainer.progress_bar",
     "trainer.strategy",

@@ -127,5 +127,6 @@ def machine_of(cfg: Config) -> Machine:
         precision=trainer.precision,
         progress_bar=trainer.progress_bar,
         compiled=trainer.compile,
+        integer_forward=trainer.integer_forward,
         epochs_per_validation=trainer.epochs_per_validation,
     )
