@@ -57,7 +57,7 @@ def run_stage(
         given = list(HydraConfig.get().overrides.task)
         config = _config_of(composed, given)
         run = open_folder(config, given)
-        with _log_to(run.path / f"{Path(sys.argv[0]).stem}.log"):
+        with run.in_use(), _log_to(run.path / f"{Path(sys.argv[0]).stem}.log"):
             return stage(config, run)
 
     return _launch(job, description, root)

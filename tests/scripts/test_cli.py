@@ -55,6 +55,7 @@ class Recorder:
         logging.getLogger("qat.test").warning("working")
         if self.error:
             raise self.error
+        run.write_json("float.json", {})
         return self.result
 
 
@@ -166,6 +167,13 @@ def test_other_configuration_in_the_same_folder(
     assert launch(monkeypatch, stage, "run_dir=r", "trainer.epochs=3") == 1
     assert "trainer.epochs: 10 there, 3 now" in capsys.readouterr().err
     assert len(stage.calls) == 1
+
+
+def test_a_command_that_failed_does_not_block_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch(monkeypatch, Recorder(error=BudgetError("too small")), "run_dir=r", "board=pynq_z2") == 1
+    stage = Recorder()
+    assert launch(monkeypatch, stage, "run_dir=r", "board=zcu102") == 0
+    assert stage.calls[0][1].config_values()["board"]["name"] == "zcu102"
 
 
 def test_earlier_run_from_another_folder(
