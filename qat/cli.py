@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from hwmodel.errors import HwModelError
-from qat.compose import CONF_FOLDER, apply_overrides, config_from_dict, register, to_config
+from qat.compose import CONF_FOLDER, apply_overrides, check_keys, config_from_dict, register, to_config
 from qat.config import Config
 from qat.errors import ConfigError, QatError
 from qat.runs import RunFolder
@@ -98,6 +98,7 @@ def _launch(job: Callable[[DictConfig], int | None], description: str, root: str
     register(description)
     try:
         _refuse_code(sys.argv[1:])
+        check_keys([argument for argument in sys.argv[1:] if "=" in argument or argument.startswith("~")])
         hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name=root)(guarded)()
     except ConfigError as error:
         return _report(error)
