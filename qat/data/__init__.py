@@ -9,7 +9,7 @@ build_data: from settings to any of these
 """
 
 from qat.data.augmentation import Augmentation
-from qat.data.build import build_data, check_root
+from qat.data.build import build_data
 from qat.data.detection import DetectionDataModule
 from qat.data.folder import FolderDataModule
 from qat.data.module import ImageDataModule, LabelDataModule
@@ -24,5 +24,4 @@ __all__ = [
     "LabelDataModule",
     "Splits",
     "build_data",
-    "check_root",
 ]

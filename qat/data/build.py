@@ -12,33 +12,9 @@ from qat.data.digits import digits
 from qat.data.folder import FolderDataModule, FolderSplits
 from qat.data.module import ImageDataModule, LabelDataModule
 from qat.data.splits import Splits
-from qat.errors import DataError
 from qat.image_settings import FolderSettings
+from qat.inputs import check_root
 from qat.normalization import Normalization
-
-DOWNLOAD_FOLDER = Path("data")
-"""The one folder that a download makes itself; another has to be there, so that a slip in its name is seen."""
-
-
-def check_root(settings: DataSettings) -> None:
-    """Refuses a folder of images that is not there and that nothing is to be downloaded into.
-
-    Raises:
-        DataError: There is no `data.root`.
-    """
-    root = Path(settings.root or ".")
-    if settings.source == "bundled" or root.exists():
-        return
-    if not (settings.download and settings.source != "archive"):
-        can_download = settings.name == "cifar10" or (settings.detection and settings.detection.format == "voc")
-        hint = ", or set data.download=true" if can_download and settings.source != "archive" else ""
-        raise DataError(f"data.root={str(root)!r} does not exist, expected the images of {settings.name}{hint}")
-    folder = root if settings.detection is None else root.parent  # torchvision makes VOCdevkit itself
-    if not folder.is_dir() and folder.resolve() != DOWNLOAD_FOLDER.resolve():
-        raise DataError(
-            f"data.root={str(root)!r} does not exist; check the name, or make the folder {folder} first if "
-            f"{settings.name} shall be downloaded into it"
-        )
 
 
 def build_data(settings: DataSettings, seed: int) -> ImageDataModule:

@@ -11,9 +11,10 @@ from torch import nn
 
 from hwmodel import Board, NetworkSpec
 from qat.config import Config
-from qat.data import ImageDataModule, build_data, check_root
-from qat.errors import CheckpointError, ConfigError
+from qat.data import ImageDataModule, build_data
+from qat.errors import ConfigError
 from qat.graph import trace
+from qat.inputs import FLOAT, check_files
 from qat.masks import MaskSchedule, Saliency
 from qat.models import build_network
 from qat.normalization import Normalization
@@ -23,9 +24,6 @@ from qat.tasks.fit import Machine, read_checkpoint, write_checkpoint
 from qat.tasks.quantize import load_state
 
 logger = logging.getLogger(__name__)
-
-FLOAT = "float.ckpt"
-"""Weights of the float model in the run folder."""
 
 
 @dataclass(frozen=True)
@@ -53,22 +51,6 @@ class Setup:
     machine: Machine
 
 
-def check_files(cfg: Config, run: RunFolder) -> None:
-    """Refuses missing weights and images, before anything that takes time.
-
-    Raises:
-        CheckpointError: The weights that the configuration names are not there.
-        DataError: The images are not there.
-    """
-    check_root(cfg.data)
-    weights = cfg.network.weights
-    if weights and not (run.path / FLOAT).is_file() and not Path(weights).is_file():
-        raise CheckpointError(
-            f"network.weights={weights!r} does not exist, expected a checkpoint of {cfg.network.name}; null trains "
-            "the network from scratch"
-        )
-
-
 def train(cfg: Config, run: RunFolder) -> Setup:
     """Trains the float model, or loads the weights that the configuration names; both only once.
 
@@ -82,7 +64,7 @@ def train(cfg: Config, run: RunFolder) -> Setup:
         TraceError: The network cannot be mapped to hardware.
         TrainingError: The loss is not finite, or training was interrupted.
     """
-    check_files(cfg, run)
+    check_files(cfg)
     if cfg.trainer.num_threads:
         torch.set_num_threads(cfg.trainer.num_threads)
     data = build_data(cfg.data, cfg.seed)

@@ -194,6 +194,15 @@ def test_other_configuration_in_the_same_folder(
     assert len(stage.calls) == 1
 
 
+@pytest.mark.parametrize("name", ["demo", "demo_detect", "search", "train"])
+def test_missing_files_are_refused_before_a_folder_is_made(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, name, "network.weights=nope.ckpt", "run_dir=r") == 1
+    assert f"network.weights='{Path.cwd() / 'nope.ckpt'}' does not exist" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
+
+
 def test_a_command_that_failed_does_not_block_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch(monkeypatch, Recorder(error=BudgetError("too small")), "run_dir=r", "board=pynq_z2") == 1
     stage = Recorder()
