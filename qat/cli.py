@@ -23,9 +23,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from hwmodel.errors import HwModelError
-from qat.compose import CONF_FOLDER, apply_overrides, config_from_dict, register, to_config
+from qat.compose import CONF_FOLDER, apply_overrides, check_keys, config_from_dict, register, to_config
 from qat.config import Config
 from qat.errors import ConfigError, QatError
+from qat.inputs import check_files
 from qat.runs import RunFolder
 
 OpenFolder = Callable[[Config, Sequence[str]], RunFolder]
@@ -40,6 +41,7 @@ def run_stage(
     description: str,
     open_folder: OpenFolder = RunFolder.create,
     root: str = "run",
+    reads_files: bool = False,
 ) -> int:
     """The body of a script that works in a run folder.
 
@@ -48,6 +50,7 @@ def run_stage(
         description: What `--help` says first.
         open_folder: How the run folder is opened.
         root: YAML of `conf/` to start from.
+        reads_files: Whether weights and images have to be there.
 
     Returns:
         Exit code.
@@ -56,8 +59,10 @@ def run_stage(
     def job(composed: DictConfig) -> int | None:
         given = list(HydraConfig.get().overrides.task)
         config = _config_of(composed, given)
+        if reads_files:
+            check_files(config)
         run = open_folder(config, given)
-        with _log_to(run.path / f"{Path(sys.argv[0]).stem}.log"):
+        with run.in_use(), _log_to(run.path / f"{Path(sys.argv[0]).stem}.log"):
             return stage(config, run)
 
     return _launch(job, description, root)
@@ -98,6 +103,7 @@ def _launch(job: Callable[[DictConfig], int | None], description: str, root: str
     register(description)
     try:
         _refuse_code(sys.argv[1:])
+        check_keys([argument for argument in sys.argv[1:] if "=" in argument or argument.startswith("~")])
         hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name=root)(guarded)()
     except ConfigError as error:
         return _report(error)

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -80,6 +80,7 @@ def compose_config(overrides: Sequence[str] = (), root: str = "run") -> Config:
         ConfigError: A choice or key is unknown, mistyped, missing or out of range.
     """
     register()
+    check_keys(overrides)
     try:
         with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
             composed = compose(root, list(overrides))
@@ -87,6 +88,43 @@ def compose_config(overrides: Sequence[str] = (), root: str = "run") -> Config:
         detail = f": {error.__cause__}" if error.__cause__ else ""
         raise ConfigError(f"{error}{detail}") from error
     return to_config(composed)
+
+
+def check_keys(overrides: Sequence[str]) -> None:
+    """Refuses overrides of settings that there are not, with the nearest one that there is.
+
+    Args:
+        overrides: As on the command line; what is no override, or none that can be read, is left to Hydra.
+
+    Raises:
+        ConfigError: A key is unknown; the message names the nearest one.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key.replace(".", "").isidentifier() and not key.startswith("hydra."):
+            _check_key(key.split("."))
+
+
+def _check_key(parts: Sequence[str]) -> None:
+    schema: Any = Config
+    for place, part in enumerate(parts):
+        known = [field.name for field in fields(schema)]
+        if part not in known and not (place == 0 and part in GROUPS):
+            raise ConfigError(_unknown(".".join(parts[:place]), part, known if place else [*known, *GROUPS]))
+        hint = get_type_hints(schema).get(part)
+        schema = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
+        if schema is None or getattr(hint, "__origin__", None) is list:
+            return
+
+
+def _unknown(path: str, key: str, known: Sequence[str]) -> str:
+    """What is said about a key that `path` does not have."""
+    prefix = f"{path}." if path else ""
+    near = difflib.get_close_matches(key, known, 1)
+    hint = (
+        f"; did you mean {prefix}{near[0]}?" if near else f"; {path or 'there'} has {', '.join(dict.fromkeys(known))}"
+    )
+    return f"{prefix}{key} is not a setting{hint}"
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -132,9 +170,7 @@ def _refuse_unknown(node: object, path: str) -> None:
     prefix = f"{path}." if path else ""
     for key in map(str, node):
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; {path or 'there'} has {', '.join(known)}"
-            raise ConfigError(f"{prefix}{key} is not a setting{hint}")
+            raise ConfigError(_unknown(path, key, known))
     for key in known:
         if key not in node or OmegaConf.is_missing(node, key):
             raise ConfigError(f"{prefix}{key} has no value; give it with {prefix}{key}=...")

@@ -130,6 +130,9 @@ class QuantNetwork(nn.Module):
         network: The graph with shapes.
         config: Precision of every layer with weights.
         scale_rule: Which values the steps of weights and activations may have.
+
+    Attributes:
+        calibrated: Whether activation steps come from images: by `calibrate`, or from a checkpoint that had them.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class QuantNetwork(nn.Module):
         scale_rule: ScaleRule = ScaleRule.LEARNED,
     ) -> None:
         super().__init__()
+        self.calibrated = False
         self.scale_rule = scale_rule
         self.graph = graph
         self.network = network
@@ -240,7 +244,7 @@ class QuantNetwork(nn.Module):
         Raises:
             ValueError: There is no batch.
         """
-        training = self.training
+        training, self.calibrated = self.training, False
         count = 0
         self.train()
         with _cumulative_batch_norm(self):
@@ -254,6 +258,7 @@ class QuantNetwork(nn.Module):
         self.train(training)
         if count == 0:
             raise ValueError("calibrate() needs at least one batch of images")
+        self.calibrated = True
 
     @torch.no_grad()
     def repick_masks(self, saliency: Saliency = Saliency.MAGNITUDE, progress: float = 1.0) -> None:
@@ -281,6 +286,8 @@ class QuantNetwork(nn.Module):
         state: dict[str, Any] = {"config": json.dumps(self.config.to_dict()), "input_shape": list(shape)}
         if self.scale_rule is not ScaleRule.LEARNED:
             state["scale_rule"] = str(self.scale_rule)
+        if not self.calibrated:
+            state["calibrated"] = False
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -298,6 +305,7 @@ class QuantNetwork(nn.Module):
         if scale_rule != self.scale_rule:
             raise CheckpointError(f"the checkpoint has scale_rule={scale_rule}, expected {self.scale_rule}")
         _refresh(self)
+        self.calibrated = state.get("calibrated", True)
         self.network = self.graph.spec(tuple(state["input_shape"]))
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +18,8 @@ from rich.table import Table
 
 import hwmodel
 from hwmodel import Board, BudgetError, CostReport, NetworkConfig, NetworkSpec
+from hwmodel.errors import BoardError, SpecError
+from qat.checks import require
 from qat.compose import CONF_FOLDER
 from qat.config import Config
 from qat.errors import ConfigError
@@ -97,15 +101,18 @@ def cost(cfg: Config, arguments: CostArguments | None = None) -> None:
         arguments: What is asked beside it.
 
     Raises:
-        ConfigError: A file is missing or of another form, or `min_fps` is no number.
+        ConfigError: A network or board is unknown, a file is missing or of another form, `min_fps` is no number >= 0,
+            or `out` cannot be written.
         TraceError: The network cannot be mapped to hardware.
-        HwModelError: A network or board is unknown, or a single combination does not fit or is too slow.
+        BudgetError: A single combination does not fit or is too slow.
     """
     arguments = arguments or CostArguments()
     min_fps = _frame_rate(arguments.min_fps)
+    boards = [_board(name) for name in arguments.boards] or [cfg.board.to_board()]
     network = _network(cfg, arguments.network)
     precisions = _precisions(cfg, network, arguments.precision)
-    boards = [hwmodel.load_board(name) for name in arguments.boards] or [cfg.board.to_board()]
+    if arguments.out is not None:
+        _check_out(arguments.out)
     console = Console() if sys.stdout.isatty() else Console(width=WIDE)
     if len(boards) == len(precisions) == 1:
         ((name, config),) = precisions.items()
@@ -129,10 +136,31 @@ def cost(cfg: Config, arguments: CostArguments | None = None) -> None:
 
 
 def _frame_rate(typed: str) -> float:
+    expected = "a number of frames per second >= 0; 0 for any"
     try:
-        return float(typed)
+        number = float(typed)
     except ValueError as error:
-        raise ConfigError(f"min_fps={typed}, expected a number of frames per second; 0 for any") from error
+        raise ConfigError(f"min_fps={typed}, expected {expected}") from error
+    require(math.isfinite(number) and number >= 0, "min_fps", number, expected)
+    return number
+
+
+def _board(name: str) -> Board:
+    try:
+        return hwmodel.load_board(name)
+    except BoardError as error:
+        raise ConfigError(f"board={name}: {error}") from error
+
+
+def _check_out(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"out={folder} cannot be written: {error.strerror or error}; choose another folder with out=<folder>"
+        ) from error
 
 
 def _best_report(network: NetworkSpec, config: NetworkConfig, board: Board, min_fps: float) -> CostReport:
@@ -145,7 +173,14 @@ def _network(cfg: Config, name: str | None) -> NetworkSpec:
 
         return load_onnx_network(Path(name))
     if name is not None:
-        return hwmodel.load_network(name)
+        try:
+            return hwmodel.load_network(name)
+        except SpecError as error:
+            choices = ", ".join(sorted(path.stem for path in (CONF_FOLDER / "network").glob("*.yaml")))
+            raise ConfigError(
+                f"network={name}: {error}; choices of conf/network are {choices}; others are given by import path "
+                "(module:callable) or as an ONNX file (<file>.onnx)"
+            ) from error
     from qat.pipeline.planning import untrained  # a table needs no torch
 
     return untrained(cfg)

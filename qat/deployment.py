@@ -58,8 +58,14 @@ def lower(model: QuantNetwork, normalization: Normalization, class_names: tuple[
         class_names: Names of the classes, for the manifest.
 
     Raises:
-        ExportError: A scale is not finite, or an accumulator could leave 32 bits; the message names the layer.
+        ExportError: The model was not calibrated, a scale is not finite, or an accumulator could leave 32 bits; the
+            message names the layer.
     """
+    if not model.calibrated:
+        raise ExportError(
+            f"{model.network.name} was not calibrated, its activations have no steps yet; call calibrate() or load a "
+            "trained checkpoint"
+        )
     with torch.no_grad():
         scales = {INPUT: float(model.input_quantizer.scale)}
         written = {INPUT: model.input_quantizer}  # quantizer whose codes a tensor holds

@@ -69,5 +69,5 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
         raise RunFolderError(
             f"could not write {path}: {error.strerror or error}; what was there is intact. Free some space or choose "
-            "another folder with run_dir=..., then run the same command again"
+            "another folder, then run the same command again"
         ) from error

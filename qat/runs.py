@@ -11,13 +11,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +63,9 @@ FREE_KEYS = (
 )
 """Settings that say where and with what a run works, not what it computes: they may differ when it goes on."""
 
+RECORDS = ("config.yaml", "environment.json", "overrides.yaml")
+"""Files that say how a folder's commands were called; all others but logs are results."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -76,6 +81,8 @@ class RunFolder:
     def create(cls, config: Config, overrides: Sequence[str] = ()) -> RunFolder:
         """Makes the folder `config.run_dir`, or goes on in it if it holds the same configuration.
 
+        Another configuration takes the place of one whose command left no results and has ended.
+
         Args:
             config: What is going to run.
             overrides: What was given on the command line.
@@ -85,10 +92,10 @@ class RunFolder:
         """
         run = cls(Path(config.run_dir).resolve())
         run._check_writable()
-        if (run.path / "config.yaml").exists():
-            run._check_same(config)
-        else:
+        is_new = not (run.path / "config.yaml").exists()
+        if is_new:
             run._check_unused()
+        if is_new or run._is_other(config):
             write_text(run.path / "overrides.yaml", _to_yaml(list(overrides)))
             write_text(run.path / "config.yaml", _to_yaml(config_to_dict(config)))
         run._record_environment(config)
@@ -119,6 +126,14 @@ class RunFolder:
         if not (run.path / "config.yaml").is_file():
             raise RunFolderError(f"{run.path} is not a run folder: it has no config.yaml")
         return run
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While it lasts no other command gives the folder another configuration."""
+        with open(self.path / "config.yaml", "rb") as file:
+            with suppress(OSError):  # a disk without locks
+                fcntl.flock(file, fcntl.LOCK_SH)
+            yield
 
     def config_values(self) -> dict[str, Any]:
         """The stored configuration as plain values, with this folder as `run_dir`.
@@ -188,17 +203,41 @@ class RunFolder:
                 "choose another one with run_dir=<folder>"
             )
 
-    def _check_same(self, config: Config) -> None:
+    def _is_other(self, config: Config) -> bool:
+        """Whether the stored configuration is another one that may be replaced; refuses if it may not."""
         # Settings that came later have the value that means what was done before.
         known = config_from_dict(self.config_values(), str(self.path / "config.yaml"))
         stored = cast(dict[str, Any], OmegaConf.to_container(known))
         changed = differences(_comparable(stored), _comparable(config_to_dict(config)))
-        if changed:
+        if not changed:
+            return False
+        has_results = self._has_results()
+        if has_results or self._is_in_use():
             listed = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items())
             raise RunFolderError(
-                f"run folder {self.path} holds results of another configuration ({listed}). "
-                "Choose another folder with run_dir=<folder>, go back to the old settings, or remove the folder"
+                f"run folder {self.path} {'holds results' if has_results else 'is in use by a command'} of another "
+                f"configuration ({listed}). Choose another folder with run_dir=<folder>, go back to the old settings, "
+                f"or {'remove the folder' if has_results else 'wait until it has ended'}"
             )
+        return True
+
+    def _has_results(self) -> bool:
+        """Whether any command left more than what says how it was called, and its log."""
+        files = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
+        return any(
+            len(file.parts) > 1 or not (file.name in RECORDS or file.suffix == ".log" or file.name.startswith("."))
+            for file in files
+        )
+
+    def _is_in_use(self) -> bool:
+        with open(self.path / "config.yaml", "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except OSError:  # a disk without locks
+                return False
+        return False
 
     def _record_environment(self, config: Config) -> None:
         if os.environ.get("LOCAL_RANK", "0") != "0":

@@ -13,6 +13,7 @@ from qat.data.folder import FolderDataModule, FolderSplits
 from qat.data.module import ImageDataModule, LabelDataModule
 from qat.data.splits import Splits
 from qat.image_settings import FolderSettings
+from qat.inputs import check_root
 from qat.normalization import Normalization
 
 
@@ -26,6 +27,7 @@ def build_data(settings: DataSettings, seed: int) -> ImageDataModule:
     Raises:
         DataError: Images are missing or damaged, or too few.
     """
+    check_root(settings)
     if settings.detection is not None:
         return build_detection(settings, settings.detection, seed)
     if settings.folder is not None:

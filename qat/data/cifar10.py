@@ -55,9 +55,10 @@ def from_torchvision(root: Path, val_images: int, split_seed: int, download: boo
     try:
         train, test = (CIFAR10(str(root), train=part, download=download) for part in (True, False))
     except (RuntimeError, OSError) as error:  # torchvision's word for missing or damaged; network and disk errors
+        remedy = " and the connection" if download else ", set data.download=true"
         raise DataError(
-            f"CIFAR-10 below {root}: {error}; check data.root and the network, set data.download=true, "
-            "or remove a damaged file so that it is downloaded again"
+            f"CIFAR-10 below {root}: {error}; check data.root{remedy}, or remove a damaged file so that it is "
+            "downloaded again"
         ) from error
     fit_set, val_set = _hold_out(train.data, np.asarray(train.targets, np.int64), val_images, split_seed)
     test_set = ImageSet.from_numpy(test.data, np.asarray(test.targets, np.int64))

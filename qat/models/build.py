@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from qat.config import NetworkSettings
-from qat.errors import ConfigError
+from qat.errors import ConfigError, QatError
 
 SHIPPED = ("qat.models", "torchvision.models")
 """Packages whose networks may be named from anywhere."""
@@ -31,17 +32,19 @@ def build_network(settings: NetworkSettings, seed: int) -> nn.Module:
         seed: Of the random weights.
 
     Raises:
-        ConfigError: The factory is of another form or place, does not exist, or returns no module.
+        ConfigError: The factory is of another form or place, does not exist, fails, or returns no module.
     """
     factory = _find_factory(settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model = factory(num_classes=settings.num_classes)
-        except TypeError as error:
+        except QatError:
+            raise
+        except Exception as error:  # whatever the user's code raises
             raise ConfigError(
                 f"network.factory={settings.factory!r} could not be called with num_classes={settings.num_classes}: "
-                f"{error}"
+                f"{_described(error, inspect.getsourcefile(factory))}"
             ) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(
@@ -91,10 +94,21 @@ def _import(name: str, folder: Path, factory: str) -> ModuleType:
     sys.path.insert(0, str(folder))
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"network.factory={factory!r}: {path} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the user's file raises
+        raise ConfigError(
+            f"network.factory={factory!r}: {path} cannot be imported: {_described(error, str(path))}"
+        ) from error
     finally:
         sys.path.remove(str(folder))
+
+
+def _described(error: Exception, source: str | None) -> str:
+    """The error's kind and message, behind the line of the user's file where it came up."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
+    where = f"{source}, line {lines[-1]}: " if lines else ""
+    return f"{where}{type(error).__name__}: {error}"
 
 
 def _is_allowed(factory: Callable[..., object], folder: Path) -> bool:

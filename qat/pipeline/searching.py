@@ -16,6 +16,7 @@ import hwmodel
 from hwmodel import CostTables, LayerConfig, NetworkConfig, Schedule
 from qat.config import Config
 from qat.errors import SearchError
+from qat.inputs import check_files
 from qat.pipeline.evaluation import executor_of
 from qat.pipeline.planning import bounded_schedule, plan, uniform_of
 from qat.pipeline.records import NETWORKS, TRIALS, results
@@ -50,6 +51,7 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
         QatError: What `train` raises; SearchError if no configuration meets a target or too many trials fail.
         BudgetError: The board is too small for the network.
     """
+    check_files(cfg)
     space, costs, targets = plan(cfg)
     setup = train(cfg, run)
     mixes = _searched(cfg, run, setup, space, costs, targets) if cfg.search.trials else {}

@@ -14,6 +14,7 @@ from qat.config import Config
 from qat.data import ImageDataModule, build_data
 from qat.errors import ConfigError
 from qat.graph import trace
+from qat.inputs import FLOAT, check_files
 from qat.masks import MaskSchedule, Saliency
 from qat.models import build_network
 from qat.normalization import Normalization
@@ -63,6 +64,7 @@ def train(cfg: Config, run: RunFolder) -> Setup:
         TraceError: The network cannot be mapped to hardware.
         TrainingError: The loss is not finite, or training was interrupted.
     """
+    check_files(cfg)
     if cfg.trainer.num_threads:
         torch.set_num_threads(cfg.trainer.num_threads)
     data = build_data(cfg.data, cfg.seed)
@@ -76,7 +78,7 @@ def train(cfg: Config, run: RunFolder) -> Setup:
     network = trace(model, data.input_shape)
     normalization, recipe, machine = data.normalization, recipe_of(cfg), machine_of(cfg)
     objective = objective_of(model)
-    kept = run.path / "float.ckpt"
+    kept = run.path / FLOAT
     if kept.is_file():
         load_state(model, read_checkpoint(kept), kept)
     else:

@@ -15,7 +15,6 @@ import pytest
 from hwmodel import (
     BudgetError,
     CostReport,
-    SpecError,
     board_names,
     estimate,
     load_board,
@@ -54,8 +53,10 @@ def test_frame_rate_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> Non
         cost(compose_config(rest), replace(arguments, min_fps="500"))
     cost(compose_config(rest), replace(arguments, min_fps="500", boards=("pynq_z2", "zcu102")))
     assert "4 bit on pynq_z2: network 'yolov2_tiny_voc' on board 'pynq_z2': min_fps=500" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="min_fps=many, expected a number of frames per second; 0 for any"):
-        cost(compose_config(rest), replace(arguments, min_fps="many"))
+    for typed, shown in (("many", "many"), ("-3", "-3.0"), ("nan", "nan"), ("inf", "inf")):
+        expected = f"min_fps={shown}, expected a number of frames per second >= 0; 0 for any"
+        with pytest.raises(ConfigError, match=expected):
+            cost(compose_config(rest), replace(arguments, min_fps=typed))
 
 
 def test_import_path_becomes_a_network() -> None:
@@ -105,8 +106,22 @@ def test_precision_of_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str
     file.write_text("{")
     with pytest.raises(ConfigError, match="config.json: is not JSON"):
         cost(compose_config([]), CostArguments("resnet20", precision=file))
-    with pytest.raises(SpecError, match="network 'resnet21' has no layer table"):
+
+
+def test_unknown_networks_and_boards_are_settings() -> None:
+    message = "network=resnet21: network 'resnet21' has no layer table.* did you mean resnet20.*digits_resnet.*onnx"
+    with pytest.raises(ConfigError, match=message):
         cost(compose_config([]), CostArguments("resnet21"))
+    with pytest.raises(ConfigError, match="board=zcu999: board 'zcu999' is not listed; listed are"):
+        cost(compose_config([]), CostArguments("resnet20", ("zcu102", "zcu999")))
+
+
+def test_folder_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "x"
+    with pytest.raises(ConfigError, match=f"out={folder} cannot be written: .*another folder with out=<folder>"):
+        cost(compose_config([]), CostArguments("resnet20", out=folder))
+    assert capsys.readouterr().out == ""
 
 
 def test_tables_and_roofline_show_the_report() -> None:

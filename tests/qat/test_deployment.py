@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from hwmodel import Granularity, LayerConfig, NetworkConfig, WeightFormat, uniform
-from qat.convert import prepare
+from qat.convert import QuantNetwork, prepare
 from qat.deployment import deploy, lower
 from qat.errors import ExportError
+from qat.export import export
 from qat.export.packed import pack
 from qat.graph import trace
 from tests.qat.nets import NORMALIZATION, EveryOp, Residual, images, settle
@@ -122,3 +126,44 @@ def test_images_must_be_8_bit() -> None:
     deployed = deploy(_quantized(settle(Residual()), LayerConfig(4, 4)))
     with pytest.raises(TypeError, match=r"expected torch\.uint8"):
         deployed(torch.zeros(1, 3, 16, 16))
+
+
+def _prepared() -> QuantNetwork:
+    model = settle(Residual())
+    return prepare(model, uniform(trace(model, (3, 16, 16)), 4, 4), (3, 16, 16)).eval()
+
+
+def test_a_network_without_steps_is_refused(tmp_path: Path) -> None:
+    for model in (_prepared(), copy.deepcopy(_prepared())):
+        with pytest.raises(ExportError, match=r"was not calibrated.*call calibrate\(\) or load a trained checkpoint"):
+            deploy(model)
+        with pytest.raises(ExportError, match="was not calibrated"):
+            export(model, tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+
+
+def test_checkpoints_remember_calibration() -> None:
+    calibrated, loaded = _prepared(), _prepared()
+    loaded.load_state_dict(calibrated.state_dict())
+    with pytest.raises(ExportError, match="was not calibrated"):
+        deploy(loaded)
+    calibrated.calibrate([NORMALIZATION(images(16))])
+    loaded.load_state_dict(calibrated.state_dict())
+    batch = images(2, seed=3)
+    assert torch.equal(deploy(loaded)(batch), deploy(calibrated)(batch))
+
+
+def test_checkpoints_without_the_mark_are_calibrated() -> None:
+    calibrated, loaded = _prepared(), _prepared()
+    calibrated.calibrate([NORMALIZATION(images(16))])
+    state = calibrated.state_dict()
+    assert set(state["_extra_state"]) == {"config", "input_shape"}
+    loaded.load_state_dict(state)
+    assert loaded.calibrated
+
+
+def test_a_calibration_that_failed_does_not_count() -> None:
+    model = _prepared()
+    with pytest.raises(ValueError, match="at least one batch"):
+        model.calibrate([])
+    assert not model.calibrated

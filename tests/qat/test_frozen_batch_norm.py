@@ -86,6 +86,7 @@ def test_it_is_a_batch_norm_in_inference_mode() -> None:
         for name, parameter in prepared.named_parameters():
             if name.endswith("quantizer.log2_scale") and parameter.dim() == 0:
                 parameter.data.fill_(-5.0)
+        prepared.calibrated = True
     batch = NORMALIZATION(images(4, 8, 1))
     torch.testing.assert_close(first(batch), second(batch))
     expected = deploy(second, NORMALIZATION).integers.layers

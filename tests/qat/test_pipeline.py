@@ -14,7 +14,7 @@ from qat import pipeline
 from qat.compose import compose_config
 from qat.config import Config
 from qat.deployment import DeployedNetwork
-from qat.errors import CheckpointError, ConfigError, PackedFormatError, RunFolderError, SearchError
+from qat.errors import CheckpointError, ConfigError, PackedFormatError, QatError, RunFolderError, SearchError
 from qat.pipeline.planning import plan
 from qat.pipeline.retargeting import retarget_run
 from qat.report import Result
@@ -289,8 +289,27 @@ def test_a_network_for_other_classes_is_refused(tmp_path: Path) -> None:
 
 def test_missing_and_foreign_weights_are_refused(tmp_path: Path) -> None:
     config = _config(tmp_path / "run", f"network.weights={tmp_path / 'none.pth'}")
-    with pytest.raises(CheckpointError, match=r"none\.pth does not exist"):
+    with pytest.raises(CheckpointError, match=r"network\.weights='.*none\.pth' does not exist, expected a checkpoint"):
         pipeline.train(config, RunFolder.create(config))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["network.weights=/nope.ckpt"], r"network\.weights='/nope\.ckpt' does not exist"),
+        (["network=resnet20", "data=cifar10", "data.root=/nope/a"], r"data\.root='/nope/a' does not exist"),
+    ],
+)
+def test_missing_files_are_refused_before_anything_is_planned(
+    overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_plan(_: Config) -> None:
+        raise AssertionError("planned")
+
+    monkeypatch.setattr("qat.pipeline.searching.plan", no_plan)
+    config = _config(tmp_path / "run", *overrides)
+    with pytest.raises(QatError, match=message):
+        pipeline.search(config, RunFolder.create(config))
 
 
 def test_stages_out_of_order_say_what_is_missing(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_same_configuration_goes_on(tmp_path: Path) -> None:
 
 
 def test_other_configuration_is_refused_with_its_keys(tmp_path: Path) -> None:
-    RunFolder.create(_config(tmp_path / "run"))
+    RunFolder.create(_config(tmp_path / "run")).write_json("float.json", {})
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     message = r"another configuration \(seed: 0 there, 5 now; .*trainer.epochs: 10 there, 11 now\).*run_dir=<folder>"
     with pytest.raises(RunFolderError, match=message):
@@ -53,8 +53,32 @@ def test_other_configuration_is_refused_with_its_keys(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
 
 
+def test_a_folder_without_results_takes_another_configuration(tmp_path: Path) -> None:
+    run = RunFolder.create(_config(tmp_path / "run"), ["a=1"])
+    (run.path / "search.log").write_text("BudgetError", encoding="utf-8")
+    (run.path / "float").mkdir()
+    other = _config(tmp_path / "run", "seed=5")
+    assert RunFolder.create(other, ["seed=5"]) == run
+    assert to_config(config_from_dict(run.config_values(), "stored")) == other
+    assert yaml.safe_load((run.path / "overrides.yaml").read_text(encoding="utf-8")) == ["seed=5"]
+    assert len(run.read_json("environment.json")) == 2
+    (run.path / "float" / "last.ckpt").touch()
+    with pytest.raises(
+        RunFolderError, match=r"holds results of another configuration \(seed: 5 there, 6 now; .*run_dir"
+    ):
+        RunFolder.create(_config(tmp_path / "run", "seed=6"))
+
+
+def test_a_folder_in_use_keeps_its_configuration(tmp_path: Path) -> None:
+    run = RunFolder.create(_config(tmp_path / "run"))
+    with run.in_use(), pytest.raises(RunFolderError, match=r"is in use by a command of another .*wait until it has"):
+        RunFolder.create(_config(tmp_path / "run", "seed=5"))
+    assert run.config_values()["seed"] == 0
+
+
 def test_settings_that_came_later_mean_what_was_done_before(tmp_path: Path) -> None:
     run = RunFolder.create(_config(tmp_path / "run"))
+    run.write_json("float.json", {})
     values = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
     del values["trainer"]["mask_schedule"]
     (run.path / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -66,6 +90,7 @@ def test_settings_that_came_later_mean_what_was_done_before(tmp_path: Path) -> N
 def test_a_folder_with_one_granularity_goes_on_with_a_list_of_it(tmp_path: Path) -> None:
     kernels = "search.granularities=[kernel]"
     run = RunFolder.create(_config(tmp_path / "run", kernels))
+    run.write_json("float.json", {})
     values = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
     del values["search"]["granularities"]
     values["search"]["granularity"] = "kernel"
@@ -78,6 +103,7 @@ def test_a_folder_with_one_granularity_goes_on_with_a_list_of_it(tmp_path: Path)
 def test_moved_data_and_weights_are_the_same_configuration(tmp_path: Path) -> None:
     experiment = "experiment=cifar10_resnet20"
     run = RunFolder.create(_config(tmp_path / "run", experiment, "data.root=/a"))
+    run.write_json("float.json", {})
     assert RunFolder.create(_config(tmp_path / "run", experiment, "data.root=/b")) == run
     with pytest.raises(RunFolderError, match="network.weights: 'resnet20-12fca82f.th' there, 'other.th' now"):
         RunFolder.create(_config(tmp_path / "run", experiment, "network.weights=/b/other.th"))

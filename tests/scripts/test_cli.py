@@ -14,9 +14,9 @@ import pytest
 
 from hwmodel.errors import BudgetError
 from qat.cli import run_estimate, run_stage
-from qat.compose import GROUPS
+from qat.compose import GROUPS, compose_config
 from qat.config import Config
-from qat.errors import TrainingError
+from qat.errors import ConfigError, TrainingError
 from qat.runs import RunFolder
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -55,6 +55,7 @@ class Recorder:
         logging.getLogger("qat.test").warning("working")
         if self.error:
             raise self.error
+        run.write_json("float.json", {})
         return self.result
 
 
@@ -90,6 +91,31 @@ def test_misspelt_key_fails_at_once(
     assert call(monkeypatch, name, "+trainer.epochss=1") == 2
     assert "trainer.epochss is not a setting; did you mean trainer.epochs?" in capsys.readouterr().err
     assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("boards=zcu102", "boards is not a setting; did you mean board?"),
+        ("search.trails=3", "search.trails is not a setting; did you mean search.trials?"),
+        (
+            "++search.executor.worker=3",
+            "search.executor.worker is not a setting; did you mean search.executor.workers?",
+        ),
+        ("~trainr", "trainr is not a setting; did you mean trainer?"),
+        ("data.detection.imagesize=[1,1]", "did you mean data.detection.image_size?"),
+        ("board.zzz=1", "board.zzz is not a setting; board has name, family, bram18,"),
+    ],
+)
+def test_unknown_settings_have_a_hint(
+    argument: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = Recorder()
+    assert launch(monkeypatch, stage, argument) == 2
+    assert message in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="is not a setting"):
+        compose_config([argument])
+    assert not stage.calls
 
 
 @pytest.mark.parametrize("name", ["export", "report", "verify"])
@@ -166,6 +192,22 @@ def test_other_configuration_in_the_same_folder(
     assert launch(monkeypatch, stage, "run_dir=r", "trainer.epochs=3") == 1
     assert "trainer.epochs: 10 there, 3 now" in capsys.readouterr().err
     assert len(stage.calls) == 1
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_detect", "search", "train"])
+def test_missing_files_are_refused_before_a_folder_is_made(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, name, "network.weights=nope.ckpt", "run_dir=r") == 1
+    assert f"network.weights='{Path.cwd() / 'nope.ckpt'}' does not exist" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_command_that_failed_does_not_block_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch(monkeypatch, Recorder(error=BudgetError("too small")), "run_dir=r", "board=pynq_z2") == 1
+    stage = Recorder()
+    assert launch(monkeypatch, stage, "run_dir=r", "board=zcu102") == 0
+    assert stage.calls[0][1].config_values()["board"]["name"] == "zcu102"
 
 
 def test_earlier_run_from_another_folder(

@@ -304,6 +304,28 @@ class TestCifar10:
         with pytest.raises(DataError, match=r"CIFAR-10 below .*not found or corrupted.*data.download=true"):
             build_data(self._settings(tmp_path), 0)
 
+    def test_a_slip_in_the_folder_downloads_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[str] = []
+
+        def download(root: str, train: bool, download: bool) -> None:
+            asked.append(root)
+            raise OSError("no network")
+
+        monkeypatch.setattr("qat.data.cifar10.CIFAR10", download)
+        monkeypatch.chdir(tmp_path)
+        slip = tmp_path / "nope"
+        with pytest.raises(DataError, match=rf"data.root='{slip}' does not exist; check the name, or make the folder"):
+            build_data(self._settings(slip, download=True), 0)
+        with pytest.raises(DataError, match=r"data.root='.*nope' does not exist, .*cifar10, or set data.download=true"):
+            build_data(self._settings(slip), 0)
+        with pytest.raises(DataError, match=r"does not exist, expected the images of cifar10$"):
+            build_data(self._settings(slip, source="archive", download=True), 0)
+        assert not asked and not slip.exists()
+        for folder in (tmp_path / "data", tmp_path):  # the default, which is made, and one that is there
+            with pytest.raises(DataError, match=r"no network; check data.root and the connection, or remove"):
+                build_data(self._settings(folder, download=True), 0)
+        assert asked == [str(tmp_path / "data"), str(tmp_path)]
+
     def test_torchvision_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A small folder in the format of the official download; its checksums are put in place of the official."""
         folder = tmp_path / "cifar-10-batches-py"

@@ -91,6 +91,28 @@ def test_what_a_users_file_imports_is_not_the_users(tmp_path: Path) -> None:
         build_network(_settings("my_nets_b:getoutput", tmp_path), 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("syntax", "import torch\ndef broken(:\n    pass\n", "line 2: SyntaxError: invalid syntax"),
+        ("module", "import torch\n\nWIDTH = 1 / 0\n", "line 3: ZeroDivisionError: division by zero"),
+        (
+            "constructor",
+            "def network(num_classes):\n    raise ValueError(f'{num_classes} classes are too few')\n",
+            "could not be called with num_classes=10: .*line 2: ValueError: 10 classes are too few",
+        ),
+        ("argument", "def network():\n    return None\n", "TypeError: network.* unexpected keyword argument"),
+    ],
+)
+def test_errors_of_a_users_file_have_their_line(name: str, text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / f"my_nets_{name}.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_network(_settings(f"my_nets_{name}:network", tmp_path), 0)
+    assert f"network.factory='my_nets_{name}:network'" in str(caught.value)
+    assert name == "argument" or str(path) in str(caught.value)
+
+
 def test_a_users_file_that_fails_says_why(tmp_path: Path) -> None:
     (tmp_path / "my_nets_c.py").write_text("import a_package_that_is_not_there\n")
     with pytest.raises(ConfigError, match="a_package_that_is_not_there"):

@@ -1,0 +1,51 @@
+"""Files that a run reads: whether they are there is seen before anything is imported, made or computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qat.config import Config, DataSettings
+from qat.errors import CheckpointError, DataError
+
+FLOAT = "float.ckpt"
+"""Weights of the float model in the run folder."""
+
+DOWNLOAD_FOLDER = Path("data")
+"""The one folder that a download makes itself; another has to be there, so that a slip in its name is seen."""
+
+
+def check_root(settings: DataSettings) -> None:
+    """Refuses a folder of images that is not there and that nothing is to be downloaded into.
+
+    Raises:
+        DataError: There is no `data.root`.
+    """
+    root = Path(settings.root or ".")
+    if settings.source == "bundled" or root.exists():
+        return
+    if not (settings.download and settings.source != "archive"):
+        can_download = settings.name == "cifar10" or (settings.detection and settings.detection.format == "voc")
+        hint = ", or set data.download=true" if can_download and settings.source != "archive" else ""
+        raise DataError(f"data.root={str(root)!r} does not exist, expected the images of {settings.name}{hint}")
+    folder = root if settings.detection is None else root.parent  # torchvision makes VOCdevkit itself
+    if not folder.is_dir() and folder.resolve() != DOWNLOAD_FOLDER.resolve():
+        raise DataError(
+            f"data.root={str(root)!r} does not exist; check the name, or make the folder {folder} first if "
+            f"{settings.name} shall be downloaded into it"
+        )
+
+
+def check_files(cfg: Config) -> None:
+    """Refuses missing weights and images, before anything that takes time.
+
+    Raises:
+        CheckpointError: The weights that the configuration names are not there.
+        DataError: The images are not there.
+    """
+    check_root(cfg.data)
+    weights = cfg.network.weights
+    if weights and not Path(cfg.run_dir, FLOAT).is_file() and not Path(weights).is_file():
+        raise CheckpointError(
+            f"network.weights={weights!r} does not exist, expected a checkpoint of {cfg.network.name}; null trains "
+            "the network from scratch"
+        )
