@@ -50,7 +50,6 @@ class WeightedCall(nn.Module):
         self._producer = (producer,)  # in a tuple: it is the producer's module, not this one's
         self.stride, self.padding, self.dilation, self.groups = node.stride, node.padding, node.dilation, node.groups
         self.padding_end = node.padding_end
-        self.relu = node.activation == "relu"
         self.activation = None if node.activation in FUSED else activation_function(node)
         self.negative_slope = node.negative_slope if node.activation == "leaky_relu" else 1.0
 
@@ -94,14 +93,11 @@ class WeightedCall(nn.Module):
         y_NCHW = self.convolve(self, x_NCHW, weight_OIHW, padding)
         if weighted.batch_norm is not None:
             y_NCHW = weighted.batch_norm(y_NCHW)
+        out: Tensor
         if self.activation is not None:
-            y_NCHW = self.activation(y_NCHW)
-        elif self.relu and self.ofm_quantizer.signed:
-            y_NCHW = F.relu(y_NCHW)
-        else:  # an unsigned quantizer clamps at zero: the ReLU costs nothing
-            fused: Tensor = self.ofm_quantizer(y_NCHW, self.negative_slope, consume=True)
-            return fused
-        out: Tensor = self.ofm_quantizer(y_NCHW)
+            out = self.ofm_quantizer(self.activation(y_NCHW))
+        else:  # behind a ReLU codes are unsigned, and their quantizer clamps at zero: it costs nothing
+            out = self.ofm_quantizer(y_NCHW, self.negative_slope, consume=True)
         return out
 
 

@@ -17,7 +17,6 @@ ANCHORS = 9
 """Three scales by three shapes."""
 CLASSES = 91
 """COCO's category numbers, as torchvision counts them."""
-LEVELS = 5
 
 
 def retinanet_r50() -> NetworkSpec:
