@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hwmodel.network import INPUT, NetworkSpec, Op
 from hwmodel.precision import LayerConfig, NetworkConfig, ofm_bit_widths
-from qat.errors import CheckpointError, TraceError
+from qat.errors import CheckpointError, ConfigError, TraceError
 from qat.graph import Graph, Node, read_graph
 from qat.layers import (
     QuantAdd,
@@ -64,7 +64,11 @@ def prepare(
     Raises:
         TraceError: The model cannot be mapped to hardware.
         SpecError: `config` does not cover exactly the layers with weights.
+        ConfigError: There is no such `scale_rule`.
     """
+    rules = [str(rule) for rule in ScaleRule]
+    if scale_rule not in rules:
+        raise ConfigError(f"scale_rule={scale_rule!r}, expected one of {rules}")
     graph = read_graph(model)
     network = graph.spec(input_shape) if input_shape is not None else _nominal_spec(graph)
     config.check_matches(network)

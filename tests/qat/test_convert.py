@@ -13,7 +13,7 @@ from torch import nn
 from hwmodel import Granularity, LayerConfig, NetworkConfig, SpecError, WeightFormat, uniform
 from hwmodel.precision import ofm_bit_widths
 from qat.convert import apply, prepare
-from qat.errors import CheckpointError
+from qat.errors import CheckpointError, ConfigError
 from qat.graph import trace
 from qat.masks import Saliency
 from qat.quantizers import ActQuantizer, ScaleRule, WeightQuantizer
@@ -236,3 +236,10 @@ def test_taylor_masks_need_gradients_and_gradual_ones_reach_their_density() -> N
         assert mask is not None
         counts.append(int(mask.sum()))
     assert counts[0] == 100 > counts[1] > counts[2] == 10
+
+
+def test_an_unknown_scale_rule_is_refused() -> None:
+    model, _, config = _prepared()
+    with pytest.raises(ConfigError, match=r"scale_rule='foo', expected one of \['learned', 'power_of_two'\]"):
+        prepare(model, config, scale_rule="foo")  # type: ignore[arg-type]
+    assert prepare(model, config, scale_rule="learned").scale_rule is ScaleRule.LEARNED  # type: ignore[arg-type]
