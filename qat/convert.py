@@ -248,15 +248,17 @@ class QuantNetwork(nn.Module):
         training, self.calibrated = self.training, False
         count = 0
         self.train()
-        with _cumulative_batch_norm(self):
-            for count, batch in enumerate(batches_NCHW, 1):
-                if count == 1:
-                    self.network = self.graph.spec(tuple(batch.shape[1:]))  # type: ignore[arg-type]
-                    with _calibrating(self):
+        try:
+            with _cumulative_batch_norm(self):
+                for count, batch in enumerate(batches_NCHW, 1):
+                    if count == 1:
+                        self.network = self.graph.spec(tuple(batch.shape[1:]))  # type: ignore[arg-type]
+                        with _calibrating(self):
+                            self(batch)
+                    else:
                         self(batch)
-                else:
-                    self(batch)
-        self.train(training)
+        finally:
+            self.train(training)
         if count == 0:
             raise ValueError("calibrate() needs at least one batch of images")
         self.calibrated = True

@@ -243,3 +243,12 @@ def test_an_unknown_scale_rule_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"scale_rule='foo', expected one of \['learned', 'power_of_two'\]"):
         prepare(model, config, scale_rule="foo")  # type: ignore[arg-type]
     assert prepare(model, config, scale_rule="learned").scale_rule is ScaleRule.LEARNED  # type: ignore[arg-type]
+
+
+def test_calibration_that_fails_leaves_the_mode_as_it_was() -> None:
+    _, quantized, _ = _prepared()
+    quantized.eval()
+    with pytest.raises(RuntimeError, match="channels"):
+        quantized.calibrate([NORMALIZATION(images(4)), torch.zeros(4, 2, 16, 16)])
+    assert not any(module.training for module in quantized.modules())
+    assert not quantized.calibrated
