@@ -7,10 +7,13 @@ Nothing is ever instantiated from a configuration (`_target_`).
 from __future__ import annotations
 
 import difflib
+import inspect
+import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -19,7 +22,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qat.config import Config
+from hwmodel.board import Board
+from qat.config import BoardSettings, Config
 from qat.errors import ConfigError
 
 CONF_FOLDER = Path(__file__).resolve().parents[1] / "conf"
@@ -62,11 +66,39 @@ def _help_text(header: str) -> str:
             *lines,
             "\nSingle values, as group.key=value; several runs with --multirun and group=name1,name2.",
             "run=<folder> uses the configuration of an earlier run; run_dir=<folder> names the folder of a new one.",
-            "The configuration that the given arguments make:\n",
+            "\nSettings:",
+            *(line.replace("$", "$$") for line in _settings_help(Config, "")),
+            "\nThe configuration that the given arguments make:\n",
             "$CONFIG",
             "\nFlags of Hydra: --hydra-help",
         )
     )
+
+
+def _settings_help(schema: Any, path: str) -> Iterator[str]:
+    """A line for each setting, wrapped: its key and what the schema's docstring says of it."""
+    words, hints = _arguments(Board if schema is BoardSettings else schema), get_type_hints(schema)
+    for field in fields(schema):
+        key = f"{path}{field.name}"
+        inner, is_list = _schema_of(hints[field.name])
+        if inner is None or path:
+            yield textwrap.fill(
+                f"{key}: {words.get(field.name, '')}", 110, initial_indent="  ", subsequent_indent="      "
+            )
+        if inner is not None:
+            yield from _settings_help(inner, f"{key}[]." if is_list else f"{key}.")
+
+
+def _schema_of(hint: Any) -> tuple[Any, bool]:
+    """The dataclass of a field's value, or of its list's elements, or None; and whether it is a list."""
+    return next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None), get_origin(hint) is list
+
+
+def _arguments(schema: type) -> dict[str, str]:
+    """What a docstring's `Args:` say, by name."""
+    section = (inspect.getdoc(schema) or "").partition("Args:\n")[2].partition("\n\n")[0]
+    entries = re.split(r"^    (\w+): ", section, flags=re.MULTILINE)[1:]
+    return {name: " ".join(text.split()) for name, text in zip(entries[::2], entries[1::2], strict=True)}
 
 
 def compose_config(overrides: Sequence[str] = (), root: str = "run") -> Config:
@@ -111,9 +143,10 @@ def _check_key(parts: Sequence[str]) -> None:
         known = [field.name for field in fields(schema)]
         if part not in known and not (place == 0 and part in GROUPS):
             raise ConfigError(_unknown(".".join(parts[:place]), part, known if place else [*known, *GROUPS]))
-        hint = get_type_hints(schema).get(part)
-        schema = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
-        if schema is None or getattr(hint, "__origin__", None) is list:
+        if part not in known:
+            return
+        schema, is_list = _schema_of(get_type_hints(schema)[part])
+        if schema is None or is_list:
             return
 
 

@@ -54,7 +54,7 @@ class DataSettings:
             download), or auto: archive if `root` holds one of its files, else torchvision.  With `detection`: bundled
             (scenes), or files; with `folder` files.
         root: Folder of the files; null where none are needed.
-        download: Whether torchvision may download what is missing.
+        download: Whether torchvision may download what is missing, into a folder that is there, or `data` here.
         batch_size: Images per step, of all devices together.
         val_images: Images held out of the training images for selection.
         test_images: Images held out for the final number, where the data set has no test set of its own; else null.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hwmodel.network import INPUT, NetworkSpec, Op
 from hwmodel.precision import LayerConfig, NetworkConfig, ofm_bit_widths
-from qat.errors import CheckpointError, TraceError
+from qat.errors import CheckpointError, ConfigError, TraceError
 from qat.graph import Graph, Node, read_graph
 from qat.layers import (
     QuantAdd,
@@ -64,7 +64,11 @@ def prepare(
     Raises:
         TraceError: The model cannot be mapped to hardware.
         SpecError: `config` does not cover exactly the layers with weights.
+        ConfigError: There is no such `scale_rule`.
     """
+    rules = [str(rule) for rule in ScaleRule]
+    if scale_rule not in rules:
+        raise ConfigError(f"scale_rule={scale_rule!r}, expected one of {rules}")
     graph = read_graph(model)
     network = graph.spec(input_shape) if input_shape is not None else _nominal_spec(graph)
     config.check_matches(network)
@@ -247,15 +251,17 @@ class QuantNetwork(nn.Module):
         training, self.calibrated = self.training, False
         count = 0
         self.train()
-        with _cumulative_batch_norm(self):
-            for count, batch in enumerate(batches_NCHW, 1):
-                if count == 1:
-                    self.network = self.graph.spec(tuple(batch.shape[1:]))  # type: ignore[arg-type]
-                    with _calibrating(self):
+        try:
+            with _cumulative_batch_norm(self):
+                for count, batch in enumerate(batches_NCHW, 1):
+                    if count == 1:
+                        self.network = self.graph.spec(tuple(batch.shape[1:]))  # type: ignore[arg-type]
+                        with _calibrating(self):
+                            self(batch)
+                    else:
                         self(batch)
-                else:
-                    self(batch)
-        self.train(training)
+        finally:
+            self.train(training)
         if count == 0:
             raise ValueError("calibrate() needs at least one batch of images")
         self.calibrated = True

@@ -58,9 +58,16 @@ def lower(model: QuantNetwork, normalization: Normalization, class_names: tuple[
         class_names: Names of the classes, for the manifest.
 
     Raises:
-        ExportError: The model was not calibrated, a scale is not finite, or an accumulator could leave 32 bits; the
-            message names the layer.
+        ExportError: The model is no quantized one or was not calibrated, `normalization` is of other channels, a scale
+            is not finite, or an accumulator could leave 32 bits; the message names the layer.
     """
+    _require_quantized(model)
+    channels = model.network.input_channels
+    if len(normalization.mean) != channels:
+        raise ExportError(
+            f"normalization has {len(normalization.mean)} channels, expected {channels}: a mean and a deviation for "
+            f"each channel of {model.network.name}'s input"
+        )
     if not model.calibrated:
         raise ExportError(
             f"{model.network.name} was not calibrated, its activations have no steps yet; call calibrate() or load a "
@@ -86,6 +93,14 @@ def lower(model: QuantNetwork, normalization: Normalization, class_names: tuple[
             layers[spec.name] = lowered
         input_codes = _input_codes(model, normalization)
     return IntegerNetwork(model.network, model.config, layers, input_codes, tuple(class_names))
+
+
+def _require_quantized(model: QuantNetwork) -> None:
+    if not isinstance(model, QuantNetwork):
+        raise ExportError(
+            f"model is a {type(model).__name__}, expected what qat.prepare returns; a float model goes through "
+            "qat.prepare first"
+        )
 
 
 def _largest_code(quantizer: ActQuantizer | Rescale | Table) -> int:
@@ -239,6 +254,7 @@ def deploy(model: QuantNetwork, normalization: Normalization | None = None) -> D
     Raises:
         ExportError: The model cannot be lowered to integers; the message names the layer.
     """
+    _require_quantized(model)
     if normalization is None:
         normalization = Normalization.unit(model.network.input_channels)
     return DeployedNetwork(lower(model, normalization), model.graph.nodes)
@@ -313,10 +329,21 @@ class DeployedNetwork(nn.Module):
         """Codes of every layer's ofm, int64 (N, C, H, W), by layer name.
 
         Args:
-            images_NCHW: uint8 images.
+            images_NCHW: uint8 images of the network's input shape.
+
+        Raises:
+            TypeError: The images have another type.
+            ValueError: The images have another shape.
         """
+        network = self.integers.network
         if images_NCHW.dtype != torch.uint8:
             raise TypeError(f"images have dtype {images_NCHW.dtype}, expected torch.uint8")
+        want = (network.input_channels, network.input_height, network.input_width)
+        if images_NCHW.dim() != 4 or images_NCHW.shape[1:] != want:
+            raise ValueError(
+                f"images are uint8 of shape {tuple(images_NCHW.shape)}, expected uint8 of shape (N, "
+                f"{', '.join(map(str, want))})"
+            )
         assert isinstance(self.input_codes, Tensor)
         channels = torch.arange(images_NCHW.shape[1])[None, :, None, None]
         codes = {INPUT: self.input_codes[channels, images_NCHW.long()]}

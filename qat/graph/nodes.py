@@ -95,6 +95,8 @@ class Graph:
         Raises:
             TraceError: A layer cannot work on the shape that reaches it.
         """
+        if len(input_shape) != 3:
+            raise TraceError(f"input_shape={tuple(input_shape)}, expected three numbers: channels, rows and columns")
         shapes = {INPUT: cast(Shape, tuple(input_shape))}
         layers = []
         for node in self.nodes:

@@ -13,7 +13,7 @@ from torch import nn
 from hwmodel import Granularity, LayerConfig, NetworkConfig, SpecError, WeightFormat, uniform
 from hwmodel.precision import ofm_bit_widths
 from qat.convert import apply, prepare
-from qat.errors import CheckpointError
+from qat.errors import CheckpointError, ConfigError
 from qat.graph import trace
 from qat.masks import Saliency
 from qat.quantizers import ActQuantizer, ScaleRule, WeightQuantizer
@@ -269,3 +269,19 @@ def test_checkpoints_of_before_layers_had_a_container_load() -> None:
     new.load_state_dict(state, strict=True)
     x_NCHW = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(new.eval()(x_NCHW), old.eval()(x_NCHW), rtol=0, atol=0)
+
+
+def test_an_unknown_scale_rule_is_refused() -> None:
+    model, _, config = _prepared()
+    with pytest.raises(ConfigError, match=r"scale_rule='foo', expected one of \['learned', 'power_of_two'\]"):
+        prepare(model, config, scale_rule="foo")  # type: ignore[arg-type]
+    assert prepare(model, config, scale_rule="learned").scale_rule is ScaleRule.LEARNED  # type: ignore[arg-type]
+
+
+def test_calibration_that_fails_leaves_the_mode_as_it_was() -> None:
+    _, quantized, _ = _prepared()
+    quantized.eval()
+    with pytest.raises(RuntimeError, match="channels"):
+        quantized.calibrate([NORMALIZATION(images(4)), torch.zeros(4, 2, 16, 16)])
+    assert not any(module.training for module in quantized.modules())
+    assert not quantized.calibrated

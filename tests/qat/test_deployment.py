@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from qat.errors import ExportError
 from qat.export import export
 from qat.export.packed import pack
 from qat.graph import trace
+from qat.normalization import Normalization
 from tests.qat.nets import NORMALIZATION, EveryOp, Residual, images, settle
 
 FORMATS = [
@@ -167,3 +169,23 @@ def test_a_calibration_that_failed_does_not_count() -> None:
     with pytest.raises(ValueError, match="at least one batch"):
         model.calibrate([])
     assert not model.calibrated
+
+
+def test_images_must_have_the_shape_of_the_input() -> None:
+    deployed = deploy(_quantized(settle(Residual()), LayerConfig(4, 4)))
+    for shape in ((1, 1, 16, 16), (1, 4, 16, 16), (3, 16, 16), (1, 3, 32, 32)):
+        message = re.escape(f"images are uint8 of shape {shape}, expected uint8 of shape (N, 3, 16, 16)")
+        with pytest.raises(ValueError, match=message):
+            deployed(torch.zeros(shape, dtype=torch.uint8))
+
+
+def test_a_float_model_is_refused() -> None:
+    for model in (Residual(), deploy(_quantized(settle(Residual()), LayerConfig(4, 4)))):
+        with pytest.raises(ExportError, match=rf"model is a {type(model).__name__}, expected what qat.prepare returns"):
+            deploy(model)  # type: ignore[arg-type]
+
+
+def test_normalization_must_have_the_channels_of_the_input() -> None:
+    quantized = _quantized(settle(Residual()), LayerConfig(4, 4))
+    with pytest.raises(ExportError, match="normalization has 1 channels, expected 3: a mean and a deviation for each"):
+        deploy(quantized, Normalization((0.5,), (0.5,)))

@@ -130,8 +130,8 @@ def test_statistics_are_constants() -> None:
     assert not torch.equal(weight, start)
     kept = frozen(prepared)
     assert [name for name, _ in kept[::4]] == [
-        "stem.batch_norm.weight", "depthwise.batch_norm.weight", "alone_bn.batch_norm.weight",
-    ]  # fmt: skip
+        f"quantized.{name}.batch_norm.weight" for name in ("stem", "depthwise", "alone_bn")
+    ]
     assert all(torch.equal(value, old) for (_, value), old in zip(kept, before, strict=True))
     assert not any("batch_norm" in name for name, _ in prepared.named_parameters())
 
@@ -179,4 +179,4 @@ def test_a_detector_with_frozen_norms_is_trained_and_deployed() -> None:
         expected = prepared(NORMALIZATION(batch[:1]))
     scales = [deployed.integers.layers[name].ofm_scale for name in prepared.network.outputs]
     for codes, scale, values in zip(deployed(batch[:1]), scales, expected, strict=True):
-        assert (codes * scale - values).abs().mean() < 0.1 * values.std()
+        assert (codes * scale - values).abs().mean() < 0.1 * values.std() + scale  # a new head's logits hardly differ

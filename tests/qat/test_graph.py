@@ -126,6 +126,11 @@ def test_a_wrong_input_shape_names_layer_and_shape() -> None:
         trace(EveryOp(), (3, 24, 24))
 
 
+def test_an_input_without_channels_is_refused() -> None:
+    with pytest.raises(TraceError, match=r"input_shape=\(3, 16\), expected three numbers: channels, rows and columns"):
+        trace(_Padded(), (3, 16))  # type: ignore[arg-type]
+
+
 class _OddPadding(nn.Module):
     """Padding at the end only, an even kernel with "same", a derived convolution, a pool with ceil_mode."""
 

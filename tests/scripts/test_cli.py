@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from hwmodel.errors import BudgetError
 from qat.cli import run_estimate, run_stage
 from qat.compose import GROUPS, compose_config
-from qat.config import Config
+from qat.config import Config, TrainerSettings
 from qat.errors import ConfigError, TrainingError
 from qat.runs import RunFolder
 
@@ -80,6 +82,23 @@ def test_help_explains_the_groups(
     assert "zcu102" in text
     assert "$" not in text.split("The configuration that")[0]
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_help_explains_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "search", "--help") == 0
+    settings = capsys.readouterr().out.partition("\nSettings:\n")[2].partition("\nThe configuration that")[0]
+    entries = dict(re.findall(r"^  ([\w.\[\]]+):(.*)", settings, flags=re.MULTILINE))
+    for key, words in (
+        ("search.trials", "Configurations to evaluate, the first designs included; 0 trains the baselines alone."),
+        ("search.layers[].pattern", "Name of a layer, or a pattern of names (`layer3.*`)."),
+        ("data.detection.workers", "Processes that decode and augment; 0 for none beside the one that trains."),
+        ("board.uram", "UltraRAMs of 288 Kibit."),
+        ("seed", "Of training; the same seed gives the same result on the same machine."),
+    ):
+        assert entries[key] == f" {words}"
+    assert all(words.strip() for words in entries.values())
+    assert {f"trainer.{field.name}" for field in fields(TrainerSettings)} <= set(entries)
+    assert max(map(len, settings.splitlines())) <= 120
 
 
 @pytest.mark.parametrize("name", NAMES)
