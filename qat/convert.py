@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 NOT_NEGATIVE = ("relu", "relu6", "sigmoid", "hard_sigmoid")
 """Activations whose results are never negative: their codes are unsigned."""
 
+CONTAINER = "quantized"
+"""Sub-module of a `QuantNetwork` that has the layers, so that they may be called like its attributes."""
+
 NOMINAL_SIZES = (32, 224, *range(4, 65, 4), *range(96, 673, 32), 28, 227, 299, 300)
 """Image sizes tried to order the layers of a model whose input shape was not given; no result depends on them."""
 
@@ -126,8 +129,8 @@ def _nominal_spec(graph: Graph) -> NetworkSpec:
 class QuantNetwork(nn.Module):
     """A network of quantized layers.
 
-    Sub-modules of `quantized` have the paths of the float model's layers.  `forward` maps normalised float images
-    (N, C, H, W) to logits or maps on the output quantizer's grid.
+    Sub-modules of `quantized` have the paths of the float model's layers; in state dicts they have these alone.
+    `forward` maps normalised float images (N, C, H, W) to logits or maps on the output quantizer's grid.
 
     Args:
         graph: The float model's graph.
@@ -156,13 +159,14 @@ class QuantNetwork(nn.Module):
         signed = _signedness(graph)
         self._producers = {node.name: node.inputs for node in graph.nodes}
         self.input_quantizer = ActQuantizer(widths[INPUT], signed=True, scale_rule=scale_rule)
-        self.quantized = nn.Module()  # whatever the float model's modules are called, nothing here is called so
+        self.quantized = nn.Module()
         for node in graph.nodes:
             quantizer = ActQuantizer(widths[node.name], signed[node.name], scale_rule)
             self._place(node.name, self._build(node, quantizer, signed))
         self._last_use = _last_uses(graph)
         self.register_state_dict_pre_hook(_refresh)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_at_their_paths)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(_without_container)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_into_container)  # type: ignore[no-untyped-call]
 
     def _build(self, node: Node, ofm_quantizer: ActQuantizer, signed: Mapping[str, bool]) -> nn.Module:
         if node.op in (Op.CONV, Op.LINEAR):
@@ -322,15 +326,18 @@ def _refresh(model: nn.Module, *_: Any) -> None:
             module.weight_quantizer.refresh(module.weight_OIHW)
 
 
-def _at_their_paths(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
-    """Older checkpoints have layers beside the input's quantizer."""
-    names = [name for name in state if name.startswith(prefix)]
-    if any(name.startswith(f"{prefix}quantized.") for name in names):
-        return
-    for name in names:
-        path = name.removeprefix(prefix)
-        if path.split(".")[0] not in ("input_quantizer", "_extra_state"):
-            state[f"{prefix}quantized.{path}"] = state.pop(name)
+def _without_container(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """In checkpoints layers have their paths alone."""
+    container = f"{prefix}{CONTAINER}."
+    for name in [name for name in state if name.startswith(container)]:
+        state[prefix + name.removeprefix(container)] = state.pop(name)
+
+
+def _into_container(model: QuantNetwork, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """The inverse of `_without_container`."""
+    own = {f"{prefix}input_quantizer.{name}" for name in model.input_quantizer.state_dict()} | {f"{prefix}_extra_state"}
+    for name in [name for name in state if name.startswith(prefix) and name not in own]:
+        state[f"{prefix}{CONTAINER}.{name.removeprefix(prefix)}"] = state.pop(name)
 
 
 def differences(found: NetworkConfig, expected: NetworkConfig) -> list[str]:

@@ -258,15 +258,18 @@ def test_modules_may_have_any_name() -> None:
     quantized.calibrate([torch.rand(2, 3, 12, 12)])
     assert list(quantized.weighted_layers) == ["network.0", "weighted_layers", "input_quantizer.0"]
     assert quantized(torch.rand(1, 3, 12, 12)).shape == (1, 2, 6, 6)
+    again = prepare(model, quantized.config, (3, 12, 12))
+    again.load_state_dict(quantized.state_dict(), strict=True)
+    assert "input_quantizer.0.weight" in quantized.state_dict()
 
 
-def test_checkpoints_of_before_layers_had_a_container_load() -> None:
+def test_checkpoints_have_the_paths_of_the_float_model() -> None:
     torch.manual_seed(0)
     model = Residual()
     old, new = (prepare(model, uniform(trace(model, (3, 16, 16)), 4, 4), (3, 16, 16)) for _ in range(2))
     old.calibrate([torch.rand(4, 3, 16, 16)])
-    state = {name.removeprefix("quantized."): value for name, value in old.state_dict().items()}
-    new.load_state_dict(state, strict=True)
+    assert {name for name, _ in model.named_parameters() if "bn" not in name} <= set(old.state_dict())
+    new.load_state_dict(old.state_dict(), strict=True)
     x_NCHW = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(new.eval()(x_NCHW), old.eval()(x_NCHW), rtol=0, atol=0)
 
