@@ -6,6 +6,7 @@ Shapes: `x_NCHW` are values on the grid of the producer's quantizer; each layer 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
 
@@ -24,7 +25,7 @@ FUSED = ("none", "relu", "leaky_relu")
 """Activations that the quantizer behind them does."""
 
 
-class WeightedCall(nn.Module):
+class WeightedCall(nn.Module, ABC):
     """A convolution or linear layer as one part of the network calls it: with quantizers of its own around it.
 
     Batch norm is trained unfolded on the output of the quantized weights, a frozen one stays as it is there;
@@ -54,9 +55,9 @@ class WeightedCall(nn.Module):
         self.negative_slope = node.negative_slope if node.activation == "leaky_relu" else 1.0
 
     @property
+    @abstractmethod
     def weighted(self) -> QuantWeighted:
         """The layer whose weights, bias and batch norm are used."""
-        raise NotImplementedError
 
     @property
     def ifm_quantizer(self) -> ActQuantizer:

@@ -82,27 +82,11 @@ class Pyramid(nn.Module):
         return tuple(maps)
 
 
-class RetinaNetPyramid(Pyramid):
-    """A pyramid with RetinaNet's head on every level."""
+class DensePyramid(Pyramid):
+    """A pyramid with the head of RetinaNet, or of FCOS with batch norms, on every level."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps of classes and boxes by turns, the finest level first.
-
-        Args:
-            x: Normalised images (N, 3, H, W).
-        """
-        classes, boxes = self.head.classification_head, self.head.regression_head
-        maps: list[Tensor] = []
-        for level in super().forward(x):
-            maps += [classes.cls_logits(classes.conv(level)), boxes.bbox_reg(boxes.conv(level))]
-        return tuple(maps)
-
-
-class FcosPyramid(Pyramid):
-    """A pyramid with FCOS's head on every level, its group norms replaced by batch norms."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps of classes, boxes and centredness by turns, the finest level first.
+        """Maps of classes, boxes and, in FCOS, centredness by turns, the finest level first.
 
         Args:
             x: Normalised images (N, 3, H, W).
@@ -111,11 +95,12 @@ class FcosPyramid(Pyramid):
         maps: list[Tensor] = []
         for level in super().forward(x):
             hidden = boxes.conv(level)
-            maps += [
-                classes.cls_logits(classes.conv(level)),
-                F.relu(boxes.bbox_reg(hidden)),
-                boxes.bbox_ctrness(hidden),
-            ]
+            offsets = boxes.bbox_reg(hidden)
+            maps.append(classes.cls_logits(classes.conv(level)))
+            if hasattr(boxes, "bbox_ctrness"):  # FCOS: distances to the sides, and how central a cell is
+                maps += [F.relu(offsets), boxes.bbox_ctrness(hidden)]
+            else:
+                maps.append(offsets)
         return tuple(maps)
 
 
@@ -146,8 +131,7 @@ def pyramid_of(detector: RetinaNet | FCOS | FasterRCNN) -> Pyramid:
         return TwoStagePyramid(detector, TwoStageFloatPart(detector, pixels))
     if any(isinstance(module, nn.GroupNorm) for module in detector.head.modules()):
         return Pyramid(detector, GroupNormFloatPart(detector, pixels))
-    kind = RetinaNetPyramid if isinstance(detector, RetinaNet) else FcosPyramid
-    return kind(detector, DenseFloatPart(detector, pixels))
+    return DensePyramid(detector, DenseFloatPart(detector, pixels))
 
 
 def _finest_stride(detector: RetinaNet | FCOS | FasterRCNN) -> int:
