@@ -9,7 +9,7 @@ from hwmodel.compute import Count
 from hwmodel.cycles import layer_cycles, reach
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
 from hwmodel.energy import dram_energy_pj, mac_energy_pj, on_chip_energy_pj
-from hwmodel.network import INPUT, LayerSpec, NetworkSpec, Op
+from hwmodel.network import AFFINE, INPUT, LayerSpec, NetworkSpec, Op
 from hwmodel.precision import LOOKUP_BIT_WIDTH, LayerConfig, NetworkConfig, ofm_bit_widths, operand_bit_width
 from hwmodel.report import CostReport, LayerCost, MemoryCost
 from hwmodel.resources import (
@@ -28,7 +28,7 @@ from hwmodel.resources import (
     sparse_lanes,
     weight_memories,
 )
-from hwmodel.storage import BIAS_BITS, MULTIPLIER_BITS, SHIFT_BITS, WeightStorage, stored, weight_storage
+from hwmodel.storage import BIAS_BITS, EPSILON_BITS, MULTIPLIER_BITS, SHIFT_BITS, WeightStorage, stored, weight_storage
 from hwmodel.traffic import elements, place, tensor_bits, waiting_rows
 
 DRAM = "dram"
@@ -229,8 +229,9 @@ def operation_stored_bits(layer: LayerSpec) -> int:
         return MULTIPLIER_BITS * len(layer.inputs) + SHIFT_BITS
     if layer.op is Op.MUL:
         return MULTIPLIER_BITS + SHIFT_BITS
-    if layer.op is Op.SCALE:
-        return (MULTIPLIER_BITS + BIAS_BITS) * layer.out_channels + 2 * SHIFT_BITS
+    if layer.op in AFFINE:
+        epsilon = EPSILON_BITS if layer.op is Op.GROUP_NORM else 0
+        return (MULTIPLIER_BITS + BIAS_BITS) * layer.out_channels + 2 * SHIFT_BITS + epsilon
     if layer.op is Op.LOOKUP:
         return LOOKUP_BIT_WIDTH << LOOKUP_BIT_WIDTH
     return 0
@@ -262,7 +263,7 @@ def latency(network: NetworkSpec, schedule: Schedule, cycles: Mapping[str, int],
         if not schedule[layer.name].data_flow.is_pipelined:
             continue
         needed = min(max(1, reach(layer, 0) - layer.padding[0]), layer.in_height)
-        if layer.op in (Op.LINEAR, Op.FLATTEN):
+        if layer.op in (Op.LINEAR, Op.FLATTEN, Op.GROUP_NORM):
             needed = layer.in_height
         ready = max(first[tensor] + (needed - 1) * pace / rows[tensor] for tensor in layer.inputs)
         rows[layer.name] = layer.out_height

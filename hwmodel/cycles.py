@@ -6,7 +6,7 @@ import numpy as np
 
 from hwmodel.compute import Count, folds
 from hwmodel.dataflow import DataFlow, Execution
-from hwmodel.network import LayerSpec, Op
+from hwmodel.network import NORMALIZING, LayerSpec, Op
 
 
 def reach(layer: LayerSpec, axis: int) -> int:
@@ -27,11 +27,11 @@ def array_depth(simd: Count) -> Count:
 def layer_cycles(layer: LayerSpec, plan: Execution) -> Count:
     """Cycles between two frames that a layer needs of its engine, if nobody makes it wait.
 
-    Operations without weights run in the output path of the shared engine and cost it nothing; in a pipeline they
-    are a stage like any other.
+    Operations without weights run in the output path of the shared engine and cost it nothing, but normalisations: they
+    need the whole map first, and then pass over it once more.  In a pipeline all of them are a stage like any other.
     """
     if not layer.has_weights:
-        if not plan.data_flow.is_pipelined:
+        if not plan.data_flow.is_pipelined and layer.op not in NORMALIZING:
             return 0
         pixels = max(layer.in_height * layer.in_width, layer.out_height * layer.out_width)
         return pixels * -(-max(layer.in_channels, layer.out_channels) // plan.simd)

@@ -36,11 +36,18 @@ class Op(StrEnum):
     LOOKUP = "lookup"  # a function of each code, from a table; `activation` says which
     SHUFFLE = "shuffle"  # channels of `groups` equal parts interleaved: part 0's first, part 1's first, ...
     SLICE = "slice"  # `out_channels` channels from `first_channel` on
+    GROUP_NORM = "group_norm"  # `groups` equal parts of the channels, each by its mean and deviation over the whole map
+    L2_NORM = "l2_norm"  # each pixel divided by the length of the vector of its channels
 
 
 WEIGHTED = (Op.CONV, Op.LINEAR)
 RELAYING = (Op.MAX_POOL, Op.SUBSAMPLE, Op.UPSAMPLE, Op.REORG, Op.FLATTEN, Op.SHUFFLE, Op.SLICE)
 """Operations that pass codes on unchanged: same scale, same bit width, no arithmetic."""
+
+NORMALIZING = (Op.GROUP_NORM, Op.L2_NORM)
+"""Operations that divide by what they measure in the map itself; then a multiplier and a bias per channel."""
+AFFINE = (Op.SCALE, *NORMALIZING)
+"""Operations without weights that have a multiplier and a bias per channel."""
 
 ACTIVATIONS = ("none", "relu", "relu6", "leaky_relu", "hard_swish", "hard_sigmoid", "silu", "sigmoid", "tanh")
 
@@ -69,7 +76,8 @@ class LayerSpec:
         padding: Rows and columns of zeros on each side, each >= 0.
         padding_end: Rows of zeros below and columns at the right, where they are not those of `padding`.
         dilation: Row and column dilation, each >= 1.
-        groups: Convolution groups, divides both channel counts; for `shuffle` the parts that are interleaved.
+        groups: Convolution groups, divides both channel counts; for `shuffle` the parts that are interleaved, for
+            `group_norm` those that are normalised.
         activation: One of `ACTIVATIONS`, fused into the layer; for `lookup` the function.
         first_channel: First channel that a `slice` keeps.
         weights_of: Earlier layer whose weights this one uses too, as a detection head that serves several maps;
@@ -144,12 +152,12 @@ class LayerSpec:
             Op.ADD,
             Op.CONCAT,
             Op.MUL,
-            Op.SCALE,
             Op.LOOKUP,
             Op.SHUFFLE,
+            *AFFINE,
         ):
             self._require(self.out_channels == self.in_channels, "out_channels", f"in_channels={self.in_channels}")
-        if self.op is Op.SHUFFLE:
+        if self.op in (Op.SHUFFLE, Op.GROUP_NORM):
             self._require(self.in_channels % self.groups == 0, "groups", f"a divisor of in_channels={self.in_channels}")
         last = self.in_channels - self.out_channels if self.op is Op.SLICE else 0
         ok = isinstance(self.first_channel, int) and 0 <= self.first_channel <= last
@@ -213,6 +221,12 @@ class LayerSpec:
         return out_channels * in_channels * rows * columns
 
     @property
+    def normalized_values(self) -> int:
+        """Values that a normalisation measures together: of a group over the whole map, or of a pixel."""
+        pixels = self.in_height * self.in_width if self.op is Op.GROUP_NORM else 1
+        return pixels * self.in_channels // self.groups
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates per frame of a convolution or fully connected layer; else 0."""
         return self.weights * self.out_height * self.out_width
@@ -233,7 +247,8 @@ class NetworkSpec:
 
     Raises:
         SpecError: The input shape is out of range, a name occurs twice, an input is unknown, shapes of neighbours
-            differ, or a layer uses the weights of one that has none of that shape.
+            differ, a layer uses the weights of one that has none of that shape, or a normalisation comes before all
+            layers with weights.
     """
 
     name: str
@@ -260,6 +275,8 @@ class NetworkSpec:
                 operands.append(shapes[producer])
             self._check_operands(layer, operands)
             self._check_owner(layer, earlier)
+            if layer.op in NORMALIZING and not any(other.has_weights for other in earlier.values()):
+                raise SpecError(f"layer {layer.name!r}: op={str(layer.op)!r} needs a layer with weights before it")
             earlier[layer.name] = layer
             shapes[layer.name] = (layer.out_channels, layer.out_height, layer.out_width)
         unread = tuple(layer.name for layer in self.layers if not self.consumers[layer.name])

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from hwmodel.errors import SpecError
-from hwmodel.network import INPUT, LayerSpec, NetworkSpec, Op
+from hwmodel.network import AFFINE, INPUT, LayerSpec, NetworkSpec, Op
 
 SIGNIFICANT_BIT_WIDTH = 8
 """Bits of a weight in the sparse plane of `binary_plus_sparse`."""
@@ -277,7 +277,7 @@ LOOKUP_BIT_WIDTH = 8
 
 def operand_bit_width(layer: LayerSpec, sum_bit_width: int) -> int | None:
     """Bits at which an operation without weights reads its operands; None where it passes on what is asked of it."""
-    if layer.op in (Op.ADD, Op.MUL, Op.SCALE):
+    if layer.op in (Op.ADD, Op.MUL, *AFFINE):
         return sum_bit_width
     return min(sum_bit_width, LOOKUP_BIT_WIDTH) if layer.op is Op.LOOKUP else None
 

@@ -12,6 +12,7 @@ Every memory has an owner and a purpose, and is mapped by `hwmodel.memory`.  Siz
 | line_buffer  | ifm rows                          | W * C / ingest channels           | rows * ingest channels * a  |
 | sums         | partial sums of a row or a frame  | pixels                            | pe * accumulator bits       |
 | frame_buffer | whole feature maps                | bits / width                      | simd * 8                    |
+| pixel        | pixels whose length is measured   | 2 * C / lanes                     | lanes * bits                |
 | table        | codes of a function of codes      | 2 ** bits                         | lanes * bits                |
 | shortcut     | rows that wait for an addition    | rows * W * C / lanes              | lanes * bits                |
 """
@@ -41,7 +42,7 @@ from hwmodel.compute import (
 from hwmodel.cycles import reach
 from hwmodel.dataflow import DataFlow, Execution, WeightPlace
 from hwmodel.memory import MemoryUse, lutram_luts, map_memories, map_uram
-from hwmodel.network import LayerSpec, Op
+from hwmodel.network import AFFINE, NORMALIZING, LayerSpec, Op
 from hwmodel.precision import SIGNIFICANT_BIT_WIDTH, LayerConfig, WeightFormat
 from hwmodel.storage import BIAS_BITS, MULTIPLIER_BITS, WeightBits
 
@@ -178,8 +179,15 @@ def operation_memories(layer: LayerSpec, bit_width: int, plan: Execution) -> tup
     if layer.op in (Op.UPSAMPLE, Op.REORG):  # rows that go out again, or that become channels
         rows = 1 if layer.op is Op.UPSAMPLE else layer.stride[0]
         return (Memory(layer.name, "line_buffer", rows * layer.in_width * per_row, lanes * bit_width),)
-    if layer.op is Op.SCALE:
-        return (Memory(layer.name, "parameters", per_row, lanes * (MULTIPLIER_BITS + BIAS_BITS)),)
+    if layer.op in AFFINE:
+        parameters = Memory(layer.name, "parameters", per_row, lanes * (MULTIPLIER_BITS + BIAS_BITS))
+        if layer.op not in NORMALIZING:
+            return (parameters,)
+        # What is measured waits while the next is measured: maps, or pixels.
+        frames = layer.op is Op.GROUP_NORM
+        pixels = layer.in_height * layer.in_width if frames else 1
+        waiting = Memory(layer.name, "frame_buffer" if frames else "pixel", 2 * pixels * per_row, lanes * bit_width)
+        return (parameters, waiting)
     if layer.op is Op.LOOKUP:
         return (Memory(layer.name, "table", 1 << bit_width, lanes * bit_width),)
     return ()
@@ -215,11 +223,19 @@ def pipelined_array(
     return ArrayUse(lut, dsp)
 
 
+DSP_PER_LANE = {Op.AVG_POOL: 1, Op.MUL: 2, Op.SCALE: 1, Op.L2_NORM: 3, Op.GROUP_NORM: 5}
+"""Multiplications of each operand of an operation; one more for each operand of an addition.
+
+A normalisation squares a code, multiplies it by the inverse root, and by the channel's multiplier; a group norm
+multiplies by the number of values besides, and its centred codes take two slices.
+"""
+
+
 def operation_array(layer: LayerSpec, bit_width: int, plan: Execution) -> ArrayUse:
     """LUTs and DSP slices of a pipelined layer without weights."""
     if layer.op in (Op.FLATTEN, Op.SUBSAMPLE, Op.UPSAMPLE, Op.REORG, Op.SHUFFLE, Op.SLICE, Op.LOOKUP):
         return ArrayUse(0 * plan.simd, 0 * plan.simd)
-    dsp = plan.simd * {Op.ADD: len(layer.inputs), Op.AVG_POOL: 1, Op.MUL: 2, Op.SCALE: 1}.get(layer.op, 0)
+    dsp = plan.simd * DSP_PER_LANE.get(layer.op, len(layer.inputs) if layer.op is Op.ADD else 0)
     return ArrayUse(round_up(plan.simd * bit_width * POOL_LUTS_PER_BIT * max(2, len(layer.inputs))), dsp)
 
 

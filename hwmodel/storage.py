@@ -26,6 +26,8 @@ BIAS_BITS = 16
 """Bits of the bias of an output channel."""
 SHIFT_BITS = 8
 """Bits of each of the two shifts of a layer."""
+EPSILON_BITS = 64
+"""Bits of what a group norm adds to the spread of a group."""
 
 
 class IndexCoding(StrEnum):

@@ -21,7 +21,7 @@ from math import ceil
 
 from hwmodel.cycles import reach
 from hwmodel.dataflow import DataFlow, HostInterface
-from hwmodel.network import INPUT, LayerSpec, NetworkSpec, Op
+from hwmodel.network import INPUT, NORMALIZING, LayerSpec, NetworkSpec, Op
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,13 @@ def tensor_bits(network: NetworkSpec, tensor: str, bit_width: int, host: HostInt
 def fused_tensors(network: NetworkSpec) -> frozenset[str]:
     """Tensors that only the operation right behind reads, and that operation has no weights.
 
-    In the shared engine they pass through its output path and lie nowhere.
+    In the shared engine they pass through its output path and lie nowhere; what is normalised must be there first.
     """
     fused = set()
     for before, layer in zip(network.layers, network.layers[1:], strict=False):
         readers = network.consumers[before.name]
-        if not layer.has_weights and readers == (layer,) and layer.inputs.count(before.name) == 1:
+        passes = not layer.has_weights and layer.op not in NORMALIZING
+        if passes and readers == (layer,) and layer.inputs.count(before.name) == 1:
             fused.add(before.name)
     return frozenset(fused)
 
@@ -173,7 +174,7 @@ def waiting_rows(network: NetworkSpec) -> Mapping[tuple[str, str], int]:
         if layer.op in (Op.ADD, Op.CONCAT, Op.MUL):
             for tensor in layer.inputs:
                 waiting[layer.name, tensor] = min(layer.in_height, ceil((start - lag[tensor]) / scale) + 1)
-        needed = reach(layer, 0) - 1 - layer.padding[0]
+        needed = layer.in_height - 1 if layer.op is Op.GROUP_NORM else reach(layer, 0) - 1 - layer.padding[0]
         lag[layer.name] = start + max(0, needed) * scale + (scale if layer.has_weights else 0)
         rows[layer.name] = layer.out_height
     return waiting

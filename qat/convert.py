@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hwmodel.network import INPUT, NetworkSpec, Op
+from hwmodel.network import INPUT, NORMALIZING, NetworkSpec, Op
 from hwmodel.precision import LayerConfig, NetworkConfig, ofm_bit_widths
 from qat.errors import CheckpointError, ConfigError, TraceError
 from qat.graph import Graph, Node, read_graph
@@ -26,6 +26,7 @@ from qat.layers import (
     QuantConcat,
     QuantLookup,
     QuantMul,
+    QuantNorm,
     QuantScale,
     QuantWeighted,
     Relay,
@@ -116,8 +117,7 @@ def apply(model: QuantNetwork, config: NetworkConfig) -> QuantNetwork:
 
 
 def _nominal_spec(graph: Graph) -> NetworkSpec:
-    first = next((node.module for node in graph.nodes if node.module is not None), None)
-    channels = int(getattr(first, "in_channels", 0) or getattr(first, "in_features", 1))
+    channels = next((node.in_channels for node in graph.nodes if node.in_channels), 1)
     for size in NOMINAL_SIZES:
         try:
             return graph.spec((channels, size, size))
@@ -185,6 +185,9 @@ class QuantNetwork(nn.Module):
             return QuantMul(ofm_quantizer)
         if node.op is Op.SCALE:
             return QuantScale(node, ofm_quantizer)
+        if node.op in NORMALIZING:
+            first = None if node.weights_of is None else self.layer(node.weights_of)
+            return QuantNorm(node, ofm_quantizer, first if isinstance(first, QuantNorm) else None)
         if node.op is Op.LOOKUP:
             return QuantLookup(node, ofm_quantizer)
         if node.op is Op.CONCAT:
@@ -359,7 +362,8 @@ def _signedness(graph: Graph) -> dict[str, bool]:
     signed = {INPUT: True}
     for node in graph.nodes:
         carried = any(signed[name] for name in node.inputs)
-        makes_signs = node.op in (Op.CONV, Op.LINEAR, Op.SCALE, Op.LOOKUP)
+        makes_signs = node.op in (Op.CONV, Op.LINEAR, Op.SCALE, Op.LOOKUP, Op.GROUP_NORM)
+        makes_signs = makes_signs or (node.gain is not None and bool((node.gain < 0).any()))
         signed[node.name] = node.activation not in NOT_NEGATIVE and (makes_signs or carried)
     return signed
 

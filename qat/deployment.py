@@ -24,18 +24,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from hwmodel.network import INPUT, RELAYING, LayerSpec, Op
+from hwmodel.network import INPUT, NORMALIZING, RELAYING, LayerSpec, Op
 from hwmodel.precision import WeightFormat
 from qat.convert import QuantNetwork
 from qat.errors import ExportError
 from qat.graph import Node
-from qat.integer import IntegerLayer, IntegerNetwork, Rescale, Table
+from qat.integer import NORM_FRACTION_BITS, IntegerLayer, IntegerNetwork, Rescale, Table
+from qat.integer_norm import normalize
 from qat.layers import (
     QuantAdd,
     QuantAvgPool,
     QuantConcat,
     QuantLookup,
     QuantMul,
+    QuantNorm,
     QuantScale,
     QuantWeighted,
     WeightedCall,
@@ -134,6 +136,10 @@ def _lower_layer(layer: nn.Module, node: Node, spec: LayerSpec, input_scales: li
     if isinstance(layer, QuantScale):
         gain, offset = _batch_norm(layer.batch_norm, None)
         return _requantized(node, gain * input_scales[0], offset, layer.ofm_quantizer)
+    if isinstance(layer, QuantNorm):
+        weight, bias = (values.double().expand(spec.out_channels).numpy() for values in layer.affine)
+        lowered = _requantized(node, weight * 2.0**-NORM_FRACTION_BITS, bias, layer.ofm_quantizer)
+        return replace(lowered, epsilon=_epsilon(spec, layer.eps, input_scales[0]))
     if isinstance(layer, QuantAdd | QuantConcat | QuantAvgPool | QuantMul):
         quantizer = layer.ofm_quantizer
         scale = float(quantizer.scale)
@@ -142,6 +148,13 @@ def _lower_layer(layer: nn.Module, node: Node, spec: LayerSpec, input_scales: li
         rescale = _rescale(spec.name, steps / (scale * window), quantizer, node)
         return IntegerLayer(spec.name, rescale=rescale, ofm_scale=scale)
     return IntegerLayer(spec.name, ofm_scale=input_scales[0])
+
+
+def _epsilon(spec: LayerSpec, eps: float, input_scale: float) -> int:
+    """What a norm adds to the variance, in the unit of the spread: n**2 squared steps."""
+    if spec.op is not Op.GROUP_NORM:
+        return 0
+    return round(min(spec.normalized_values**2 * eps / input_scale**2, 2.0**61))
 
 
 def _lower_lookup(layer: QuantLookup, spec: LayerSpec, source: ActQuantizer) -> IntegerLayer:
@@ -371,6 +384,8 @@ class DeployedNetwork(nn.Module):
             return _shift_clamp(operands[0] * operands[1] * multiplier, layer.rescale)
         if spec.op is Op.SCALE:
             return self._per_channel(spec, layer.rescale, operands[0])
+        if spec.op in NORMALIZING:
+            return self._per_channel(spec, layer.rescale, normalize(spec, layer.epsilon, operands[0]))
         maps = operands[0].double()
         window = F.avg_pool2d(maps, spec.kernel_size, spec.stride, spec.padding, divisor_override=1)
         return _shift_clamp(window.long() * multiplier, layer.rescale)

@@ -20,12 +20,24 @@ Layer by layer (`x` are the codes of the producers, in int64 or wider than the a
 | concat            | rescale of operand i with multiplier[i], then concatenation               |
 | mul               | acc = x[0] * x[1], the second operand one code per channel; one multiplier |
 | scale             | acc = x; as conv: one multiplier and one bias per channel                 |
+| group_norm, l2_norm | acc = x normalised (below); as conv: one multiplier and one bias per channel |
 | lookup            | table[x - first_code]                                                     |
 | avg_pool          | acc = sum over the window; rescale(acc), one multiplier                   |
 | max_pool, subsample, upsample, reorg, flatten, shuffle, slice | codes moved, not changed (padding of max_pool |
 |                   | never wins)                                                               |
 
 Padding of convolutions and the padded channels of `subsample` are code 0.
+
+A group norm measures each group of an image, its n codes; an l2_norm each pixel, the codes of its channels:
+
+    group_norm: sum = sum(x), d = n * x - sum, v = n * sum(x**2) - sum**2 + epsilon      (n**2 times the variance)
+    l2_norm:    d = x, v = sum(x**2)
+
+    e = floor(log4(max(v, 1))); w = floor(max(v, 1) * 4**(23 - e)), so that 2**46 <= w < 2**48
+    inverse = min(2**40 // isqrt(w), 2**17 - 1)
+    acc = (d * inverse + 2**(e + 2)) >> (e + 3)     d / sqrt(v), with `NORM_FRACTION_BITS` = 14 binary places
+
+One root and one division per group or pixel, of 48 and 41 bits; the rest are products.  n * |x| < 2**31 and v < 2**62.
 """
 
 from __future__ import annotations
@@ -41,6 +53,14 @@ from hwmodel.precision import NetworkConfig
 
 BINARY_SHIFT = 4
 """`binary_plus_sparse` holds a sign as +-2**BINARY_SHIFT among its 8-bit codes: one scale for both planes."""
+
+
+NORM_FRACTION_BITS = 14
+"""Binary places of normalised values."""
+NORM_ROOT_BITS = 24
+"""Bits of the root that normalised values are divided by."""
+NORM_INVERSE_BITS = 17
+"""Bits of its inverse; with a sign it fits the smaller operand of a DSP48E1 slice."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +112,12 @@ class IntegerLayer:
         mask: bool, the group grid of `hwmodel.precision.group_shape`: True where a group is in the sparse plane;
             None for `dense` and without weights.
         bias: int16 per output channel; `bias << bias_shift` joins behind the multiplier.  None but in layers with
-            weights and `scale`.
+            weights, `scale` and normalisations.
         bias_shift: 0..46.
         input_rescale: Requantization of the ifm on the way in, where the producer writes wider codes; one multiplier.
         ofm_scale: Value of one step of the ofm's codes, for those who decode results; not used in inference.
         table: The function of a `lookup`.
+        epsilon: 0..2**62 - 1, what a `group_norm` adds to the spread of a group; 0 in all others.
     """
 
     name: str
@@ -108,6 +129,7 @@ class IntegerLayer:
     input_rescale: Rescale | None = None
     ofm_scale: float = 1.0
     table: Table | None = None
+    epsilon: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -322,6 +323,56 @@ class QuantScale(nn.Module):
             y_NCHW = self.activation(y_NCHW)
         out: Tensor = self.ofm_quantizer(y_NCHW)
         return out
+
+
+class QuantNorm(nn.Module):
+    """Group norm, or division of each pixel by its length: then a gain per channel, activation, requantization.
+
+    Args:
+        node: The layer in the traced graph; its parameters are copied.
+        ofm_quantizer: Quantizer of the layer's result.
+        owner: The layer of the module's first call, if this is a later one: its parameters are used.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def __init__(self, node: Node, ofm_quantizer: ActQuantizer, owner: QuantNorm | None) -> None:
+        super().__init__()
+        self.op, self.groups, self.eps = node.op, node.groups, 0.0
+        if isinstance(node.module, nn.GroupNorm | nn.InstanceNorm2d):
+            self.eps = node.module.eps
+        self._owner = (owner,)  # in a tuple, so that its parameters are registered once, under its own name
+        if owner is None:
+            weight = node.gain if node.module is None else node.module.weight
+            self.weight = _parameter(weight, torch.ones(node.in_channels or 1))
+            self.bias = _parameter(getattr(node.module, "bias", None), torch.zeros_like(self.weight))
+        self.activation = None if node.activation in ("none", "relu") else activation_function(node)
+        self.ofm_quantizer = ofm_quantizer
+
+    @property
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Multiplier and bias per channel, or one of each for all."""
+        layer = self._owner[0] or self
+        return layer.weight, layer.bias
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Normalised values on the ofm's grid; an unsigned quantizer's clamp at zero is the ReLU."""
+        weight, bias = self.affine
+        if self.op is Op.GROUP_NORM:
+            y_NCHW = F.group_norm(x_NCHW, self.groups, weight, bias, self.eps)
+        else:
+            y_NCHW = F.normalize(x_NCHW) * weight[:, None, None]
+        if self.activation is not None:
+            y_NCHW = self.activation(y_NCHW)
+        out: Tensor = self.ofm_quantizer(y_NCHW)
+        return out
+
+
+def _parameter(given: Any, otherwise: Tensor) -> nn.Parameter:
+    """A copy that is trained, or a constant where nothing is given."""
+    values: Tensor = otherwise if given is None else given
+    return nn.Parameter(values.detach().clone(), requires_grad=given is not None)
 
 
 class QuantLookup(nn.Module):

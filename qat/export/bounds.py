@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
+from math import isqrt, prod
 
 import numpy as np
 
-from hwmodel.network import INPUT, LayerSpec, Op
+from hwmodel.network import INPUT, NORMALIZING, LayerSpec, Op
 from qat.errors import ExportError
-from qat.integer import IntegerLayer, IntegerNetwork
+from qat.integer import NORM_FRACTION_BITS, IntegerLayer, IntegerNetwork
 
 ACCUMULATOR_LIMIT = 2**31 - 1
 """Largest magnitude of an accumulator: int32."""
+SPREAD_LIMIT = 2**62
+"""What the spread of a group stays below: its powers of 4 are counted in int64."""
 
 
 def code_ranges(network: IntegerNetwork) -> Mapping[str, tuple[int, int]]:
@@ -35,7 +37,8 @@ def accumulator_bound(spec: LayerSpec, layer: IntegerLayer, operand_ranges: list
 
     Convolution and linear layers: largest sum of |weight| of an output channel, times the largest |code|.  Average
     pools: the window times the largest |code|.  Additions and concatenations: |multiplier| times |code|, summed over
-    operands (they multiply first).  Gates: the product of both operands' largest |code|.
+    operands (they multiply first).  Gates: the product of both operands' largest |code|.  Normalisations: the root of
+    the number of values, which one value is at most away from the mean in deviations, rounded up.
     """
     largest = [max(-low, high) for low, high in operand_ranges]
     if layer.weight is not None:
@@ -49,21 +52,35 @@ def accumulator_bound(spec: LayerSpec, layer: IntegerLayer, operand_ranges: list
         return spec.kernel_size[0] * spec.kernel_size[1] * largest[0]
     if spec.op in (Op.MUL, Op.SCALE):
         return prod(largest)
+    if spec.op in NORMALIZING:
+        return (isqrt(spec.normalized_values) + 2) << NORM_FRACTION_BITS
     products = [abs(int(m)) * code for m, code in zip(layer.rescale.multiplier, largest, strict=True)]
     return sum(products) if spec.op is Op.ADD else max(products)
+
+
+def _check_spread(spec: LayerSpec, layer: IntegerLayer, largest_code: int) -> None:
+    reach = spec.normalized_values * largest_code
+    if reach > ACCUMULATOR_LIMIT or reach**2 + layer.epsilon >= SPREAD_LIMIT:
+        raise ExportError(
+            f"layer {spec.name!r}: the sum of a group can reach {reach}, int32 ends at {ACCUMULATOR_LIMIT}; its square "
+            f"and epsilon={layer.epsilon} must stay below 2**62; use fewer bits for sums, more groups or smaller maps"
+        )
 
 
 def accumulator_bounds(network: IntegerNetwork) -> Mapping[str, int]:
     """Largest magnitude of the accumulator of each layer, for any image.
 
     Raises:
-        ExportError: A layer with weights, an average pool or a gate can leave int32; the message names it and the
-            cure.
+        ExportError: A layer with weights, an average pool or a gate can leave int32, or the spread of a group int64;
+            the message names it and the cure.
     """
     ranges = code_ranges(network)
     bounds = {}
     for spec in network.network.layers:
         bound = accumulator_bound(spec, network.layers[spec.name], [ranges[name] for name in spec.inputs])
+        if spec.op in NORMALIZING:
+            low, high = ranges[spec.inputs[0]]
+            _check_spread(spec, network.layers[spec.name], max(-low, high))
         if bound > ACCUMULATOR_LIMIT and spec.op not in (Op.ADD, Op.CONCAT):  # those sum in 48 bits
             raise ExportError(
                 f"layer {spec.name!r}: the accumulator can reach {bound}, int32 ends at {ACCUMULATOR_LIMIT}; "

@@ -7,7 +7,7 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel.network import RELAYING, LayerSpec, Op
+from hwmodel.network import AFFINE, RELAYING, LayerSpec, Op
 from hwmodel.precision import LayerConfig, WeightFormat, group_shape, kept_groups
 from qat.errors import ExportError
 from qat.export.bounds import accumulator_bounds, code_ranges
@@ -26,7 +26,7 @@ MAX_TENSOR_ELEMENTS = 1 << 28
 """Largest feature map, padding included, per image; keeps a crafted description from exhausting the memory."""
 
 
-MOVING = (Op.ADD, Op.CONCAT, Op.MUL, Op.SCALE, Op.LOOKUP, Op.SHUFFLE, Op.SLICE)
+MOVING = (Op.ADD, Op.CONCAT, Op.MUL, Op.LOOKUP, Op.SHUFFLE, Op.SLICE, *AFFINE)
 POINTWISE = (1, 1, 1, 1, 0, 0, 0, 0)
 
 
@@ -107,6 +107,8 @@ def _check_layer(spec: LayerSpec, config: LayerConfig | None, layer: IntegerLaye
         raise ValueError(
             f"{spec.op} needs no table, only a lookup has one" if layer.table else "a lookup needs a table"
         )
+    if type(layer.epsilon) is not int or layer.epsilon < 0 or (layer.epsilon and spec.op is not Op.GROUP_NORM):
+        raise ValueError(f"epsilon={layer.epsilon!r}, expected an integer >= 0, and 0 but in a group norm")
     if spec.op in (*RELAYING, Op.LOOKUP):
         if layer.rescale is not None:
             raise ValueError(f"{spec.op} does no arithmetic; it cannot have a rescale")
@@ -125,7 +127,7 @@ def _check_layer(spec: LayerSpec, config: LayerConfig | None, layer: IntegerLaye
                 raise ValueError(f"input_rescale.negative_shift={layer.input_rescale.negative_shift}, expected 0")
     elif any(value is not None for value in (layer.weight, layer.mask, layer.input_rescale)):
         raise ValueError(f"{spec.op} has no weights, mask or input_rescale")
-    elif spec.op is Op.SCALE:
+    elif spec.op in AFFINE:
         if layer.bias is None:
             raise ValueError("bias is missing")
         _check_bias(layer, spec.out_channels)
@@ -141,7 +143,7 @@ def _check_shared(name: str, owner: IntegerLayer, layer: IntegerLayer) -> None:
 
 
 def _multipliers(spec: LayerSpec) -> int:
-    if spec.has_weights or spec.op is Op.SCALE:
+    if spec.has_weights or spec.op in AFFINE:
         return spec.out_channels
     return 1 if spec.op is Op.MUL else len(spec.inputs)
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.compute import reduction_length
-from hwmodel.network import LayerSpec, Op
+from hwmodel.network import AFFINE, LayerSpec
 from hwmodel.precision import LayerConfig, WeightFormat
 from qat.export.bits import BitStream, pack_codes
 from qat.export.packing import PackedLayer, weight_blocks
@@ -81,9 +81,9 @@ class MemoryImage:
 
 
 def operation_images(position: int, spec: LayerSpec, packed: PackedLayer, entries: int) -> Iterator[MemoryImage]:
-    """Memories of a layer without weights: the parameters of a `scale`, the table of a `lookup` with its entries."""
+    """Memories of a layer without weights: parameters by channel, or the table of a `lookup` with its entries."""
     stem = _stem(position, spec)
-    if spec.op is Op.SCALE:
+    if spec.op in AFFINE:
         yield MemoryImage(spec.name, "parameters", f"{stem}.parameters", _parameters(packed.streams, 1))
     if "table" in packed.streams:
         stream = packed.streams["table"]

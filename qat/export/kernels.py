@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel.network import LayerSpec
-from qat.integer import Rescale, Table
+from hwmodel.network import LayerSpec, Op
+from qat.integer import NORM_FRACTION_BITS, NORM_INVERSE_BITS, NORM_ROOT_BITS, Rescale, Table
 
 Codes = NDArray[np.float32]
 Sums = NDArray[np.floating[Any]]
@@ -190,6 +190,49 @@ def _depthwise(spec: LayerSpec, weight_OHWI: Sums) -> Callable[[Codes], Sums]:
         return sums
 
     return depthwise
+
+
+def normalization(spec: LayerSpec, epsilon: int) -> Callable[[Codes], Sums]:
+    """Codes divided by the deviation of their group or by the length of their pixel; formulas in `qat.integer`.
+
+    Args:
+        spec: A `group_norm` or `l2_norm`.
+        epsilon: What is added to the spread of a group.
+    """
+    if spec.op is Op.L2_NORM:
+        return lambda x_NHWC: _divided(x_NHWC.astype(np.int64), _squares(x_NHWC, 3))
+    count = spec.normalized_values
+
+    def by_group(x_NHWC: Codes) -> Sums:
+        # (N, pixels, groups, channels of a group)
+        groups = x_NHWC.reshape(len(x_NHWC), -1, spec.groups, spec.in_channels // spec.groups).astype(np.int64)
+        total = groups.sum((1, 3), keepdims=True)
+        spread = count * _squares(groups, (1, 3)) - total**2 + epsilon
+        return _divided(count * groups - total, spread).reshape(x_NHWC.shape)
+
+    return by_group
+
+
+def _squares(codes: NDArray[Any], axes: int | tuple[int, ...]) -> NDArray[np.int64]:
+    wide = codes.astype(np.int64)
+    squares: NDArray[np.int64] = (wide * wide).sum(axes, keepdims=True)
+    return squares
+
+
+_POWERS_OF_4 = 4 ** np.arange(1, 31, dtype=np.int64)
+
+
+def _divided(centred: NDArray[np.int64], spread: NDArray[np.int64]) -> Sums:
+    spread = np.maximum(spread, 1)
+    exponent = np.searchsorted(_POWERS_OF_4, spread.ravel(), side="right").reshape(spread.shape)
+    places = 2 * (NORM_ROOT_BITS - 1 - exponent)
+    normalised = (spread << np.maximum(places, 0)) >> np.maximum(-places, 0)
+    # Below 2**48, so that the root's rounding in float64 cannot reach the next integer.
+    root = np.sqrt(normalised.astype(np.float64)).astype(np.int64)
+    inverse = np.minimum((1 << (NORM_ROOT_BITS - 1 + NORM_INVERSE_BITS)) // root, (1 << NORM_INVERSE_BITS) - 1)
+    shift = exponent + NORM_INVERSE_BITS - NORM_FRACTION_BITS
+    quotients = (centred * inverse + (np.int64(1) << (shift - 1))) >> shift
+    return quotients.astype(np.float64)
 
 
 def max_pool(spec: LayerSpec, lowest_code: int) -> Callable[[Codes], Codes]:

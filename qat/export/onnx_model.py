@@ -27,14 +27,21 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from hwmodel.network import INPUT, LayerSpec, Op
+from hwmodel.network import AFFINE, INPUT, NORMALIZING, LayerSpec, Op
 from hwmodel.precision import WeightFormat
 from qat.errors import ExportError
 from qat.export.bounds import accumulator_bounds
 from qat.export.check import check_network
 from qat.export.kernels import FLOAT32_EXACT, FLOAT64_EXACT
 from qat.export.tables import TableShape
-from qat.integer import IntegerLayer, IntegerNetwork, Rescale
+from qat.integer import (
+    NORM_FRACTION_BITS,
+    NORM_INVERSE_BITS,
+    NORM_ROOT_BITS,
+    IntegerLayer,
+    IntegerNetwork,
+    Rescale,
+)
 
 OPSET = 19
 """QuantizeLinear of 8 bits; with 21 and its other types onnxruntime 1.32 refuses graphs that mix signs."""
@@ -138,6 +145,9 @@ class _Builder:
     def doubles(self, op: str, inputs: list[str], name: str, shape: tuple[int, ...], **attributes: Any) -> str:
         return self.node(op, inputs, name, shape, TensorProto.DOUBLE, **attributes)
 
+    def integers64(self, op: str, inputs: list[str], name: str, shape: tuple[int, ...], **attributes: Any) -> str:
+        return self.node(op, inputs, name, shape, TensorProto.INT64, **attributes)
+
     def _input(self) -> str:
         """Codes of 8-bit levels: level + 256 * channel, looked up."""
         network = self.integers.network
@@ -229,10 +239,12 @@ class _Builder:
                 "Conv", [operands[0], ones], f"{name}.sums", shape, group=spec.in_channels, **_window(spec)
             )
             return self._requantized(name, sums, rescale, shape, bound)
-        if spec.op is Op.SCALE:
+        if spec.op in AFFINE:
             assert layer.bias is not None
             offset = layer.bias.astype(np.float64) * 2.0**layer.bias_shift
-            return self._requantized(name, operands[0], rescale, shape, bound, offset=offset)
+            normalizes = spec.op in NORMALIZING
+            values = self._normalized(spec, layer.epsilon, operands[0], shape) if normalizes else operands[0]
+            return self._requantized(name, values, rescale, shape, bound, offset=offset, is_double=normalizes)
         ifms = [(self._channels(p), *self._size(p)) for p in spec.inputs]
         wide = [
             self.doubles("Cast", [operand], f"{name}.operand{number}", ifm, to=TensorProto.DOUBLE)
@@ -250,6 +262,63 @@ class _Builder:
             np.ones(1, np.int16), rescale.shift, rescale.quant_min, rescale.quant_max, rescale.negative_shift
         )
         return self._requantized(name, total, summed, shape, bound, is_double=True)
+
+    def _normalized(self, spec: LayerSpec, epsilon: int, codes: str, shape: tuple[int, ...]) -> str:
+        """What a normalisation multiplies by its gains, in float64: statistics in int64, as in `qat.integer`."""
+        name = f"{spec.name}.norm"
+        wide = self.integers64("Cast", [codes], f"{name}.codes", shape, to=TensorProto.INT64)
+        if spec.op is Op.L2_NORM:
+            groups, measured, axis, centred = shape, (1, *shape[1:]), 1, wide
+        else:
+            groups, measured, axis = (spec.groups, spec.normalized_values), (spec.groups, 1), 2
+            wide = centred = self._reshaped(wide, f"{name}.groups", groups, TensorProto.INT64)
+        axes = self.constant(f"{name}.axes", [axis], np.int64)
+        squares = self.integers64("Mul", [wide, wide], f"{name}.squares", groups)
+        spread = self.integers64("ReduceSum", [squares, axes], f"{name}.energy", measured)
+        if spec.op is Op.GROUP_NORM:
+            count = self.constant(f"{name}.count", spec.normalized_values, np.int64)
+            total = self.integers64("ReduceSum", [wide, axes], f"{name}.total", measured)
+            scaled = self.integers64("Mul", [wide, count], f"{name}.scaled", groups)
+            centred = self.integers64("Sub", [scaled, total], f"{name}.centred", groups)
+            spread = self.integers64("Mul", [spread, count], f"{name}.scaled_energy", measured)
+            square = self.integers64("Mul", [total, total], f"{name}.squared_total", measured)
+            spread = self.integers64("Sub", [spread, square], f"{name}.spread", measured)
+            given = self.constant(f"{name}.epsilon", epsilon, np.int64)
+            spread = self.integers64("Add", [spread, given], f"{name}.spread_and_epsilon", measured)
+        least = self.constant(f"{name}.least", 1, np.int64)
+        spread = self.integers64("Max", [spread, least], f"{name}.positive", measured)
+        inverse, step = self._inverse_root(name, spread, measured)
+        products = self.integers64("Mul", [centred, inverse], f"{name}.products", groups)
+        value = self.doubles("Cast", [products], f"{name}.wide_products", groups, to=TensorProto.DOUBLE)
+        value = self.doubles("Mul", [value, step], f"{name}.quotients", groups)
+        half = self.constant(f"{name}.half", 0.5, np.float64)
+        value = self.doubles("Add", [value, half], f"{name}.shifted", groups)
+        value = self.doubles("Floor", [value], f"{name}.floor", groups)
+        return value if groups == shape else self._reshaped(value, name, shape, TensorProto.DOUBLE)
+
+    def _inverse_root(self, name: str, spread: str, shape: tuple[int, ...]) -> tuple[str, str]:
+        """The inverse of a root as an integer, and by what products with it are multiplied."""
+        powers = self.constant(f"{name}.powers_of_4", [4**count for count in range(1, 31)], np.int64)
+        last = self.constant(f"{name}.last_axis", [-1], np.int64)
+        column = self.integers64("Unsqueeze", [spread, last], f"{name}.column", (*shape, 1))
+        reaches = self.node("GreaterOrEqual", [column, powers], f"{name}.reaches", (*shape, 30), TensorProto.BOOL)
+        reached = self.integers64("Cast", [reaches], f"{name}.reached", (*shape, 30), to=TensorProto.INT64)
+        exponent = self.integers64("ReduceSum", [reached, last], f"{name}.exponent", shape, keepdims=0)
+        places = NORM_ROOT_BITS - 1 - np.arange(31)
+        for way, factors in (("up", 4 ** places.clip(min=0)), ("down", 4 ** (-places).clip(min=0))):
+            table = self.constant(f"{name}.{way}_table", factors, np.int64)
+            factor = self.integers64("Gather", [table, exponent], f"{name}.{way}", shape)
+            spread = self.integers64("Mul" if way == "up" else "Div", [spread, factor], f"{name}.moved_{way}", shape)
+        value = self.doubles("Cast", [spread], f"{name}.wide", shape, to=TensorProto.DOUBLE)
+        value = self.doubles("Sqrt", [value], f"{name}.exact_root", shape)
+        root = self.integers64("Cast", [value], f"{name}.root", shape, to=TensorProto.INT64)
+        one = self.constant(f"{name}.one", 1 << (NORM_ROOT_BITS - 1 + NORM_INVERSE_BITS), np.int64)
+        largest = self.constant(f"{name}.largest_inverse", (1 << NORM_INVERSE_BITS) - 1, np.int64)
+        inverse = self.integers64("Div", [one, root], f"{name}.quotient", shape)
+        inverse = self.integers64("Min", [inverse, largest], f"{name}.inverse", shape)
+        steps = 2.0 ** (NORM_FRACTION_BITS - NORM_INVERSE_BITS - np.arange(31))
+        table = self.constant(f"{name}.step_table", steps, np.float64)
+        return inverse, self.doubles("Gather", [table, exponent], f"{name}.step", shape)
 
     def _channels(self, producer: str) -> int:
         network = self.integers.network
@@ -364,8 +433,8 @@ class _Builder:
         pads = [0, before, 0, 0, 0, spec.out_channels - channels - before, 0, 0]
         return self.floats("Pad", [part, self.constant(f"{name}.pads", pads, np.int64)], name, shape)
 
-    def _reshaped(self, codes: str, name: str, shape: tuple[int, ...]) -> str:
-        return self.floats("Reshape", [codes, self.constant(f"{name}.shape", [0, *shape], np.int64)], name, shape)
+    def _reshaped(self, codes: str, name: str, shape: tuple[int, ...], kind: int = TensorProto.FLOAT) -> str:
+        return self.node("Reshape", [codes, self.constant(f"{name}.shape", [0, *shape], np.int64)], name, shape, kind)
 
     def _sliced(
         self,

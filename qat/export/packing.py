@@ -7,8 +7,9 @@ A layer with weights has these streams, in this order:
 | `weights`                    | dense, binary_plus_sparse    | every weight: its code, or its sign            |
 | `values`                     | sparse, binary_plus_sparse   | codes of the kept weights                      |
 | `index_*` (none to two)      | sparse, binary_plus_sparse   | which groups are kept, see `qat.export.index`  |
-| `multipliers`, `biases`      | all; operations `scale`      | int16 per output channel                       |
+| `multipliers`, `biases`      | all; `scale`, `*_norm`       | int16 per output channel                       |
 | `shifts`                     | all                          | uint8: shift of the multipliers, of the biases |
+| `epsilon`                    | operation `group_norm`       | uint64                                         |
 | `input_multiplier`, `input_shift` | with a requantized ifm  | int16, uint8                                   |
 
 A layer that uses the weights of an earlier one (`weights_of`) has only the streams from `multipliers` on.
@@ -32,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.compute import reduction_length
-from hwmodel.network import LayerSpec, Op
+from hwmodel.network import AFFINE, LayerSpec, Op
 from hwmodel.precision import SIGNIFICANT_BIT_WIDTH, LayerConfig, WeightFormat, group_shape, kept_groups
 from hwmodel.storage import IndexCoding
 from qat.export.bits import BitStream, pack_bytes, pack_codes, unpack_codes, unpack_int16
@@ -124,7 +125,7 @@ def pack_layer(
             streams["values"] = pack_codes(kept, config.stored_bit_width)
             index = encode_cheapest(_to_rows(layer.mask))
             streams.update(index.streams)
-    streams.update(_pack_parameters(layer))
+    streams.update(_pack_parameters(spec, layer))
     return PackedLayer(folding, index.coding, index.parameter, streams)
 
 
@@ -208,11 +209,12 @@ def unpack_layer(
         shift = int(streams["input_shift"].data[0])
         input_rescale = Rescale(unpack_int16(streams["input_multiplier"], 1), shift, *input_range)
     bias_shift = requantization.bias_shift if requantization is not None else 0
-    return IntegerLayer(spec.name, rescale, weight, mask, bias, bias_shift, input_rescale, ofm_scale, table)
+    epsilon = int.from_bytes(streams["epsilon"].data.tobytes(), "little") if spec.op is Op.GROUP_NORM else 0
+    return IntegerLayer(spec.name, rescale, weight, mask, bias, bias_shift, input_rescale, ofm_scale, table, epsilon)
 
 
 def _has_bias(spec: LayerSpec) -> bool:
-    return spec.has_weights or spec.op is Op.SCALE
+    return spec.has_weights or spec.op in AFFINE
 
 
 def _multipliers(spec: LayerSpec) -> int:
@@ -234,6 +236,7 @@ def expected_streams(
             names += ["values", *STREAMS[coding]]
     if spec.has_weights or has_rescale:
         names += ["multipliers", *(["biases"] if _has_bias(spec) else []), "shifts"]
+        names += ["epsilon"] if spec.op is Op.GROUP_NORM else []
     elif spec.op is Op.LOOKUP:
         names.append("table")
     if has_input_rescale:
@@ -253,6 +256,7 @@ def stream_bits(
         "multipliers": 16 * _multipliers(spec),
         "biases": 16 * spec.out_channels,
         "shifts": 16 if _has_bias(spec) else 8,
+        "epsilon": 64,
         "input_multiplier": 16,
         "input_shift": 8,
         "table": table_shape.entries * table_shape.bit_width if table_shape is not None else 0,
@@ -369,7 +373,7 @@ def _kept_weights(mask: NDArray[np.bool_], spec: LayerSpec) -> NDArray[np.int64]
     return np.flatnonzero(_to_rows(np.broadcast_to(mask, spec.weight_shape)))
 
 
-def _pack_parameters(layer: IntegerLayer) -> Iterable[tuple[str, BitStream]]:
+def _pack_parameters(spec: LayerSpec, layer: IntegerLayer) -> Iterable[tuple[str, BitStream]]:
     if layer.rescale is not None:
         yield "multipliers", pack_bytes(layer.rescale.multiplier.astype(np.int16))
         shifts = [layer.rescale.shift]
@@ -377,6 +381,8 @@ def _pack_parameters(layer: IntegerLayer) -> Iterable[tuple[str, BitStream]]:
             yield "biases", pack_bytes(layer.bias.astype(np.int16))
             shifts.append(layer.bias_shift)
         yield "shifts", pack_bytes(np.array(shifts, np.uint8))
+    if spec.op is Op.GROUP_NORM:
+        yield "epsilon", pack_bytes(np.array([layer.epsilon], np.uint64))
     if layer.table is not None:
         yield "table", pack_table(layer.table)
     if layer.input_rescale is not None:

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel.network import INPUT, LayerSpec, Op
+from hwmodel.network import INPUT, NORMALIZING, LayerSpec, Op
 from qat.export import kernels
 from qat.export.bounds import accumulator_bound, accumulator_bounds, code_ranges
 from qat.export.check import check_network
@@ -155,6 +155,10 @@ def _layer_function(
     if spec.op is Op.SCALE:
         requantize = Requantizer(layer.rescale, layer.rescale.multiplier, _offset(layer), bound)
         return lambda operands: requantize(operands[0])
+    if spec.op in NORMALIZING:
+        normalize = kernels.normalization(spec, layer.epsilon)
+        requantize = Requantizer(layer.rescale, layer.rescale.multiplier, _offset(layer), bound)
+        return lambda operands: requantize(normalize(operands[0]))
     if spec.op is Op.MUL:
         requantize = Requantizer(layer.rescale, layer.rescale.multiplier, 0, bound)
         return lambda operands: requantize(np.multiply(operands[0], operands[1], dtype=np.float64))

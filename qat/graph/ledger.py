@@ -100,9 +100,9 @@ class Ledger:
         return [given.get(name, default) for name, default in names]
 
     def claim(self, node: fx.Node, path: str) -> tuple[str, str | None]:
-        """Name of a layer with weights, and of the earlier layer that has them if its module was called before."""
+        """Name of a layer with parameters, and of the earlier layer that has them if its module was called before."""
         module = self.modules[path]
-        tied = self._weights.setdefault(id(module.weight), path)
+        tied = self._weights.setdefault(id(module if module.weight is None else module.weight), path)
         if self.modules[tied] is not module:
             raise TraceError(f"{self.where(node)}: its weights are those of module {tied!r}; call that one twice")
         owner = self._owners.get(id(module))
@@ -138,7 +138,8 @@ class Ledger:
         """Raises `TraceError` with the place and what is supported."""
         raise TraceError(
             f"{self.where(node)}: {what} cannot be mapped to hardware. Supported are Conv2d, Linear, BatchNorm, "
-            "ReLU, ReLU6, LeakyReLU, Hardswish, Hardsigmoid, SiLU, Sigmoid, Tanh, max and average pooling, nearest "
-            "upsampling, add, channel concat, channel chunk, slice and shuffle, gates of one value per channel, "
-            "space to depth, flatten, and x[:, :, ::s, ::s] with padded channels"
+            "GroupNorm, F.normalize over channels (times a parameter per channel), ReLU, ReLU6, LeakyReLU, Hardswish, "
+            "Hardsigmoid, SiLU, Sigmoid, Tanh, max and average pooling, nearest upsampling, add, channel concat, "
+            "channel chunk, slice and shuffle, gates of one value per channel, space to depth, flatten, and "
+            "x[:, :, ::s, ::s] with padded channels"
         )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from hwmodel.errors import SpecError
-from hwmodel.network import INPUT, LayerSpec, NetworkSpec, Op
+from hwmodel.network import INPUT, WEIGHTED, LayerSpec, NetworkSpec, Op
 from qat.errors import TraceError
 
 BatchNorm: TypeAlias = nn.BatchNorm2d | nn.BatchNorm1d | FrozenBatchNorm2d
@@ -33,7 +33,7 @@ class Node:
         padding_end: Rows and columns of zeros below and at the right, where they differ.
         ceil_mode: Whether a max pool has a last window that reaches over the border.
         dilation: Row and column dilation.
-        groups: Convolution groups, or parts of a `shuffle`.
+        groups: Convolution groups, parts of a `shuffle`, or groups of a `group_norm`.
         in_channels: Channels that the module expects; None if any.
         out_channels: Channels of the ofm; None if they follow from the ifm.
         extra_channels: Channels of zeros that a `subsample` adds.
@@ -42,8 +42,9 @@ class Node:
         output_size: Rows and columns of an adaptive average pool.
         activation: Name as in `hwmodel.network.ACTIVATIONS`.
         negative_slope: Slope of a leaky ReLU.
-        module: Convolution or linear layer whose weights are used.
+        module: Convolution, linear layer or group norm whose weights are used.
         batch_norm: Batch norm of the layer.
+        gain: Multiplier per channel of an `l2_norm`; None for none.
         weights_of: Earlier layer of the same module, if this is not its first call.
     """
 
@@ -67,6 +68,7 @@ class Node:
     negative_slope: float = 0.0
     module: nn.Module | None = None
     batch_norm: BatchNorm | None = None
+    gain: Tensor | None = None
     weights_of: str | None = None
 
 
@@ -168,7 +170,7 @@ def _layer_spec(node: Node, operands: list[Shape]) -> LayerSpec:
         groups=node.groups,
         activation=node.activation,
         first_channel=first_channel,
-        weights_of=node.weights_of,
+        weights_of=node.weights_of if node.op in WEIGHTED else None,
     )
 
 

@@ -8,15 +8,15 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from hwmodel.network import INPUT, Op
+from hwmodel.network import AFFINE, INPUT, Op
 from qat.errors import TraceError
 from qat.graph.geometry import GeometryReader
 from qat.graph.ledger import pair
 from qat.graph.nodes import BatchNorm, Graph, Node
 
-FUSING = (Op.CONV, Op.LINEAR, Op.ADD, Op.SCALE)
+FUSING = (Op.CONV, Op.LINEAR, Op.ADD, *AFFINE)
 """Operations whose requantization can be a ReLU, ReLU6 or leaky ReLU too."""
 
 MODULE_FUNCTIONS: dict[type[nn.Module], str] = {
@@ -45,6 +45,8 @@ class Reader(GeometryReader):
     def __init__(self, model: nn.Module, traced: fx.Graph) -> None:
         super().__init__(model, traced)
         self.attributes: dict[fx.Node, str] = {}
+        self.gains: dict[fx.Node, Tensor] = {}
+        """Parameters seen as (1, C, 1, 1)."""
         self._normalised: dict[int, str] = {}
         """Layer that each batch norm belongs to, by the norm's id."""
 
@@ -66,6 +68,7 @@ class Reader(GeometryReader):
                 self._read_call(node)
             else:
                 self.attributes[node] = str(node.target)
+                self._note_gain(node, operator.attrgetter(str(node.target))(self.model))
         if not outputs or INPUT in outputs:
             raise TraceError(f"{type(self.model).__name__} has no layer")
         needed = self._needed_for(outputs)
@@ -116,6 +119,10 @@ class Reader(GeometryReader):
             self._read_linear(node, path)
         elif isinstance(module, BatchNorm):
             self._read_batch_norm(node, module)
+        elif isinstance(module, nn.GroupNorm):
+            self._read_group_norm(node, module.num_groups, module.num_channels)
+        elif isinstance(module, nn.InstanceNorm2d) and not module.track_running_stats:
+            self._read_group_norm(node, module.num_features, module.num_features)
         elif isinstance(module, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.AlphaDropout):
             self.left_out.append(path)
             self.forward(node)
@@ -214,6 +221,20 @@ class Reader(GeometryReader):
         if known != layer or (layer in self.nodes and self.nodes[layer].op is Op.SCALE):
             raise TraceError(f"{self.where(node)}: a batch norm that is used behind several layers; give each its own")
 
+    def _read_group_norm(self, node: fx.Node, groups: int, channels: int) -> None:
+        path = str(node.target)
+        name, owner = self.claim(node, path)
+        layer = Node(name, Op.GROUP_NORM, self.inputs(node), groups=groups, module=self.modules[path], weights_of=owner)
+        layer.in_channels = channels
+        self.add(node, layer)
+
+    def _read_normalize(self, node: fx.Node) -> None:
+        """`F.normalize` over channels."""
+        power, dim, _ = self.call_args(node, ("p", 2.0), ("dim", 1), ("eps", 1e-12))
+        if power != 2 or dim not in (1, -3):
+            self.refuse(node, f"a norm with p={power} over dimension {dim}; only p=2 over channels (1) is")
+        self.add(node, Node(self.call_name(node, "l2_norm"), Op.L2_NORM, self.inputs(node)))
+
     def _read_activation(self, node: fx.Node, activation: str, negative_slope: float = 0.0) -> None:
         before = self.only_reader_of(node)
         shifts = activation != "leaky_relu" or is_shift(negative_slope)
@@ -282,8 +303,39 @@ class Reader(GeometryReader):
             self.check_inplace(node)
         if len(node.args) != 2 or not all(isinstance(arg, fx.Node) for arg in node.args):
             self.refuse(node, "a multiplication of anything but a feature map and its gate")
+        if any(arg in self.gains for arg in node.args):
+            self._read_gain(node)
+            return
         inputs = tuple(self.source(arg, node) for arg in node.args)
         self.add(node, Node(self.call_name(node, "mul"), Op.MUL, inputs))
+
+    def _note_gain(self, node: fx.Node, value: Any) -> None:
+        """Remembers a tensor of the model that multiplies channels."""
+        if isinstance(value, Tensor) and value.shape[-2:] == (1, 1) and value.numel() == value.shape[-3]:
+            self.gains[node] = value.flatten()
+
+    def _read_view(self, node: fx.Node) -> None:
+        """Of a map, or of a parameter."""
+        source = self.argument(node)
+        if source in self.attributes:
+            parameter = operator.attrgetter(self.attributes[source])(self.model)
+            self.attributes[node] = self.attributes[source]
+            sizes = node.args[1:]
+            self._note_gain(node, parameter.view(sizes) if all(isinstance(size, int) for size in sizes) else None)
+        else:
+            self.read_view(node)
+
+    def _read_gain(self, node: fx.Node) -> None:
+        """A division by length times a parameter per channel: `weight.view(1, -1, 1, 1) * F.normalize(x)`."""
+        first, second = cast(tuple[fx.Node, fx.Node], node.args)
+        parameter, divided = (first, second) if first in self.gains else (second, first)
+        layer = self.nodes.get(self.alias.get(divided, INPUT))
+        bare = layer is not None and layer.op is Op.L2_NORM and layer.gain is None and layer.activation == "none"
+        if layer is None or not bare or len(divided.users) > 1:
+            self.refuse(node, "a parameter per channel times anything but the result of F.normalize")
+        layer.gain = self.gains[parameter]
+        layer.in_channels = len(layer.gain)
+        self.alias[node] = layer.name
 
     def _read_functional_conv(self, node: fx.Node) -> None:
         names = ("weight", "bias", "stride", "padding", "dilation", "groups")
@@ -339,10 +391,11 @@ _READERS: dict[Any, Callable[[Reader, fx.Node], None]] = {
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), Reader._read_mul),
     **dict.fromkeys((torch.cat, torch.concat), Reader.read_concat),
     **dict.fromkeys((F.hardtanh, torch.clamp, "clamp", "clamp_"), Reader._read_limits),
-    **dict.fromkeys(("view", "reshape", torch.reshape), Reader.read_view),
+    **dict.fromkeys(("view", "reshape", torch.reshape), Reader._read_view),
     **dict.fromkeys(("transpose", torch.transpose), Reader.read_transpose),
     **dict.fromkeys((torch.chunk, "chunk", torch.split, "split"), Reader.read_chunk),
     **dict.fromkeys(("mean", torch.mean), Reader.read_mean),
+    F.normalize: Reader._read_normalize,
     F.relu6: lambda reader, node: reader._read_activation(node, "relu6"),
     F.leaky_relu: Reader._read_leaky,
     F.conv2d: Reader._read_functional_conv,

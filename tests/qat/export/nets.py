@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel.network import INPUT, RELAYING, LayerSpec, NetworkSpec, Op
+from hwmodel.network import AFFINE, INPUT, NORMALIZING, RELAYING, LayerSpec, NetworkSpec, Op
 from hwmodel.precision import Granularity, LayerConfig, NetworkConfig, WeightFormat, group_shape, kept_groups
 from qat.integer import BINARY_SHIFT, IntegerLayer, IntegerNetwork, Rescale, Table
 
@@ -29,6 +30,8 @@ OPS = (
     "shuffle",
     "slice",
     "reorg",
+    "group_norm",
+    "l2_norm",
     "again",
 )
 """Operations of random networks; "again" is an earlier convolution's weights on another map."""
@@ -53,6 +56,8 @@ def random_network(seed: int, ops: Sequence[str] = OPS, *, with_head: bool = Tru
             specs.append(spec)
             shapes[spec.name] = shape
             continue
+        if op in NORMALIZING and not any(spec.has_weights for spec in specs):
+            op = "conv"
         owners = [spec for spec in specs if spec.op is Op.CONV and spec.weights_of is None]
         if op == "again" and owners:
             spec = _random_call(rng, f"again{len(specs)}", owners[rng.integers(len(owners))], shapes)
@@ -127,10 +132,12 @@ def random_layer(
         low, high = [(0, 15), (-3, 5), (0, 255), (-128, 127), (-32768, 32767)][rng.integers(5)]
         codes = rng.integers(low, high + 1, read[1] - read[0] + 1).astype(np.int32)
         return IntegerLayer(spec.name, ofm_scale=scale, table=Table(codes, read[0], low, high))
-    if spec.op is Op.SCALE:
+    if spec.op in AFFINE:
         bias = rng.integers(-(2**15), 2**15, spec.out_channels).astype(np.int16)
         rescale = random_rescale(rng, spec.out_channels)
-        return IntegerLayer(spec.name, rescale, bias=bias, bias_shift=int(rng.choice([0, 5, 46])), ofm_scale=scale)
+        layer = IntegerLayer(spec.name, rescale, bias=bias, bias_shift=int(rng.choice([0, 5, 46])), ofm_scale=scale)
+        epsilon = int(2.0 ** rng.uniform(0, 40)) if spec.op is Op.GROUP_NORM and rng.random() < 0.7 else 0
+        return replace(layer, epsilon=epsilon)
     if config is None:
         operands = 1 if spec.op is Op.MUL else len(spec.inputs)
         rescale = None if spec.op in RELAYING else random_rescale(rng, operands)
@@ -176,7 +183,7 @@ def _random_spec(
         geometry, out_channels = {"stride": pair(1, 3)}, channels + int(rng.integers(0, 4))
     elif op == "upsample":
         geometry = {"stride": pair(1, 3)}
-    elif op == "shuffle":
+    elif op in ("shuffle", "group_norm"):
         geometry = {"groups": int(rng.choice([d for d in range(1, channels + 1) if channels % d == 0]))}
     elif op == "slice":
         first = int(rng.integers(0, channels))
@@ -261,7 +268,9 @@ def _reference_layer(spec: LayerSpec, layer: IntegerLayer, x: list[NDArray[np.in
         return np.concatenate([_shift_clamp(m * o, layer.rescale) for m, o in zip(multiplier, x, strict=True)], 1)
     if spec.op is Op.MUL:
         return _shift_clamp(x[0] * x[1] * multiplier[0], layer.rescale)
-    if spec.op is Op.SCALE:
+    if spec.op in AFFINE:
+        if spec.op in NORMALIZING:
+            first = _reference_norm(spec, first, layer.epsilon)
         bias = layer.bias.astype(np.int64) << layer.bias_shift
         return _shift_clamp(first * multiplier[:, None, None] + bias[:, None, None], layer.rescale)
     if spec.op is Op.LOOKUP:
@@ -287,6 +296,27 @@ def _reference_layer(spec: LayerSpec, layer: IntegerLayer, x: list[NDArray[np.in
     after = spec.out_channels - spec.in_channels - before
     kept = first[:, :, :: spec.stride[0], :: spec.stride[1]]
     return np.pad(kept, ((0, 0), (before, after), (0, 0), (0, 0)))
+
+
+def _reference_norm(spec: LayerSpec, x: NDArray[np.int64], epsilon: int) -> NDArray[np.int64]:
+    """Normalised values with 14 binary places, one group or pixel after the other, in Python's integers."""
+    groups = x.reshape(len(x), spec.groups, -1, *x.shape[2:])
+    axes = (0, 1) if spec.op is Op.GROUP_NORM else (0, 3, 4)
+    out = np.empty_like(groups)
+    for place in np.ndindex(*(groups.shape[axis] for axis in axes)):
+        where = place if spec.op is Op.GROUP_NORM else (place[0], 0, slice(None), *place[1:])
+        codes = [int(code) for code in groups[where].ravel()]
+        if spec.op is Op.GROUP_NORM:
+            centred = [len(codes) * code - sum(codes) for code in codes]
+            spread = len(codes) * sum(code**2 for code in codes) - sum(codes) ** 2 + epsilon
+        else:
+            centred, spread = codes, sum(code**2 for code in codes)
+        spread = max(spread, 1)
+        exponent = (spread.bit_length() - 1) // 2
+        inverse = min(2**40 // isqrt(spread * 4**23 // 4**exponent), 2**17 - 1)
+        values = [(value * inverse + 2 ** (exponent + 2)) >> (exponent + 3) for value in centred]
+        out[where] = np.array(values).reshape(out[where].shape)
+    return out.reshape(x.shape)
 
 
 def _windows(spec: LayerSpec, x: NDArray[np.int64], fill: int) -> NDArray[np.int64]:
