@@ -27,7 +27,6 @@ MADE_FOR = {
     "yolov3_tiny": "coco",
     "ssdlite320": "voc",
     "ssd300": "voc",
-    "ssd300_bn": "voc",
     "retinanet_r50": "voc",
     "fcos_r50": "voc",
     "fcos_r50_bn": "voc",
@@ -39,7 +38,6 @@ MADE_FOR = {
 IMAGE_SIZES = {
     "ssdlite320": "[320,320]",
     "ssd300": "[300,300]",
-    "ssd300_bn": "[300,300]",
     "retinanet_r50": "[512,512]",
     "fcos_r50": "[512,512]",
     "fcos_r50_bn": "[512,512]",

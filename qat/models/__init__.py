@@ -16,7 +16,7 @@ from qat.models.darknet_tables import (
 from qat.models.fastestdet import FastestDet, fastestdet
 from qat.models.pyramid import Pyramid, faster_rcnn_r50, fcos_r50, fcos_r50_bn, retinanet_r50, with_batch_norm
 from qat.models.resnet_cifar import ResNetCifar, digits_resnet, resnet20, resnet56
-from qat.models.ssd import Ssd, blood_ssdlite320, ssd300, ssd300_bn, ssdlite320
+from qat.models.ssd import Ssd, blood_ssdlite320, ssd300, ssdlite320
 
 __all__ = [
     "Darknet",
@@ -40,7 +40,6 @@ __all__ = [
     "retinanet_r50",
     "sim_yolo_v2_fpga",
     "ssd300",
-    "ssd300_bn",
     "ssdlite320",
     "yolov2_tiny_voc",
     "yolov2_voc",

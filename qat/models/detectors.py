@@ -3,14 +3,14 @@
 | detector               | hardware part                           | stays in float                          |
 |------------------------|-----------------------------------------|-----------------------------------------|
 | SSDlite320-MobileNetV3 | backbone and the head's convolutions    | default boxes, softmax, suppression     |
-| SSD300-VGG16           | the same, less the first level's        | also length and head of conv4_3's map   |
+| SSD300-VGG16           | the same                                | the same                                |
 | RetinaNet              | ResNet, feature pyramid and head        | boxes, sigmoid, suppression             |
 | Faster R-CNN           | ResNet, feature pyramid and the         | proposals from their maps, pooling of   |
 |                        | proposals' convolutions                 | regions, the box head's linear layers   |
-| FCOS                   | ResNet and feature pyramid              | head (it has group norm), boxes         |
+| FCOS                   | ResNet, feature pyramid and head        | as RetinaNet                            |
 
-Where batch norm takes the place of group norm (`qat.models.with_batch_norm`) or of the division by length
-(`qat.models.ssd300_bn`), the head's convolutions run in hardware too.
+FCOS's group norms and SSD300's division by length are done in integers too (`qat.integer`); batch norms in place of the
+group norms (`qat.models.with_batch_norm`) cost hardware nothing.
 
 Source: torchvision.models.detection, of which the modules are used as they are.
 """

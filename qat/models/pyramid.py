@@ -9,8 +9,7 @@ images -> Pyramid (hardware) -> maps of all levels -> FloatPart (float) -> losse
 | RetinaNet            | classes and boxes by turns             | decoding, suppression                      |
 | Faster R-CNN         | features; then objectness and boxes by | the same of proposals; pooling of regions, |
 |                      | turns                                  | linear layers of the box head              |
-| FCOS                 | features                               | the same; the head, as it has group norm   |
-| FCOS with batch norm | classes, boxes, centredness by turns   | decoding, suppression                      |
+| FCOS                 | classes, boxes, centredness by turns   | decoding, suppression                      |
 
 The weights of a head serve all levels.  What stays in float and has weights is trained with the float network; the
 quantized network leaves it as it is, and learns to give it good maps.
@@ -32,7 +31,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from qat.errors import TraceError
 from qat.models.float_part import FloatPart
 from qat.models.heads import Suppression
-from qat.models.pyramid_float_part import DenseFloatPart, GroupNormFloatPart, TwoStageFloatPart
+from qat.models.pyramid_float_part import DenseFloatPart, TwoStageFloatPart
 
 Dense = TypeVar("Dense", RetinaNet, FCOS)
 
@@ -83,7 +82,7 @@ class Pyramid(nn.Module):
 
 
 class DensePyramid(Pyramid):
-    """A pyramid with the head of RetinaNet, or of FCOS with batch norms, on every level."""
+    """A pyramid with the head of RetinaNet or FCOS on every level."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps of classes, boxes and, in FCOS, centredness by turns, the finest level first.
@@ -129,8 +128,6 @@ def pyramid_of(detector: RetinaNet | FCOS | FasterRCNN) -> Pyramid:
     pixels = _finest_stride(detector)
     if isinstance(detector, FasterRCNN):
         return TwoStagePyramid(detector, TwoStageFloatPart(detector, pixels))
-    if any(isinstance(module, nn.GroupNorm) for module in detector.head.modules()):
-        return Pyramid(detector, GroupNormFloatPart(detector, pixels))
     return DensePyramid(detector, DenseFloatPart(detector, pixels))
 
 
@@ -146,10 +143,10 @@ def _finest_stride(detector: RetinaNet | FCOS | FasterRCNN) -> int:
 
 
 def with_batch_norm(detector: Dense) -> Dense:
-    """The detector, FCOS or RetinaNet, with batch norms in place of its head's group norms: hardware runs such a head.
+    """The detector, FCOS or RetinaNet, with batch norms in place of its head's group norms.
 
-    All levels share them, as they share the head.  They start as new ones: published weights of the head need
-    training.
+    They cost hardware nothing, while a group norm needs the whole map before it can start.  All levels share them, as
+    they share the head.  They start as new ones: published weights of the head need training.
     """
     for parent in list(detector.head.modules()):
         for name, module in parent.named_children():
@@ -189,7 +186,7 @@ def _fcos(num_classes: int) -> FCOS:
 
 
 def fcos_r50_bn(num_classes: int) -> Pyramid:
-    """FCOS-R50-FPN with batch norms in its head: all of its convolutions run in hardware.
+    """FCOS-R50-FPN with batch norms in its head, which cost hardware nothing.
 
     Args:
         num_classes: Without a background, which it does not have.

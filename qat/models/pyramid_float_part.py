@@ -106,30 +106,6 @@ class DenseFloatPart(FloatPart):
         return torch.cat(scores, 1), torch.cat(anchors, 1), torch.cat(labels, 1)
 
 
-class GroupNormFloatPart(DenseFloatPart):
-    """The same behind the maps of the pyramid, if the head has group norm, which no layer of the hardware does.
-
-    Args:
-        detector: Its modules are shared, not copied.
-        pixels: Pixels of the image per cell of the finest map, in both directions.
-    """
-
-    def features(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The maps."""
-        return as_4d(maps)
-
-    def head_results(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What the detector's head answers over all levels."""
-        levels = as_4d(maps)
-        with torch.autocast(levels[0].device.type, enabled=False):
-            found: dict[str, Tensor] = self.detector.head.to(levels[0].device)(levels)
-        return found
-
-    def imitation(self, maps: Sequence[Tensor], teacher: Sequence[Tensor], temperature: float) -> Tensor:
-        """Difference of the maps, as in `FloatPart`."""
-        return FloatPart.imitation(self, maps, teacher, temperature)
-
-
 class TwoStageFloatPart(FloatPart):
     """What Faster R-CNN does behind its maps, with the answers of all images of a batch at once.
 

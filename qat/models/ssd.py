@@ -26,11 +26,7 @@ from qat.models.heads import Detections, Suppression, suppress
 
 
 class SsdFloatPart(FloatPart):
-    """What stays in float behind an SSD's maps: default boxes, and for SSD300 the first level.
-
-    SSD300 divides conv4_3's map by its length, pixel by pixel, which no layer of the hardware does.  The division and
-    the two convolutions that read the result run in float; the quantized network leaves them as they were trained in
-    float.
+    """What stays in float behind an SSD's maps: default boxes and their suppression.
 
     Args:
         detector: Its modules are shared, not copied.
@@ -71,35 +67,14 @@ class SsdFloatPart(FloatPart):
         boxes_NK = F.smooth_l1_loss(offsets_NK4, teacher_NK4, reduction="none").sum(2)
         return (classes + (boxes_NK * object_NK).sum()) / object_NK.sum().clamp_min(1.0)
 
-    def levels(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps of classes and of boxes in turn, level by level.
-
-        Args:
-            maps: Of the hardware part, in float or dequantized; a map of one pixel may be (N, C).
-        """
-        levels = as_4d(maps)
-        backbone, head = self.detector.backbone, self.detector.head
-        if not isinstance(backbone, SSDFeatureExtractorVGG):
-            return levels
-        # While a quantized network is trained, the float model may be on another device.
-        device = levels[0].device
-        with torch.autocast(device.type, enabled=False):
-            scaled = backbone.scale_weight.to(device).view(1, -1, 1, 1) * F.normalize(levels[0])
-            parts = (head.classification_head.module_list[0], head.regression_head.module_list[0])
-            first = [part.to(device)(scaled) for part in parts]
-        return [*first, *levels[1:]]
-
     def rows(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (N, K, 1 + C), the background first, and offsets from default boxes (N, K, 4)."""
-        levels = self.levels(maps)
+        levels = as_4d(maps)
         return rows_of(levels[0::2], self.detector.head.classification_head.num_columns), rows_of(levels[1::2], 4)
 
     def _features(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """One map of each level: default boxes look at no more than sizes."""
-        features = as_4d(maps)
-        if isinstance(self.detector.backbone, SSDFeatureExtractorVGG):
-            return [features[0], *features[1::2]]
-        return features[0::2]
+        return as_4d(maps)[0::2]
 
     def default_boxes(self, maps: Sequence[Tensor]) -> Tensor:
         """Left, top, right and bottom of all default boxes in pixels, shape (K, 4)."""
@@ -122,29 +97,6 @@ class SsdFloatPart(FloatPart):
         return (flat.view(count, -1, 4) / flat.new_tensor([columns, rows, columns, rows])).clamp(0, 1)
 
 
-class NormalisedVgg(nn.Module):
-    """SSD300's backbone with a batch norm where it divides conv4_3's map by its length: hardware runs all of it.
-
-    Args:
-        backbone: Its modules are shared, not copied.
-    """
-
-    def __init__(self, backbone: SSDFeatureExtractorVGG) -> None:
-        super().__init__()
-        self.features = backbone.features
-        self.norm = nn.BatchNorm2d(len(backbone.scale_weight))
-        self.extra = backbone.extra
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Maps of six levels, by their numbers."""
-        x = self.features(x)
-        maps = [self.norm(x)]
-        for block in self.extra:
-            x = block(x)
-            maps.append(x)
-        return {str(level): part for level, part in enumerate(maps)}
-
-
 class Ssd(nn.Module):
     """Backbone and head of an SSD; parameters have torchvision's names, so that its published weights load.
 
@@ -159,7 +111,7 @@ class Ssd(nn.Module):
         self.float_part = SsdFloatPart(detector)  # no module: its weights are those above
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps of classes and boxes, level by level; SSD300's first result is conv4_3's map in place of its two.
+        """Maps of classes and boxes, level by level.
 
         Args:
             x: Normalised images (N, 3, H, W).
@@ -167,16 +119,21 @@ class Ssd(nn.Module):
         classify = self.head.classification_head.module_list
         regress = self.head.regression_head.module_list
         maps: list[Tensor] = []
-        if isinstance(self.backbone, SSDFeatureExtractorVGG):
-            x = self.backbone.features(x)
-            maps.append(x)
-            for level, block in enumerate(self.backbone.extra, 1):
-                x = block(x)
-                maps += [classify[level](x), regress[level](x)]
-        else:
-            for level, features in enumerate(self.backbone(x).values()):
-                maps += [classify[level](features), regress[level](features)]
+        for level, features in enumerate(self._levels(x)):
+            maps += [classify[level](features), regress[level](features)]
         return tuple(maps)
+
+    def _levels(self, x: Tensor) -> list[Tensor]:
+        """What the head reads."""
+        backbone = self.backbone
+        if not isinstance(backbone, SSDFeatureExtractorVGG):
+            return list(backbone(x).values())
+        x = backbone.features(x)
+        levels = [backbone.scale_weight.view(1, -1, 1, 1) * F.normalize(x)]
+        for block in backbone.extra:
+            x = block(x)
+            levels.append(x)
+        return levels
 
 
 def ssdlite320(num_classes: int) -> Ssd:
@@ -210,14 +167,3 @@ def ssd300(num_classes: int) -> Ssd:
         num_classes: Without the background.
     """
     return Ssd(detection.ssd300_vgg16(weights=None, weights_backbone=None, num_classes=num_classes + 1))
-
-
-def ssd300_bn(num_classes: int) -> Ssd:
-    """SSD300-VGG16 with a batch norm in place of the first map's division by its length, for images of 300x300.
-
-    Args:
-        num_classes: Without the background.
-    """
-    detector = detection.ssd300_vgg16(weights=None, weights_backbone=None, num_classes=num_classes + 1)
-    detector.backbone = NormalisedVgg(detector.backbone)
-    return Ssd(detector)

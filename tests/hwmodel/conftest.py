@@ -68,6 +68,25 @@ def sharing_network() -> NetworkSpec:
 
 
 @pytest.fixture(scope="session")
+def normalizing_network() -> NetworkSpec:
+    """Group norms, one of them beside a shortcut, and a division of pixels by their length."""
+
+    def norm(name: str, op: Op, source: str, groups: int = 1) -> LayerSpec:
+        return LayerSpec(name, op, (source,), 8, 16, 16, 8, 16, 16, groups=groups, activation="relu")
+
+    layers = (
+        conv("stem", INPUT, 3, 8, 16),
+        norm("stem_norm", Op.GROUP_NORM, "stem", 4),
+        conv("a1", "stem_norm", 8, 8, 16),
+        norm("a1_norm", Op.GROUP_NORM, "a1", 2),
+        LayerSpec("add", Op.ADD, ("a1_norm", "stem_norm"), 8, 16, 16, 8, 16, 16),
+        norm("length", Op.L2_NORM, "add"),
+        conv("last", "length", 8, 4, 16, kernel=1),
+    )
+    return NetworkSpec("normalizing", 3, 16, 16, layers)
+
+
+@pytest.fixture(scope="session")
 def plain_network() -> NetworkSpec:
     """Three convolutions in a row."""
     layers = (conv("one", INPUT, 3, 16, 8), conv("two", "one", 16, 32, 8, stride=2), conv("three", "two", 32, 10, 4, 1))

@@ -52,12 +52,12 @@ SPACE = Space(
 
 
 def random_network(pick: np.random.Generator) -> NetworkSpec:
-    """Up to six layers: convolutions, now and then with another one's weights, a shortcut or a pooling."""
+    """Up to six layers: convolutions, now and then with another one's weights, a shortcut, a pooling or a norm."""
     layers: list[LayerSpec] = []
     source, channels, size = INPUT, 2, 8
     kept: str | None = None  # an earlier tensor of the same shape
     while len(layers) < pick.integers(1, 7):
-        kind = pick.choice(["conv", "conv", "conv", "add", "pool"])
+        kind = pick.choice(["conv", "conv", "conv", "add", "pool", "norm"])
         name = f"{kind}{len(layers)}"
         if kind == "conv" or not layers:
             out_channels = int(pick.choice([2, 4])) if kept is None else channels
@@ -72,6 +72,9 @@ def random_network(pick: np.random.Generator) -> NetworkSpec:
         elif kind == "add" and kept is not None and kept != source:
             layers.append(LayerSpec(name, Op.ADD, (source, kept), channels, size, size, channels, size, size))
             kept = None
+        elif kind == "norm":
+            op = Op(pick.choice(["group_norm", "l2_norm"]))
+            layers.append(LayerSpec(name, op, (source,), channels, size, size, channels, size, size))
         elif kind == "pool" and size > 2:
             half = size // 2
             layers.append(
@@ -132,6 +135,7 @@ def random_problem(pick: np.random.Generator) -> tuple[Segments, Board]:
 def random_tall_problem(pick: np.random.Generator) -> tuple[Segments, Board]:
     """Maps too large for the board and weights that nearly fill it: now and then the best schedule loads some."""
     size, channels = int(pick.choice([16, 24, 32])), int(pick.choice([24, 32, 48]))
+    shape = (channels, size, size)
     layers = [conv("conv0", INPUT, 4, channels, size, 1)]
     for index in range(1, int(pick.integers(3, 6))):
         source, name = layers[-1].name, f"conv{index}"
@@ -139,8 +143,9 @@ def random_tall_problem(pick: np.random.Generator) -> tuple[Segments, Board]:
         owners = [one.name for one in layers if one.weight_shape == layer.weight_shape and not one.weights_of]
         if index > 1 and pick.random() < 0.2:
             earlier = layers[int(pick.integers(index - 1))].name
-            shape = (channels, size, size)
             layer = LayerSpec(name, Op.ADD, (source, earlier), *shape, *shape)
+        elif pick.random() < 0.1:
+            layer = LayerSpec(name, Op.GROUP_NORM, (source,), *shape, *shape)
         elif owners and pick.random() < 0.4:
             layer = replace(layer, weights_of=owners[0])
         layers.append(layer)
@@ -172,7 +177,7 @@ def test_equals_exhaustive_search_where_weights_may_be_loaded(seed: int) -> None
 def test_random_problems_load_weights() -> None:
     """Of shared ones and beside shortcuts too: the test above would show nothing otherwise."""
     found = []
-    for seed in range(100):
+    for seed in range(200):
         segments, board = random_tall_problem(np.random.default_rng(seed))
         best = search(segments, board)
         if best is not None and best.candidate.loaded_bits:

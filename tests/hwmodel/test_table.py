@@ -66,11 +66,17 @@ def some_schedule(network: NetworkSpec, cut: int, spilled: int, pick: np.random.
     return Schedule(network.name, tuple(plans), host)
 
 
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), shares=st.booleans())
-def test_equals_estimate(residual_network: NetworkSpec, sharing_network: NetworkSpec, seed: int, shares: bool) -> None:
+@settings(max_examples=45, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), which=st.integers(0, 2))
+def test_equals_estimate(
+    residual_network: NetworkSpec,
+    sharing_network: NetworkSpec,
+    normalizing_network: NetworkSpec,
+    seed: int,
+    which: int,
+) -> None:
     rng = np.random.default_rng(seed)
-    network = sharing_network if shares else residual_network
+    network = (residual_network, sharing_network, normalizing_network)[which]
     cut = int(rng.integers(0, len(network.layers) + 1))
     spilled = int(rng.integers(0, len(network.layers) + 1 - cut))
     plan = some_schedule(network, cut, spilled, rng)
@@ -91,12 +97,16 @@ def test_equals_estimate(residual_network: NetworkSpec, sharing_network: Network
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), shares=st.booleans())
+@given(seed=st.integers(0, 2**32 - 1), which=st.integers(0, 2))
 def test_many_equal_one_by_one(
-    residual_network: NetworkSpec, sharing_network: NetworkSpec, seed: int, shares: bool
+    residual_network: NetworkSpec,
+    sharing_network: NetworkSpec,
+    normalizing_network: NetworkSpec,
+    seed: int,
+    which: int,
 ) -> None:
     rng = np.random.default_rng(seed)
-    network = sharing_network if shares else residual_network
+    network = (residual_network, sharing_network, normalizing_network)[which]
     plan = some_schedule(network, int(rng.integers(0, len(network.layers))), 1, rng)
     configs = []
     for _ in range(6):

@@ -20,7 +20,7 @@ from qat.convert import prepare
 from qat.errors import TraceError
 from qat.export import load_packed, save_packed
 from qat.graph import read_graph, trace
-from qat.models import retinanet_r50, ssd300, ssd300_bn, ssdlite320, with_batch_norm
+from qat.models import retinanet_r50, ssd300, ssdlite320, with_batch_norm
 from qat.models.detectors import hardware_part
 
 OPTIONS = {"weights": None, "weights_backbone": None, "num_classes": 4}
@@ -112,22 +112,14 @@ def test_ssdlite_is_quantized_whole() -> None:
     assert set(found[1]) == {"boxes", "scores", "labels"}
 
 
-def test_ssd300_is_traced_less_the_head_of_its_first_map() -> None:
+def test_ssd300_is_traced_whole() -> None:
     """Maps of 38, 19, 10, 5, 3 and 1 cells: SSD (arXiv 1512.02325), figure 2; 4 anchors at both ends, 6 between."""
     network = trace(ssd300(20), (3, 300, 300))
     results = [network.by_name[name] for name in network.outputs]
-    assert (results[0].out_channels, results[0].out_height) == (512, 38)
-    assert [layer.out_height for layer in results[1::2]] == [19, 10, 5, 3, 1]
-    assert [layer.out_channels for layer in results[1::2]] == [6 * 21] * 3 + [4 * 21] * 2
-    assert [layer.out_channels for layer in results[2::2]] == [6 * 4] * 3 + [4 * 4] * 2
-
-
-def test_ssd300_with_batch_norm_is_traced_whole() -> None:
-    network = trace(ssd300_bn(20), (3, 300, 300))
-    results = [network.by_name[name] for name in network.outputs]
     assert [layer.out_height for layer in results[0::2]] == [38, 19, 10, 5, 3, 1]
     assert [layer.out_channels for layer in results] == [b * c for b in (4, 6, 6, 6, 4, 4) for c in (21, 4)]
-    assert [layer.name for layer in network.layers if layer.op is Op.SCALE] == ["backbone.norm"]
+    (norm,) = [layer for layer in network.layers if layer.op is Op.L2_NORM]
+    assert (norm.out_channels, norm.out_height) == (512, 38)
 
 
 def test_torchvision_weights_load_by_their_names() -> None:
@@ -152,7 +144,7 @@ def test_retinanet_is_the_network_that_hwmodel_knows() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "layers"), [("retinanet", 10), ("fcos_bn", 11), ("faster_rcnn", 3)])
+@pytest.mark.parametrize(("name", "layers"), [("retinanet", 10), ("fcos", 11), ("fcos_bn", 11), ("faster_rcnn", 3)])
 def test_a_head_is_quantized_once_for_all_levels(name: str, layers: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     part = hardware_part(DETECTORS[name]().eval()).eval()
@@ -177,10 +169,13 @@ def test_what_is_no_such_detector() -> None:
         hardware_part(nn.Linear(2, 2))
 
 
-def test_a_head_with_group_norm_stays_in_float_and_with_batch_norm_does_not() -> None:
+def test_group_norms_of_a_head_are_layers_and_batch_norms_join_its_convolutions() -> None:
     detector = detection.retinanet_resnet50_fpn_v2(**SMALL)
-    assert len(trace(hardware_part(detector), (3, 128, 128)).outputs) == 5
-    assert len(trace(hardware_part(with_batch_norm(detector)), (3, 128, 128)).outputs) == 10
+    for norms in (40, 0):
+        network = trace(hardware_part(detector), (3, 128, 128))
+        assert len(network.outputs) == 10
+        assert len([layer for layer in network.layers if layer.op is Op.GROUP_NORM]) == norms
+        with_batch_norm(detector)
 
 
 def test_the_size_of_a_cell_follows_from_the_stages_of_the_backbone() -> None:

@@ -1,0 +1,107 @@
+"""What normalisations cost: their parameters, a map or pixel that waits, and a pass of the shared engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hwmodel import (
+    INPUT,
+    CostReport,
+    DataFlow,
+    LayerSchedule,
+    LayerSpec,
+    NetworkSpec,
+    Op,
+    Schedule,
+    SpecError,
+    WeightPlace,
+    estimate,
+    load_board,
+    uniform,
+)
+from tests.hwmodel.conftest import conv
+
+BOARD = load_board("zcu104")
+NORMS = ("stem_norm", "a1_norm", "length")
+
+
+def report_of(network: NetworkSpec, flow: DataFlow, simd: int = 2) -> CostReport:
+    plans = [
+        LayerSchedule(
+            layer.name, flow, 2, simd, weight_place=WeightPlace.BRAM if layer.has_weights else WeightPlace.NONE
+        )
+        for layer in network.layers
+    ]
+    return estimate(network, uniform(network, 4, 4, sum_bit_width=8), BOARD, Schedule(network.name, tuple(plans)))
+
+
+def without_norms(network: NetworkSpec) -> NetworkSpec:
+    """The same with batch norms that follow no convolution."""
+    layers = (replace(one, op=Op.SCALE, groups=1) if one.name in NORMS else one for one in network.layers)
+    return NetworkSpec(network.name, 3, 16, 16, tuple(layers))
+
+
+def test_parameters_are_stored(normalizing_network: NetworkSpec) -> None:
+    stored = {layer.name: layer.stored_bits for layer in report_of(normalizing_network, DataFlow.FRAME).layers}
+    assert stored["length"] == 8 * (16 + 16) + 2 * 8  # a multiplier and a bias per channel, two shifts
+    assert stored["stem_norm"] == stored["length"] + 64  # and epsilon
+
+
+@pytest.mark.parametrize("simd", [1, 3, 8])
+def test_the_shared_engine_passes_over_the_map_once_more(normalizing_network: NetworkSpec, simd: int) -> None:
+    with_norms = report_of(normalizing_network, DataFlow.FRAME, simd)
+    without = report_of(without_norms(normalizing_network), DataFlow.FRAME, simd)
+    passes = 16 * 16 * -(-8 // simd)
+    assert {layer.name: layer.cycles for layer in with_norms.layers if layer.name in NORMS} == dict.fromkeys(
+        NORMS, passes
+    )
+    assert with_norms.interval_cycles - without.interval_cycles == 3 * passes
+
+
+def test_what_is_normalised_lies_in_a_frame_buffer(normalizing_network: NetworkSpec) -> None:
+    with_norms = report_of(normalizing_network, DataFlow.FRAME)
+    without = report_of(without_norms(normalizing_network), DataFlow.FRAME)
+    buffers = [sum(row.purpose == "frame_buffer" for row in one.memories) for one in (with_norms, without)]
+    assert buffers[0] > buffers[1]
+    spilled = (
+        report_of(normalizing_network, DataFlow.SPILLED),
+        report_of(without_norms(normalizing_network), DataFlow.SPILLED),
+    )
+    # Each map before a norm is written and read: 8 bits, as sums are.
+    assert spilled[0].offchip_bits - spilled[1].offchip_bits == 3 * 2 * 8 * 16 * 16 * 8
+
+
+def test_a_pipeline_holds_maps_and_pixels_twice(normalizing_network: NetworkSpec) -> None:
+    report = report_of(normalizing_network, DataFlow.ROW_PIXEL)
+    waiting = {row.owner: (row.purpose, row.depth, row.width) for row in report.memories if row.owner in NORMS}
+    assert waiting["stem_norm"] == ("frame_buffer", 2 * 16 * 16 * 4, 2 * 8)
+    assert waiting["length"] == ("pixel", 2 * 4, 2 * 8)
+    # The shortcut waits for a whole map.
+    rows = {row.purpose: row.depth for row in report.memories if row.owner == "add"}
+    assert rows["shortcut"] >= 16 * 16 * 4
+    without = report_of(without_norms(normalizing_network), DataFlow.ROW_PIXEL)
+    assert report.interval_cycles == without.interval_cycles
+    assert report.latency_cycles > without.latency_cycles + report.interval_cycles
+    assert report.dsp - without.dsp == 2 * ((5 - 1) * 2 + (3 - 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups": 3}, r"groups=3, expected a divisor of in_channels=8"),
+        ({"out_channels": 4}, r"out_channels=4, expected in_channels=8"),
+        ({"stride": (2, 2)}, r"out_height=16, expected 8"),
+    ],
+)
+def test_a_wrong_norm_is_refused(changes: dict[str, object], message: str) -> None:
+    norm = LayerSpec("norm", Op.GROUP_NORM, (INPUT,), 8, 16, 16, 8, 16, 16, groups=2)
+    with pytest.raises(SpecError, match=message):
+        replace(norm, **changes)  # type: ignore[arg-type]
+
+
+def test_a_norm_before_all_weights_is_refused() -> None:
+    norm = LayerSpec("norm", Op.L2_NORM, (INPUT,), 8, 16, 16, 8, 16, 16)
+    with pytest.raises(SpecError, match=r"layer 'norm': op='l2_norm' needs a layer with weights before it"):
+        NetworkSpec("first", 8, 16, 16, (norm, conv("after", "norm", 8, 8, 16)))
