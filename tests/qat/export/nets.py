@@ -270,7 +270,7 @@ def _reference_layer(spec: LayerSpec, layer: IntegerLayer, x: list[NDArray[np.in
         return _shift_clamp(x[0] * x[1] * multiplier[0], layer.rescale)
     if spec.op in AFFINE:
         if spec.op in NORMALIZING:
-            first = _reference_norm(spec, first, layer.epsilon)
+            first = reference_norm(spec, first, layer.epsilon)
         bias = layer.bias.astype(np.int64) << layer.bias_shift
         return _shift_clamp(first * multiplier[:, None, None] + bias[:, None, None], layer.rescale)
     if spec.op is Op.LOOKUP:
@@ -298,7 +298,7 @@ def _reference_layer(spec: LayerSpec, layer: IntegerLayer, x: list[NDArray[np.in
     return np.pad(kept, ((0, 0), (before, after), (0, 0), (0, 0)))
 
 
-def _reference_norm(spec: LayerSpec, x: NDArray[np.int64], epsilon: int) -> NDArray[np.int64]:
+def reference_norm(spec: LayerSpec, x: NDArray[np.int64], epsilon: int) -> NDArray[np.int64]:
     """Normalised values with 14 binary places, one group or pixel after the other, in Python's integers."""
     groups = x.reshape(len(x), spec.groups, -1, *x.shape[2:])
     axes = (0, 1) if spec.op is Op.GROUP_NORM else (0, 3, 4)

@@ -73,6 +73,10 @@ CASES: dict[str, tuple[Callable[[], IntegerNetwork], str]] = {
         lambda: _with_layer("pool", IntegerLayer("pool", weight=WEIGHT)),
         "max_pool has no weights",
     ),
+    "epsilon of a pool": (
+        lambda: _with_layer("pool", IntegerLayer("pool", epsilon=1)),
+        "layer 'pool': epsilon=1, expected an integer >= 0, and 0 but in a group norm",
+    ),
     "extra layer": (lambda: _with_layer("other", IntegerLayer("other")), "integers are given for layers"),
     "input codes": (
         lambda: replace(_network(), input_codes=np.full((3, 256), 128, np.int16)),
