@@ -125,6 +125,7 @@ class _Reader:
             "Resize": Op.UPSAMPLE,
             "Upsample": Op.UPSAMPLE,
             "SpaceToDepth": Op.REORG,
+            **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), Op.GROUP_NORM),
             **dict.fromkeys(FLATTENING, Op.FLATTEN),
         }
         if node.op_type not in known:
@@ -152,6 +153,8 @@ class _Reader:
             geometry["stride"] = (ofm[1] // rows, ofm[2] // columns)
         elif op is Op.REORG:
             geometry["stride"] = (given["blocksize"], given["blocksize"])
+        elif op is Op.GROUP_NORM:
+            geometry["groups"] = given.get("num_groups") or channels  # an instance norm has a group for each channel
         if op in (Op.ADD, Op.MUL) and len(operands) == 1:
             raise TraceError(f"{where}: an operation with a constant; fold it into the layer before it")
         inputs = tuple(self.producer[tensor] for tensor in operands)

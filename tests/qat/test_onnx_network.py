@@ -100,3 +100,22 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     unknown = [onnx.helper.make_node("Einsum", ["x"], ["y"], "odd", equation="abcd->abcd")]
     with pytest.raises(TraceError, match="node 'odd' \\(Einsum\\)"):
         load_onnx_network(write(tmp_path / "odd.onnx", unknown, {}, (1, 3, 8, 8)))
+
+
+@pytest.mark.parametrize(("kind", "groups"), [("GroupNormalization", 2), ("InstanceNormalization", 4)])
+def test_group_norms(tmp_path: Path, kind: str, groups: int) -> None:
+    node = onnx.helper.make_node
+    number = {"num_groups": 2} if kind == "GroupNormalization" else {}
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], "conv", kernel_shape=[1, 1]),
+        node(kind, ["a", "s", "s"], ["b"], "norm", **number),
+        node("Relu", ["b"], ["y"], "relu"),
+    ]
+    path = tmp_path / "net.onnx"
+    model = onnx.load(str(write(path, nodes, {"w": (4, 3, 1, 1), "s": (4,)}, (1, 3, 8, 8))))
+    model.opset_import[0].version = 21
+    # As torch.onnx writes it: onnx infers no shape behind a group norm.
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, (1, 4, 8, 8)))
+    onnx.save(model, str(path))
+    norm = load_onnx_network(path).by_name["norm"]
+    assert (norm.op, norm.groups, norm.activation, norm.out_height) == (Op.GROUP_NORM, groups, "relu", 8)
