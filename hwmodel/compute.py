@@ -30,6 +30,14 @@ CONTROL_LUTS = 300
 POOL_LUTS_PER_BIT = 1.5
 """LUTs per bit and lane of an operation without weights: comparator or adder, and selection."""
 
+ROOT_CYCLES = 73
+"""Cycles of an inverse root, one bit of it per cycle.  Source: simulated, `benchmarks/rtl_norm.py`."""
+ROOT_LUTS = 283
+"""LUTs of the unit that makes them one after the other.  Source: Yosys, 7-series, `benchmarks/rtl_norm.py`."""
+NORM_LANE_LUTS = 234
+"""LUTs per lane of a normalisation, most of them a shift by any number of bits.  Source: as `ROOT_LUTS`, of 8-bit codes
+and up to 2**17 values in a group, with 3 DSP slices."""
+
 
 class Multiplier(StrEnum):
     """What multiplies."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hwmodel.compute import Count, folds
+from hwmodel.compute import ROOT_CYCLES, Count, folds
 from hwmodel.dataflow import DataFlow, Execution
 from hwmodel.network import NORMALIZING, LayerSpec, Op
 
@@ -29,12 +29,17 @@ def layer_cycles(layer: LayerSpec, plan: Execution) -> Count:
 
     Operations without weights run in the output path of the shared engine and cost it nothing, but normalisations: they
     need the whole map first, and then pass over it once more.  In a pipeline all of them are a stage like any other.
+    One unit makes the inverse roots: of groups before the pass, of pixels during it.
     """
     if not layer.has_weights:
         if not plan.data_flow.is_pipelined and layer.op not in NORMALIZING:
             return 0
         pixels = max(layer.in_height * layer.in_width, layer.out_height * layer.out_width)
-        return pixels * -(-max(layer.in_channels, layer.out_channels) // plan.simd)
+        pixel_cycles = -(-max(layer.in_channels, layer.out_channels) // plan.simd)
+        if layer.op is Op.L2_NORM:
+            return pixels * _larger(pixel_cycles, ROOT_CYCLES)
+        roots = layer.groups if layer.op is Op.GROUP_NORM else 0
+        return pixels * pixel_cycles + roots * ROOT_CYCLES
     if plan.data_flow is DataFlow.ROW_PIXEL:
         return pixel_order_cycles(
             layer, folds(layer, plan.pe, plan.simd), -(-layer.in_channels // plan.ingest_channels)

@@ -26,8 +26,10 @@ import numpy as np
 
 from hwmodel.compute import (
     CONTROL_LUTS,
+    NORM_LANE_LUTS,
     POOL_LUTS_PER_BIT,
     RESCALE_LUTS,
+    ROOT_LUTS,
     ArrayUse,
     Count,
     Multiplier,
@@ -236,7 +238,10 @@ def operation_array(layer: LayerSpec, bit_width: int, plan: Execution) -> ArrayU
     if layer.op in (Op.FLATTEN, Op.SUBSAMPLE, Op.UPSAMPLE, Op.REORG, Op.SHUFFLE, Op.SLICE, Op.LOOKUP):
         return ArrayUse(0 * plan.simd, 0 * plan.simd)
     dsp = plan.simd * DSP_PER_LANE.get(layer.op, len(layer.inputs) if layer.op is Op.ADD else 0)
-    return ArrayUse(round_up(plan.simd * bit_width * POOL_LUTS_PER_BIT * max(2, len(layer.inputs))), dsp)
+    lut = round_up(plan.simd * bit_width * POOL_LUTS_PER_BIT * max(2, len(layer.inputs)))
+    if layer.op in NORMALIZING:
+        lut += plan.simd * NORM_LANE_LUTS + ROOT_LUTS
+    return ArrayUse(lut, dsp)
 
 
 @dataclass(frozen=True)

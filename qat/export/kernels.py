@@ -222,7 +222,8 @@ def _squares(codes: NDArray[Any], axes: int | tuple[int, ...]) -> NDArray[np.int
 _POWERS_OF_4 = 4 ** np.arange(1, 31, dtype=np.int64)
 
 
-def _divided(centred: NDArray[np.int64], spread: NDArray[np.int64]) -> Sums:
+def inverse_root(spread: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Exponents and inverses of the roots of spreads, >= 0 and below 2**62: formulas in `qat.integer`."""
     spread = np.maximum(spread, 1)
     exponent = np.searchsorted(_POWERS_OF_4, spread.ravel(), side="right").reshape(spread.shape)
     places = 2 * (NORM_ROOT_BITS - 1 - exponent)
@@ -230,6 +231,11 @@ def _divided(centred: NDArray[np.int64], spread: NDArray[np.int64]) -> Sums:
     # Below 2**48, so that the root's rounding in float64 cannot reach the next integer.
     root = np.sqrt(normalised.astype(np.float64)).astype(np.int64)
     inverse = np.minimum((1 << (NORM_ROOT_BITS - 1 + NORM_INVERSE_BITS)) // root, (1 << NORM_INVERSE_BITS) - 1)
+    return exponent, inverse
+
+
+def _divided(centred: NDArray[np.int64], spread: NDArray[np.int64]) -> Sums:
+    exponent, inverse = inverse_root(spread)
     shift = exponent + NORM_INVERSE_BITS - NORM_FRACTION_BITS
     quotients = (centred * inverse + (np.int64(1) << (shift - 1))) >> shift
     return quotients.astype(np.float64)

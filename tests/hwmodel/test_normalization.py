@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +25,7 @@ from hwmodel import (
     load_board,
     uniform,
 )
+from hwmodel.compute import NORM_LANE_LUTS, ROOT_CYCLES, ROOT_LUTS
 from tests.hwmodel.conftest import conv
 
 BOARD = load_board("zcu104")
@@ -53,11 +58,14 @@ def test_parameters_are_stored(normalizing_network: NetworkSpec) -> None:
 def test_the_shared_engine_passes_over_the_map_once_more(normalizing_network: NetworkSpec, simd: int) -> None:
     with_norms = report_of(normalizing_network, DataFlow.FRAME, simd)
     without = report_of(without_norms(normalizing_network), DataFlow.FRAME, simd)
-    passes = 16 * 16 * -(-8 // simd)
-    assert {layer.name: layer.cycles for layer in with_norms.layers if layer.name in NORMS} == dict.fromkeys(
-        NORMS, passes
-    )
-    assert with_norms.interval_cycles - without.interval_cycles == 3 * passes
+    fold = -(-8 // simd)
+    expected = {
+        "stem_norm": 16 * 16 * fold + 4 * ROOT_CYCLES,
+        "a1_norm": 16 * 16 * fold + 2 * ROOT_CYCLES,
+        "length": 16 * 16 * ROOT_CYCLES,  # a root for each pixel takes longer than its channels
+    }
+    assert {layer.name: layer.cycles for layer in with_norms.layers if layer.name in NORMS} == expected
+    assert with_norms.interval_cycles - without.interval_cycles == sum(expected.values())
 
 
 def test_what_is_normalised_lies_in_a_frame_buffer(normalizing_network: NetworkSpec) -> None:
@@ -82,9 +90,10 @@ def test_a_pipeline_holds_maps_and_pixels_twice(normalizing_network: NetworkSpec
     rows = {row.purpose: row.depth for row in report.memories if row.owner == "add"}
     assert rows["shortcut"] >= 16 * 16 * 4
     without = report_of(without_norms(normalizing_network), DataFlow.ROW_PIXEL)
-    assert report.interval_cycles == without.interval_cycles
+    assert report.interval_cycles == max(without.interval_cycles, 16 * 16 * ROOT_CYCLES)
     assert report.latency_cycles > without.latency_cycles + report.interval_cycles
     assert report.dsp - without.dsp == 2 * ((5 - 1) * 2 + (3 - 1))
+    assert report.lut - without.lut >= 3 * (2 * NORM_LANE_LUTS + ROOT_LUTS)
 
 
 @pytest.mark.parametrize(
@@ -105,3 +114,16 @@ def test_a_norm_before_all_weights_is_refused() -> None:
     norm = LayerSpec("norm", Op.L2_NORM, (INPUT,), 8, 16, 16, 8, 16, 16)
     with pytest.raises(SpecError, match=r"layer 'norm': op='l2_norm' needs a layer with weights before it"):
         NetworkSpec("first", 8, 16, 16, (norm, conv("after", "norm", 8, 8, 16)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("verilator") is None or shutil.which("yosys") is None, reason="needs verilator, yosys")
+def test_hardware_computes_the_same() -> None:
+    """Inverse roots and normalised values of the RTL, and what they take."""
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "rtl_norm.py"
+    command = [sys.executable, str(script), "--count", "3000", "--seed", "7"]
+    done = subprocess.run(command, cwd=script.parents[1], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"3000 of 3000 exact; longest root {ROOT_CYCLES} cycles" in done.stdout
+    assert f"inverse_root {{'lut': {ROOT_LUTS}, 'dsp': 0}}" in done.stdout
+    assert f"{{'lut': {NORM_LANE_LUTS}, 'dsp': 3}}" in done.stdout
