@@ -14,7 +14,15 @@ from qat.models.darknet_tables import (
     yolov3_tiny,
 )
 from qat.models.fastestdet import FastestDet, fastestdet
-from qat.models.pyramid import Pyramid, faster_rcnn_r50, fcos_r50, fcos_r50_bn, retinanet_r50, with_batch_norm
+from qat.models.pyramid import (
+    Pyramid,
+    blood_fcos,
+    faster_rcnn_r50,
+    fcos_r50,
+    fcos_r50_bn,
+    retinanet_r50,
+    with_batch_norm,
+)
 from qat.models.resnet_cifar import ResNetCifar, digits_resnet, resnet20, resnet56
 from qat.models.ssd import Ssd, blood_ssdlite320, ssd300, ssdlite320
 
@@ -24,6 +32,7 @@ __all__ = [
     "Pyramid",
     "ResNetCifar",
     "Ssd",
+    "blood_fcos",
     "blood_ssdlite320",
     "blood_yolo",
     "board_yolo",

@@ -26,7 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.resnet import resnet18
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from qat.errors import TraceError
 from qat.models.float_part import FloatPart
@@ -183,6 +185,18 @@ def _fcos(num_classes: int) -> FCOS:
     return detection.fcos_resnet50_fpn(
         **_RANDOM, num_classes=num_classes, score_thresh=rule.score_threshold, detections_per_img=rule.keep
     )
+
+
+def blood_fcos(num_classes: int) -> Pyramid:
+    """FCOS on ResNet-18 with a pyramid and a head of 64 channels: small enough to train on a CPU.
+
+    Args:
+        num_classes: Without a background, which it does not have.
+    """
+    rule = Suppression()
+    stages = {f"layer{number}": str(number - 2) for number in (2, 3, 4)}
+    backbone = BackboneWithFPN(resnet18(weights=None), stages, [128, 256, 512], 64, LastLevelP6P7(64, 64))
+    return pyramid_of(FCOS(backbone, num_classes, score_thresh=rule.score_threshold, detections_per_img=rule.keep))
 
 
 def fcos_r50_bn(num_classes: int) -> Pyramid:
