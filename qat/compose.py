@@ -40,7 +40,8 @@ GROUPS = {
 }
 """The groups of `conf/`, in words."""
 
-_PATHS = (("data", "root"), ("network", "weights"), ("network", "path"))
+PATHS = (("data", "root"), ("network", "weights"), ("network", "path"))
+"""Settings that say where things lie: group and name."""
 
 
 def register(header: str = "Mixed-precision networks for FPGAs.") -> None:
@@ -176,7 +177,7 @@ def to_config(composed: DictConfig) -> Config:
         raise ConfigError(str(error)) from error
     if not isinstance(config, Config):
         raise ConfigError(f"expected a configuration with the schema Config, found {type(config).__name__}")
-    for group, name in _PATHS:
+    for group, name in PATHS:
         settings = getattr(config, group)
         value = getattr(settings, name)
         setattr(settings, name, None if value is None else _absolute(value))

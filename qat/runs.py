@@ -28,7 +28,7 @@ from typing import Any, cast
 import yaml
 from omegaconf import OmegaConf
 
-from qat.compose import config_from_dict, config_to_dict, differences
+from qat.compose import PATHS, config_from_dict, config_to_dict, differences
 from qat.config import Config
 from qat.errors import RunFolderError
 from qat.files import write_text
@@ -81,7 +81,8 @@ class RunFolder:
     def create(cls, config: Config, overrides: Sequence[str] = ()) -> RunFolder:
         """Makes the folder `config.run_dir`, or goes on in it if it holds the same configuration.
 
-        Another configuration takes the place of one whose command left no results and has ended.
+        Another configuration takes the place of one whose command left no results and has ended.  Where data, weights
+        and the network's code lie now is what later commands find in it.
 
         Args:
             config: What is going to run.
@@ -98,6 +99,8 @@ class RunFolder:
         if is_new or run._is_other(config):
             write_text(run.path / "overrides.yaml", _to_yaml(list(overrides)))
             write_text(run.path / "config.yaml", _to_yaml(config_to_dict(config)))
+        else:
+            run._note_places(config)
         run._record_environment(config)
         return run
 
@@ -220,6 +223,15 @@ class RunFolder:
                 f"or {'remove the folder' if has_results else 'wait until it has ended'}"
             )
         return True
+
+    def _note_places(self, config: Config) -> None:
+        """Keeps where things lie now; not while another command has the folder, which knows it by this file."""
+        stored, now = self.config_values(), config_to_dict(config)
+        moved = [place for place in PATHS if stored[place[0]].get(place[1]) != now[place[0]][place[1]]]
+        if moved and not self._is_in_use():
+            for group, name in moved:
+                stored[group][name] = now[group][name]
+            write_text(self.path / "config.yaml", _to_yaml(stored))
 
     def _has_results(self) -> bool:
         """Whether any command left more than what says how it was called, and its log."""

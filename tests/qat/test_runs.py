@@ -104,7 +104,14 @@ def test_moved_data_and_weights_are_the_same_configuration(tmp_path: Path) -> No
     experiment = "experiment=cifar10_resnet20"
     run = RunFolder.create(_config(tmp_path / "run", experiment, "data.root=/a"))
     run.write_json("float.json", {})
-    assert RunFolder.create(_config(tmp_path / "run", experiment, "data.root=/b")) == run
+    with run.in_use():
+        assert RunFolder.create(_config(tmp_path / "run", experiment, "data.root=/c")) == run
+    assert run.config_values()["data"]["root"] == "/a"
+    moved = [experiment, "data.root=/b", "network.path=/code", "trainer.num_threads=7"]
+    assert RunFolder.create(_config(tmp_path / "run", *moved)) == run
+    values = run.config_values()  # later commands find things where they are now
+    assert (values["data"]["root"], values["network"]["path"]) == ("/b", "/code")
+    assert values["trainer"]["num_threads"] != 7
     with pytest.raises(RunFolderError, match="network.weights: 'resnet20-12fca82f.th' there, 'other.th' now"):
         RunFolder.create(_config(tmp_path / "run", experiment, "network.weights=/b/other.th"))
 
