@@ -87,6 +87,14 @@ def normalizing_network() -> NetworkSpec:
 
 
 @pytest.fixture(scope="session")
+def small_networks(
+    residual_network: NetworkSpec, sharing_network: NetworkSpec, normalizing_network: NetworkSpec
+) -> tuple[NetworkSpec, ...]:
+    """One with shortcuts, one with shared weights, one with normalisations."""
+    return residual_network, sharing_network, normalizing_network
+
+
+@pytest.fixture(scope="session")
 def plain_network() -> NetworkSpec:
     """Three convolutions in a row."""
     layers = (conv("one", INPUT, 3, 16, 8), conv("two", "one", 16, 32, 8, stride=2), conv("three", "two", 32, 10, 4, 1))

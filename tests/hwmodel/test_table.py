@@ -68,15 +68,9 @@ def some_schedule(network: NetworkSpec, cut: int, spilled: int, pick: np.random.
 
 @settings(max_examples=45, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), which=st.integers(0, 2))
-def test_equals_estimate(
-    residual_network: NetworkSpec,
-    sharing_network: NetworkSpec,
-    normalizing_network: NetworkSpec,
-    seed: int,
-    which: int,
-) -> None:
+def test_equals_estimate(small_networks: tuple[NetworkSpec, ...], seed: int, which: int) -> None:
     rng = np.random.default_rng(seed)
-    network = (residual_network, sharing_network, normalizing_network)[which]
+    network = small_networks[which]
     cut = int(rng.integers(0, len(network.layers) + 1))
     spilled = int(rng.integers(0, len(network.layers) + 1 - cut))
     plan = some_schedule(network, cut, spilled, rng)
@@ -98,15 +92,9 @@ def test_equals_estimate(
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), which=st.integers(0, 2))
-def test_many_equal_one_by_one(
-    residual_network: NetworkSpec,
-    sharing_network: NetworkSpec,
-    normalizing_network: NetworkSpec,
-    seed: int,
-    which: int,
-) -> None:
+def test_many_equal_one_by_one(small_networks: tuple[NetworkSpec, ...], seed: int, which: int) -> None:
     rng = np.random.default_rng(seed)
-    network = (residual_network, sharing_network, normalizing_network)[which]
+    network = small_networks[which]
     plan = some_schedule(network, int(rng.integers(0, len(network.layers))), 1, rng)
     configs = []
     for _ in range(6):
