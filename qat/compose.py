@@ -155,10 +155,10 @@ def _unknown(path: str, key: str, known: Sequence[str]) -> str:
     """What is said about a key that `path` does not have."""
     prefix = f"{path}." if path else ""
     near = difflib.get_close_matches(key, known, 1)
-    hint = (
-        f"; did you mean {prefix}{near[0]}?" if near else f"; {path or 'there'} has {', '.join(dict.fromkeys(known))}"
-    )
-    return f"{prefix}{key} is not a setting{hint}"
+    if near:
+        return f"{prefix}{key} is not a setting; did you mean {prefix}{near[0]}?"
+    there = f"{path} has" if path else "there are"
+    return f"{prefix}{key} is not a setting; {there} {', '.join(dict.fromkeys(known))}"
 
 
 def to_config(composed: DictConfig) -> Config:
