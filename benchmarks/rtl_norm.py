@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from math import isqrt
 from pathlib import Path
 
@@ -103,6 +104,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    for tool in (["verilator", "--version"], ["yosys", "-V"], ["git", "rev-parse", "--short", "HEAD"]):
+        print(subprocess.run(tool, check=False, capture_output=True, text=True).stdout.strip())
+    print(datetime.now(UTC).date())
     errors, longest = simulate(args.count, args.seed)
     print(f"{args.count - errors} of {args.count} exact; longest root {longest} cycles")
     print("inverse_root", synthesize("inverse_root"))

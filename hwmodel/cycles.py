@@ -28,8 +28,8 @@ def layer_cycles(layer: LayerSpec, plan: Execution) -> Count:
     """Cycles between two frames that a layer needs of its engine, if nobody makes it wait.
 
     Operations without weights run in the output path of the shared engine and cost it nothing, but normalisations: they
-    need the whole map first, and then pass over it once more.  In a pipeline all of them are a stage like any other.
-    One unit makes the inverse roots: of groups before the pass, of pixels during it.
+    need the whole map first (whose channels come in parts there), and then pass over it once more.  In a pipeline all
+    of them are a stage like any other.  One unit makes the inverse roots: of groups before the pass, of pixels in it.
     """
     if not layer.has_weights:
         if not plan.data_flow.is_pipelined and layer.op not in NORMALIZING:

@@ -157,6 +157,8 @@ class LayerSpec:
             *AFFINE,
         ):
             self._require(self.out_channels == self.in_channels, "out_channels", f"in_channels={self.in_channels}")
+        if self.op is Op.L2_NORM:
+            self._require(self.groups == 1, "groups", "1: a pixel is divided by the length of all its channels")
         if self.op in (Op.SHUFFLE, Op.GROUP_NORM):
             self._require(self.in_channels % self.groups == 0, "groups", f"a divisor of in_channels={self.in_channels}")
         last = self.in_channels - self.out_channels if self.op is Op.SLICE else 0
@@ -276,7 +278,10 @@ class NetworkSpec:
             self._check_operands(layer, operands)
             self._check_owner(layer, earlier)
             if layer.op in NORMALIZING and not any(other.has_weights for other in earlier.values()):
-                raise SpecError(f"layer {layer.name!r}: op={str(layer.op)!r} needs a layer with weights before it")
+                raise SpecError(
+                    f"layer {layer.name!r}: op={str(layer.op)!r} needs a layer with weights before it, whose engine "
+                    "it is on; images are normalised by data.mean and data.std"
+                )
             earlier[layer.name] = layer
             shapes[layer.name] = (layer.out_channels, layer.out_height, layer.out_width)
         unread = tuple(layer.name for layer in self.layers if not self.consumers[layer.name])

@@ -150,7 +150,7 @@ class NetworkConfig:
 
     Args:
         layers: (layer name, configuration) in execution order; a mapping is accepted too.
-        sum_bit_width: Bits at which additions read their operands: 1..8 or 16.
+        sum_bit_width: Bits at which additions, gates, `scale` and normalisations read their operands: 1..8 or 16.
         input_bit_width: Bits of the network input's codes (signed): 2..8.
         output_bit_width: Bits of the network's result codes (signed): 2..16.
 
@@ -260,7 +260,7 @@ def uniform(
         act_bit_width: 1..8 or 16, for the layers between first and last.
         end_bit_width: Weight and activation bits of first and last layer; `None` treats them like the others.  The
             last one in execution order, also where a network has several results.
-        sum_bit_width: Bits at which additions read their operands.
+        sum_bit_width: As in `NetworkConfig`.
     """
     owners = {layer.name: layer.weights_of or layer.name for layer in network.weighted}
     names = list(owners)

@@ -12,6 +12,7 @@ Every memory has an owner and a purpose, and is mapped by `hwmodel.memory`.  Siz
 | line_buffer  | ifm rows                          | W * C / ingest channels           | rows * ingest channels * a  |
 | sums         | partial sums of a row or a frame  | pixels                            | pe * accumulator bits       |
 | frame_buffer | whole feature maps                | bits / width                      | simd * 8                    |
+| frame_buffer | a pipelined group norm's maps     | 2 * pixels * C / lanes            | lanes * bits                |
 | pixel        | pixels whose length is measured   | 2 * C / lanes                     | lanes * bits                |
 | table        | codes of a function of codes      | 2 ** bits                         | lanes * bits                |
 | shortcut     | rows that wait for an addition    | rows * W * C / lanes              | lanes * bits                |

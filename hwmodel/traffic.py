@@ -5,11 +5,15 @@ A tensor goes where its readers want it:
 | reader             | what it costs                                                                     |
 |--------------------|-----------------------------------------------------------------------------------|
 | a pipelined layer  | the reader's line buffer or FIFO; nothing off chip                                |
-| a `frame` layer    | a frame buffer; two if the writer works on the next frame meanwhile (ping-pong)   |
+| a `frame` layer    | a frame buffer; two if the writer works on the next frame meanwhile (ping-pong),  |
+|                    | and one for each group norm by which others come later                            |
 | a `spilled` layer  | written off chip once, read once by each such reader                              |
 
 The network input is read from off chip once (by each `spilled` reader once), results are written once.
 Operations without weights join the engine's output path: what the layer right before hands only to them stays in it.
+Normalisations do not: what they measure must be there first.
+
+In a pipeline a group norm is a whole map behind its producer.  What goes another way to the same reader waits as long.
 """
 
 from __future__ import annotations
@@ -135,13 +139,15 @@ def _frame_buffers(
     """Assigns tensors to buffers by their lifetimes: the first buffer that is free, in order of execution."""
     position = {layer.name: index for index, layer in enumerate(network.layers)}
     crossing: list[FrameBuffer] = []
+    late = group_norms_before(network)
+    latest = max(late[tensor] for tensor in late if tensor == INPUT or flow_of[tensor].is_pipelined)
     lifetimes: list[tuple[int, int, str]] = []
     for tensor in (INPUT, *position):
         frame_readers = [r for r in network.consumers[tensor] if flow_of[r.name] is DataFlow.FRAME]
         if not frame_readers:
             continue
         if tensor == INPUT or flow_of[tensor].is_pipelined:
-            crossing += [FrameBuffer((tensor,)), FrameBuffer((tensor,))]
+            crossing += [FrameBuffer((tensor,))] * (2 + latest - late[tensor])
         elif tensor not in fused:
             # A fused chain writes its result while its first layer still reads: the result lives from there.
             start = position[tensor]
@@ -160,6 +166,15 @@ def _frame_buffers(
 
 
 @lru_cache(maxsize=256)
+def group_norms_before(network: NetworkSpec) -> Mapping[str, int]:
+    """Most group norms on a way from the network's input to each tensor (`"input"` included), its own producer too."""
+    found = {INPUT: 0}
+    for layer in network.layers:
+        found[layer.name] = max(found[tensor] for tensor in layer.inputs) + (layer.op is Op.GROUP_NORM)
+    return found
+
+
+@lru_cache(maxsize=256)
 def waiting_rows(network: NetworkSpec) -> Mapping[tuple[str, str], int]:
     """Rows of each operand of an `add`, `concat` or `mul` that wait for the slowest operand in a pipeline.
 
@@ -168,12 +183,15 @@ def waiting_rows(network: NetworkSpec) -> Mapping[tuple[str, str], int]:
     lag = {INPUT: 0.0}  # in rows of the network input
     rows = {INPUT: network.input_height}
     waiting: dict[tuple[str, str], int] = {}
+    late = group_norms_before(network)
     for layer in network.layers:
         scale = network.input_height / layer.in_height
         start = max(lag[tensor] for tensor in layer.inputs)
         if layer.op in (Op.ADD, Op.CONCAT, Op.MUL):
+            latest = max(late[tensor] for tensor in layer.inputs)
             for tensor in layer.inputs:
-                waiting[layer.name, tensor] = min(layer.in_height, ceil((start - lag[tensor]) / scale) + 1)
+                most = layer.in_height * (1 + latest - late[tensor])
+                waiting[layer.name, tensor] = min(most, ceil((start - lag[tensor]) / scale) + 1)
         needed = layer.in_height - 1 if layer.op is Op.GROUP_NORM else reach(layer, 0) - 1 - layer.padding[0]
         lag[layer.name] = start + max(0, needed) * scale + (scale if layer.has_weights else 0)
         rows[layer.name] = layer.out_height

@@ -152,7 +152,7 @@ class QuantSettings:
 
     Args:
         act_bit_width: Of the codes that a layer reads: 1..8 or 16.
-        sum_bit_width: Of the operands of additions: 1..8 or 16.
+        sum_bit_width: Of the operands of additions, gates, `scale` and normalisations: 1..8 or 16.
         end_bit_width: Activations of first and last layer (in execution order, also of several results), and weights in
             uniform configurations; null: as the others.
         layers: Activation bits of single layers; the last pattern that matches counts.

@@ -363,7 +363,7 @@ def _signedness(graph: Graph) -> dict[str, bool]:
     for node in graph.nodes:
         carried = any(signed[name] for name in node.inputs)
         makes_signs = node.op in (Op.CONV, Op.LINEAR, Op.SCALE, Op.LOOKUP, Op.GROUP_NORM)
-        makes_signs = makes_signs or (node.gain is not None and bool((node.gain < 0).any()))
+        makes_signs = makes_signs or node.gain is not None  # training may give it either sign
         signed[node.name] = node.activation not in NOT_NEGATIVE and (makes_signs or carried)
     return signed
 

@@ -154,7 +154,13 @@ def _epsilon(spec: LayerSpec, eps: float, input_scale: float) -> int:
     """What a norm adds to the variance, in the unit of the spread: n**2 squared steps."""
     if spec.op is not Op.GROUP_NORM:
         return 0
-    return round(min(spec.normalized_values**2 * eps / input_scale**2, 2.0**61))
+    epsilon = spec.normalized_values**2 * eps / input_scale**2
+    if epsilon >= 2**62:
+        raise ExportError(
+            f"layer {spec.name!r}: eps={eps} is {eps / input_scale**2:.3g} squared steps of the ifm, too much for the "
+            f"spread of {spec.normalized_values} values in 62 bits; use a smaller eps, or fewer bits for sums"
+        )
+    return round(epsilon)
 
 
 def _lower_lookup(layer: QuantLookup, spec: LayerSpec, source: ActQuantizer) -> IntegerLayer:

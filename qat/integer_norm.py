@@ -19,7 +19,7 @@ def normalize(spec: LayerSpec, epsilon: int, codes_NCHW: Tensor) -> Tensor:
     """
     if spec.op is Op.L2_NORM:
         return _divided(codes_NCHW, (codes_NCHW * codes_NCHW).sum(1, keepdim=True))
-    groups = codes_NCHW.reshape(len(codes_NCHW), spec.groups, -1)  # (N, groups, values)
+    groups = codes_NCHW.reshape(codes_NCHW.shape[0], spec.groups, -1)  # (N, groups, values)
     count, total = spec.normalized_values, groups.sum(2, keepdim=True)
     spread = count * (groups * groups).sum(2, keepdim=True) - total * total + epsilon
     return _divided(count * groups - total, spread).reshape(codes_NCHW.shape)

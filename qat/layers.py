@@ -370,9 +370,9 @@ class QuantNorm(nn.Module):
 
 
 def _parameter(given: Any, otherwise: Tensor) -> nn.Parameter:
-    """A copy that is trained, or a constant where nothing is given."""
+    """A copy that is trained, or a constant where a buffer or nothing is given."""
     values: Tensor = otherwise if given is None else given
-    return nn.Parameter(values.detach().clone(), requires_grad=given is not None)
+    return nn.Parameter(values.detach().clone(), requires_grad=isinstance(given, nn.Parameter))
 
 
 class QuantLookup(nn.Module):

@@ -68,9 +68,19 @@ class _Reader:
             raise TraceError(f"network {self.name!r}: inputs are {inputs}, expected one image")
         self.producer[inputs[0]] = INPUT
         channels, rows, columns = self._shape(inputs[0], "the input")
+        self._check_norms()
         for index, node in enumerate(self.graph.node):
             self._add(node, node.name or f"{node.op_type}_{index}")
         return NetworkSpec(self.name, channels, rows, columns, tuple(self.layers.values()))
+
+    def _check_norms(self) -> None:
+        """Refuses a group norm that is written in parts, before a part of it is found wrong."""
+        for node in self.graph.node:
+            if node.op_type == "InstanceNormalization" and len(self.shapes.get(node.input[0], ())) == 3:
+                raise TraceError(
+                    f"node {node.name!r} ({node.op_type}): a group norm in parts, as opsets below 21 write it; export "
+                    "with torch.onnx.export(..., dynamo=True, opset_version=21)"
+                )
 
     def _shape(self, tensor: str, where: str) -> tuple[int, int, int]:
         """Channels, rows, columns; a vector is a map of one pixel."""

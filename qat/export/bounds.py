@@ -38,7 +38,8 @@ def accumulator_bound(spec: LayerSpec, layer: IntegerLayer, operand_ranges: list
     Convolution and linear layers: largest sum of |weight| of an output channel, times the largest |code|.  Average
     pools: the window times the largest |code|.  Additions and concatenations: |multiplier| times |code|, summed over
     operands (they multiply first).  Gates: the product of both operands' largest |code|.  Normalisations: the root of
-    the number of values, which one value is at most away from the mean in deviations, rounded up.
+    the number of values, rounded up, which no value is further from the mean in deviations; a pixel's channels divided
+    by their length stay far below it.
     """
     largest = [max(-low, high) for low, high in operand_ranges]
     if layer.weight is not None:
@@ -58,12 +59,22 @@ def accumulator_bound(spec: LayerSpec, layer: IntegerLayer, operand_ranges: list
     return sum(products) if spec.op is Op.ADD else max(products)
 
 
-def _check_spread(spec: LayerSpec, layer: IntegerLayer, largest_code: int) -> None:
+def check_spread(spec: LayerSpec, epsilon: int, largest_code: int) -> None:
+    """Raises unless what a normalisation measures stays within its integers.
+
+    Args:
+        spec: The layer.
+        epsilon: What is added to the spread of a group.
+        largest_code: Largest magnitude of a code of the ifm.
+
+    Raises:
+        ExportError: It does not; the message names the cure.
+    """
     reach = spec.normalized_values * largest_code
-    if reach > ACCUMULATOR_LIMIT or reach**2 + layer.epsilon >= SPREAD_LIMIT:
+    if reach > ACCUMULATOR_LIMIT or reach**2 + epsilon >= SPREAD_LIMIT:
         raise ExportError(
             f"layer {spec.name!r}: the sum of a group can reach {reach}, int32 ends at {ACCUMULATOR_LIMIT}; its square "
-            f"and epsilon={layer.epsilon} must stay below 2**62; use fewer bits for sums, more groups or smaller maps"
+            f"and epsilon={epsilon} must stay below 2**62; use fewer bits for sums, more groups or smaller maps"
         )
 
 
@@ -80,7 +91,7 @@ def accumulator_bounds(network: IntegerNetwork) -> Mapping[str, int]:
         bound = accumulator_bound(spec, network.layers[spec.name], [ranges[name] for name in spec.inputs])
         if spec.op in NORMALIZING:
             low, high = ranges[spec.inputs[0]]
-            _check_spread(spec, network.layers[spec.name], max(-low, high))
+            check_spread(spec, network.layers[spec.name].epsilon, max(-low, high))
         if bound > ACCUMULATOR_LIMIT and spec.op not in (Op.ADD, Op.CONCAT):  # those sum in 48 bits
             raise ExportError(
                 f"layer {spec.name!r}: the accumulator can reach {bound}, int32 ends at {ACCUMULATOR_LIMIT}; "

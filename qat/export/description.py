@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel.network import LayerSpec, NetworkSpec
+from hwmodel.network import LayerSpec, NetworkSpec, Op
 from hwmodel.precision import LayerConfig, NetworkConfig
 from hwmodel.storage import IndexCoding
 from qat.export.bits import BitStream, byte_count, unpack_codes
@@ -90,6 +90,8 @@ def _describe_layer(spec: LayerSpec, layer: IntegerLayer, packed: PackedLayer) -
             "bias_shift": int(layer.bias_shift),
             "negative_shift": int(layer.rescale.negative_shift),
         }
+    if spec.op is Op.GROUP_NORM:
+        record["epsilon"] = int(layer.epsilon)
     if layer.table is not None:
         record["table"] = asdict(table_shape_of(layer.table))
     if layer.input_rescale is not None:
@@ -252,4 +254,7 @@ def _unpack_layer(
     if input_range is not None and (len(input_range) != 2 or any(type(v) is not int for v in input_range)):
         raise ValueError(f"input_range is {input_range}, expected two integers")
     layer_config, table = config_of(spec, config), _read_table(record)
-    return unpack_layer(spec, layer_config, packed, requantization, input_range, record["ofm_scale"], table, owner)
+    layer = unpack_layer(spec, layer_config, packed, requantization, input_range, record["ofm_scale"], table, owner)
+    if spec.op is Op.GROUP_NORM and record["epsilon"] != layer.epsilon:
+        raise ValueError(f"epsilon is {layer.epsilon}, the manifest says {record['epsilon']!r}")
+    return layer

@@ -78,7 +78,10 @@ class Ledger:
 
     def only_reader_of(self, node: fx.Node) -> Node | None:
         """The layer before `node`, if nothing but `node` reads its output."""
-        source = self.argument(node)
+        return self.only_read(self.argument(node))
+
+    def only_read(self, source: fx.Node) -> Node | None:
+        """The layer whose output a traced tensor is, if it is read once, under whatever name."""
         while len(source.users) == 1 and source in self.passed_on:
             source = self.passed_on[source]
         layer = self.nodes.get(self.alias.get(source, INPUT))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from hwmodel.network import AFFINE, INPUT, Op
+from hwmodel.network import AFFINE, INPUT, WEIGHTED, Op
 from qat.errors import TraceError
 from qat.graph.geometry import GeometryReader
 from qat.graph.ledger import pair
@@ -35,6 +36,12 @@ CALLED_FUNCTIONS: dict[Any, str] = {
 }
 """Functions of a code that become tables."""
 
+VIEWS = ("view", "reshape", torch.reshape, "unsqueeze", torch.unsqueeze, operator.getitem)
+"""What shows a parameter in another shape."""
+
+MAX_LENGTH_EPS = 1e-6
+"""Lengths below this are not told from zero: a vector of codes that is not zero is longer than any step."""
+
 RELU_CALLS = (F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_")
 SHAPE_ARITHMETIC = (operator.floordiv, operator.mul, operator.add, operator.sub, operator.truediv, int)
 
@@ -45,8 +52,10 @@ class Reader(GeometryReader):
     def __init__(self, model: nn.Module, traced: fx.Graph) -> None:
         super().__init__(model, traced)
         self.attributes: dict[fx.Node, str] = {}
-        self.gains: dict[fx.Node, Tensor] = {}
-        """Parameters seen as (1, C, 1, 1)."""
+        self.gains: dict[fx.Node, tuple[str, Tensor]] = {}
+        """Parameters, and views of them, that multiply channels: their path and one value per channel."""
+        self._multiplied: dict[str, str] = {}
+        """First layer that each of them multiplies, by its path."""
         self._normalised: dict[int, str] = {}
         """Layer that each batch norm belongs to, by the norm's id."""
 
@@ -68,7 +77,7 @@ class Reader(GeometryReader):
                 self._read_call(node)
             else:
                 self.attributes[node] = str(node.target)
-                self._note_gain(node, operator.attrgetter(str(node.target))(self.model))
+                self._note_gain(node, str(node.target), self._attribute(str(node.target)))
         if not outputs or INPUT in outputs:
             raise TraceError(f"{type(self.model).__name__} has no layer")
         needed = self._needed_for(outputs)
@@ -105,8 +114,9 @@ class Reader(GeometryReader):
 
     def source(self, node: Any, reader: fx.Node) -> str:
         """Producer of a traced tensor."""
-        if node in self.attributes:
-            self.refuse(reader, f"the parameter or buffer {self.attributes[node]!r} used outside a layer")
+        attribute = self.attributes.get(node) or self.gains.get(node, (None,))[0]
+        if attribute is not None:
+            self.refuse(reader, f"the parameter or buffer {attribute!r} used outside a layer")
         return super().source(node, reader)
 
     # -- modules ------------------------------------------------------------------------------------------------
@@ -206,7 +216,7 @@ class Reader(GeometryReader):
             self.refuse(node, "a batch norm without running statistics")
         before = self.only_reader_of(node)
         bare = before is not None and before.batch_norm is None and before.activation == "none"
-        if bare and before is not None and before.module is not None:
+        if bare and before is not None and before.op in WEIGHTED:
             self._use_norm(node, module, before.weights_of or before.name)
             before.batch_norm = module
             self.forward(node)
@@ -224,15 +234,16 @@ class Reader(GeometryReader):
     def _read_group_norm(self, node: fx.Node, groups: int, channels: int) -> None:
         path = str(node.target)
         name, owner = self.claim(node, path)
-        layer = Node(name, Op.GROUP_NORM, self.inputs(node), groups=groups, module=self.modules[path], weights_of=owner)
-        layer.in_channels = channels
-        self.add(node, layer)
+        given = {"groups": groups, "in_channels": channels, "module": self.modules[path], "weights_of": owner}
+        self.add(node, Node(name, Op.GROUP_NORM, self.inputs(node), **given))
 
     def _read_normalize(self, node: fx.Node) -> None:
         """`F.normalize` over channels."""
-        power, dim, _ = self.call_args(node, ("p", 2.0), ("dim", 1), ("eps", 1e-12))
+        power, dim, eps = self.call_args(node, ("p", 2.0), ("dim", 1), ("eps", 1e-12))
         if power != 2 or dim not in (1, -3):
             self.refuse(node, f"a norm with p={power} over dimension {dim}; only p=2 over channels (1) is")
+        if eps > MAX_LENGTH_EPS:
+            self.refuse(node, f"a norm with eps={eps}, which integers leave out; only up to {MAX_LENGTH_EPS} is")
         self.add(node, Node(self.call_name(node, "l2_norm"), Op.L2_NORM, self.inputs(node)))
 
     def _read_activation(self, node: fx.Node, activation: str, negative_slope: float = 0.0) -> None:
@@ -270,6 +281,8 @@ class Reader(GeometryReader):
             self.check_inplace(node)
         if self._is_shape_value(node):
             self.shape_values.add(node)
+        elif target in VIEWS and node.args and node.args[0] in self.attributes:
+            self._read_view_of_parameter(node)
         elif target is operator.getitem and node.args[0] in self.parts:
             self.read_part(node)
         elif target in CALLED_FUNCTIONS:
@@ -309,32 +322,40 @@ class Reader(GeometryReader):
         inputs = tuple(self.source(arg, node) for arg in node.args)
         self.add(node, Node(self.call_name(node, "mul"), Op.MUL, inputs))
 
-    def _note_gain(self, node: fx.Node, value: Any) -> None:
+    def _note_gain(self, node: fx.Node, path: str, value: Any) -> None:
         """Remembers a tensor of the model that multiplies channels."""
-        if isinstance(value, Tensor) and value.shape[-2:] == (1, 1) and value.numel() == value.shape[-3]:
-            self.gains[node] = value.flatten()
+        if isinstance(value, Tensor) and value.dim() in (3, 4) and value.numel() == value.shape[-3]:
+            values, is_trained = value.detach().flatten(), isinstance(self._attribute(path), nn.Parameter)
+            self.gains[node] = (path, nn.Parameter(values) if is_trained else values)
 
-    def _read_view(self, node: fx.Node) -> None:
-        """Of a map, or of a parameter."""
-        source = self.argument(node)
-        if source in self.attributes:
-            parameter = operator.attrgetter(self.attributes[source])(self.model)
-            self.attributes[node] = self.attributes[source]
-            sizes = node.args[1:]
-            self._note_gain(node, parameter.view(sizes) if all(isinstance(size, int) for size in sizes) else None)
-        else:
-            self.read_view(node)
+    def _attribute(self, path: str) -> Any:
+        return operator.attrgetter(path)(self.model)
+
+    def _read_view_of_parameter(self, node: fx.Node) -> None:
+        """Another shape of a parameter: it may multiply channels, and is no weight of a layer."""
+        path = self.attributes[self.argument(node)]
+        parameter = self._attribute(path)
+        view = getattr(parameter, node.target) if isinstance(node.target, str) else partial(node.target, parameter)
+        try:
+            self._note_gain(node, path, view(*node.args[1:], **node.kwargs))
+        except (TypeError, RuntimeError):
+            self.refuse(node, f"a shape of the parameter {path!r} that depends on others")
+        self.gains.setdefault(node, (path, parameter.detach()[:0]))
 
     def _read_gain(self, node: fx.Node) -> None:
         """A division by length times a parameter per channel: `weight.view(1, -1, 1, 1) * F.normalize(x)`."""
         first, second = cast(tuple[fx.Node, fx.Node], node.args)
         parameter, divided = (first, second) if first in self.gains else (second, first)
-        layer = self.nodes.get(self.alias.get(divided, INPUT))
+        layer = self.only_read(divided)
         bare = layer is not None and layer.op is Op.L2_NORM and layer.gain is None and layer.activation == "none"
-        if layer is None or not bare or len(divided.users) > 1:
-            self.refuse(node, "a parameter per channel times anything but the result of F.normalize")
-        layer.gain = self.gains[parameter]
-        layer.in_channels = len(layer.gain)
+        path, values = self.gains[parameter]
+        if layer is None or not bare or not len(values):
+            self.refuse(
+                node, f"the parameter {path!r} times anything but the result of F.normalize, channel by channel"
+            )
+        layer.gain, layer.in_channels = values, len(values)
+        owner = self._multiplied.setdefault(path, layer.name)
+        layer.weights_of = None if owner == layer.name else owner
         self.alias[node] = layer.name
 
     def _read_functional_conv(self, node: fx.Node) -> None:
@@ -391,7 +412,7 @@ _READERS: dict[Any, Callable[[Reader, fx.Node], None]] = {
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), Reader._read_mul),
     **dict.fromkeys((torch.cat, torch.concat), Reader.read_concat),
     **dict.fromkeys((F.hardtanh, torch.clamp, "clamp", "clamp_"), Reader._read_limits),
-    **dict.fromkeys(("view", "reshape", torch.reshape), Reader._read_view),
+    **dict.fromkeys(("view", "reshape", torch.reshape), Reader.read_view),
     **dict.fromkeys(("transpose", torch.transpose), Reader.read_transpose),
     **dict.fromkeys((torch.chunk, "chunk", torch.split, "split"), Reader.read_chunk),
     **dict.fromkeys(("mean", torch.mean), Reader.read_mean),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from hwmodel import (
     uniform,
 )
 from hwmodel.compute import NORM_LANE_LUTS, ROOT_CYCLES, ROOT_LUTS
+from hwmodel.traffic import place, waiting_rows
 from tests.hwmodel.conftest import conv
 
 BOARD = load_board("zcu104")
@@ -96,6 +98,34 @@ def test_a_pipeline_holds_maps_and_pixels_twice(normalizing_network: NetworkSpec
     assert report.lut - without.lut >= 3 * (2 * NORM_LANE_LUTS + ROOT_LUTS)
 
 
+def branch(norms: int) -> NetworkSpec:
+    """A shortcut around some convolutions with group norms, then a convolution."""
+    layers = [conv("stem", INPUT, 3, 8, 16)]
+    for number in range(norms):
+        layers.append(conv(f"conv{number}", layers[-1].name, 8, 8, 16))
+        layers.append(LayerSpec(f"norm{number}", Op.GROUP_NORM, (f"conv{number}",), 8, 16, 16, 8, 16, 16))
+    layers.append(LayerSpec("add", Op.ADD, (layers[-1].name, "stem"), 8, 16, 16, 8, 16, 16))
+    return NetworkSpec("branch", 3, 16, 16, (*layers, conv("last", "add", 8, 4, 16)))
+
+
+@pytest.mark.parametrize("norms", [1, 2, 3])
+def test_a_shortcut_waits_for_every_group_norm(norms: int) -> None:
+    """A map for each of them, and the rows of the kernels; none would wait for more than a map without."""
+    rows = waiting_rows(branch(norms))["add", "stem"]
+    assert 16 * norms < rows <= 16 * (norms + 1)
+
+
+def test_maps_that_come_early_to_the_shared_engine_wait_for_the_late_ones() -> None:
+    network = branch(2)
+    flows = [
+        DataFlow.ROW_PIXEL if layer.name != "add" and layer.name != "last" else DataFlow.FRAME
+        for layer in network.layers
+    ]
+    held = [buffer.tensors for buffer in place(network, tuple(flows)).buffers]
+    assert held.count(("norm1",)) == 2  # ping-pong
+    assert held.count(("stem",)) == 4
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -108,6 +138,11 @@ def test_a_wrong_norm_is_refused(changes: dict[str, object], message: str) -> No
     norm = LayerSpec("norm", Op.GROUP_NORM, (INPUT,), 8, 16, 16, 8, 16, 16, groups=2)
     with pytest.raises(SpecError, match=message):
         replace(norm, **changes)  # type: ignore[arg-type]
+
+
+def test_a_division_by_length_has_no_groups() -> None:
+    with pytest.raises(SpecError, match=r"layer 'norm': groups=4, expected 1: a pixel is divided by the length of all"):
+        LayerSpec("norm", Op.L2_NORM, (INPUT,), 8, 16, 16, 8, 16, 16, groups=4)
 
 
 def test_a_norm_before_all_weights_is_refused() -> None:
@@ -125,5 +160,7 @@ def test_hardware_computes_the_same() -> None:
     done = subprocess.run(command, cwd=script.parents[1], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"3000 of 3000 exact; longest root {ROOT_CYCLES} cycles" in done.stdout
-    assert f"inverse_root {{'lut': {ROOT_LUTS}, 'dsp': 0}}" in done.stdout
-    assert f"{{'lut': {NORM_LANE_LUTS}, 'dsp': 3}}" in done.stdout
+    # Other versions of Yosys may map a little differently.
+    (root,) = re.findall(r"inverse_root {'lut': (\d+), 'dsp': 0}", done.stdout)
+    (lane,) = re.findall(r"17 bits of a count: {'lut': (\d+), 'dsp': 3}", done.stdout)
+    assert int(root) == pytest.approx(ROOT_LUTS, rel=0.1) and int(lane) == pytest.approx(NORM_LANE_LUTS, rel=0.1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import qat
-from hwmodel import INPUT, LayerSpec, Op, uniform
+from hwmodel import INPUT, LayerSpec, NetworkSpec, Op, uniform
 from qat.convert import QuantNetwork, prepare
 from qat.errors import ExportError, TraceError
 from qat.export import kernels, load_packed, save_packed
+from qat.export.bounds import check_spread
+from qat.export.check import check_network
 from qat.graph import read_graph, trace
 from qat.integer_norm import normalize
 from tests.qat.export.nets import reference_norm
@@ -191,7 +196,146 @@ def test_groups_that_are_too_large_are_refused() -> None:
     layer = deployed.integers.layers["head_norm"]
     wide = replace(deployed.integers, layers={**deployed.integers.layers, "head_norm": replace(layer, epsilon=2**62)})
     with pytest.raises(ExportError, match=r"layer 'head_norm': .* epsilon=4611686018427387904 must stay below 2\*\*62"):
-        qat.export.check.check_network(wide)
+        check_network(wide)
+    norm = replace(spec_of(Op.GROUP_NORM, 8, 256, 256), inputs=("conv",))
+    conv = LayerSpec("conv", Op.CONV, (INPUT,), 8, 256, 256, 8, 256, 256)
+    with pytest.raises(ExportError, match=r"layer 'norm': the sum of a group can reach 17179344896, int32 ends at"):
+        check_spread(NetworkSpec("large", 8, 256, 256, (conv, norm)).by_name["norm"], 0, 32767)
+
+
+def test_an_eps_that_no_integer_holds_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(1, 8, eps=1e6))
+    network = quantized(model, 8, 16)
+    with pytest.raises(ExportError, match=r"layer '1': eps=1000000.0 is .* squared steps .* use a smaller eps"):
+        qat.deploy(network)
+
+
+class Chain(nn.Module):
+    """A convolution, then some modules or functions, then a convolution."""
+
+    def __init__(self, *steps: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.steps = nn.ModuleList(step for step in steps if isinstance(step, nn.Module))
+        self.functions = [step for step in steps if not isinstance(step, nn.Module)]
+        self.last = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        for step in (*self.steps, *self.functions):
+            x = step(x)
+        return self.last(x)
+
+
+def trained_batch_norm() -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(8)
+    with torch.no_grad():
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.uniform_(-1, 1)
+    return norm
+
+
+CHAINS: dict[str, Callable[[], nn.Module]] = {
+    "batch norm behind": lambda: Chain(nn.GroupNorm(2, 8), trained_batch_norm()),
+    "no parameters": lambda: Chain(nn.GroupNorm(8, 8, affine=False), nn.InstanceNorm2d(8)),
+    "relu6": lambda: Chain(nn.GroupNorm(1, 8), nn.ReLU6()),
+    "table behind": lambda: Chain(nn.GroupNorm(4, 8), nn.Hardswish()),
+    "two groups norms": lambda: Chain(nn.GroupNorm(4, 8), nn.GroupNorm(2, 8)),
+    "other axis name": lambda: Chain(lambda x: F.normalize(x, dim=-3)),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CHAINS)
+def test_norms_among_other_layers(name: str) -> None:
+    torch.manual_seed(3)
+    model = CHAINS[name]().eval()
+    network = trace(model, SHAPE)
+    found = prepare(model, uniform(network, 8, 16, sum_bit_width=16), SHAPE)
+    with batch_norm_kept(found):  # random images have other statistics
+        found.calibrate([images().float() / 255])
+    deployed = qat.deploy(found.eval())
+    expected = model(images().float() / 255)
+    assert (
+        float((deployed(images()) * deployed.output_scales[0] - expected).norm() / expected.norm()) < 0.03
+    )  # weights of 8 bits
+
+
+@contextmanager
+def batch_norm_kept(model: nn.Module) -> Iterator[None]:
+    """Statistics of batch norms stay as they are."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    yield
+    for norm, (mean, variance) in zip(norms, kept, strict=True):
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+
+
+class Gains(nn.Module):
+    """One gain of either sign, seen in several shapes, for two maps; and another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.gain = nn.Parameter(torch.tensor([1.0, -2.0, 3.0, 0.5, -1.0, 2.0]))
+        self.other = nn.Parameter(torch.rand(6, 1, 1))
+        self.register_buffer("fixed", torch.rand(1, 6, 1, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = F.relu(self.conv(x))
+        y = F.max_pool2d(x, 2)
+        return (
+            F.normalize(x) * self.gain.view((1, -1, 1, 1)),
+            self.gain[:, None, None] * F.normalize(y),
+            torch.reshape(self.other, (1, 6, 1, 1)) * F.normalize(x),
+            F.normalize(y) * self.fixed,
+        )
+
+
+def test_gains() -> None:
+    """Of either sign; one that multiplies two maps is one parameter; copies are independent; buffers stay."""
+    torch.manual_seed(2)
+    float_network = Gains().eval()
+    model = quantized(float_network, 8, 8)
+    deployed = qat.deploy(model)
+    with torch.no_grad():
+        for codes, scale, expected in zip(
+            deployed(images()), deployed.output_scales, float_network(images().float() / 255), strict=True
+        ):
+            assert float((codes * scale - expected).norm() / expected.norm()) < 0.05
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad and "norm" in name}
+    trained = {name for name in trained if name.endswith(("weight", "bias"))}
+    assert trained == {"quantized.l2_norm.weight", "quantized.l2_norm_3.weight"}
+    copied = deepcopy(model)
+    sum(result.square().sum() for result in copied.train()(images().float() / 255)).backward()
+    assert copied.layer("l2_norm").weight.grad is not None and model.layer("l2_norm").weight.grad is None
+    again = quantized(Gains(), 8, 8)
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for ours, theirs in zip(again(images().float() / 255), model(images().float() / 255), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_batch_of_any_size_is_exported_as_a_program() -> None:
+    deployed = qat.deploy(quantized(CHAINS["relu6"](), 8, 8))
+    shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    program = torch.export.export(deployed.eval(), (images(2),), dynamic_shapes=shapes).module()
+    assert torch.equal(program(images(5)), deployed(images(5)))
+
+
+def test_another_configuration() -> None:
+    model = quantized(float_model(), 8, 8)
+    network = model.network
+    qat.convert.apply(model, uniform(network, 2, 4, sum_bit_width=4))
+    model.calibrate([images().float() / 255])
+    fresh = prepare(float_model(), uniform(network, 2, 4, sum_bit_width=4), SHAPE)
+    fresh.calibrate([images().float() / 255])
+    with torch.no_grad():
+        for ours, theirs in zip(model.eval()(images() / 255), fresh.eval()(images() / 255), strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 class Other(nn.Module):
@@ -203,6 +347,8 @@ class Other(nn.Module):
         self.conv = nn.Conv2d(3, 4, 1)
         self.gain = nn.Parameter(torch.ones(4))
         self.tracked = nn.InstanceNorm2d(4, track_running_stats=True)
+        self.drop = nn.Dropout()
+        self.tall = nn.Conv2d(4, 4, (3, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
@@ -210,6 +356,13 @@ class Other(nn.Module):
             return F.normalize(x, p=1.0)
         if self.what == "axis":
             return F.normalize(x, dim=2)
+        if self.what == "eps":
+            return F.normalize(x, eps=0.5)
+        if self.what == "hidden":
+            unit = F.normalize(x)
+            return self.gain.view(1, -1, 1, 1) * self.drop(unit) + unit
+        if self.what == "weight":
+            return F.conv2d(x, self.tall.weight.view(4, 4, 1, 3), self.tall.bias)
         if self.what == "tracked":
             return self.tracked(x)
         if self.what == "twice":
@@ -225,10 +378,13 @@ class Other(nn.Module):
     [
         ("power", r"a norm with p=1.0 over dimension 1; only p=2 over channels \(1\) is"),
         ("axis", r"a norm with p=2.0 over dimension 2; only p=2"),
+        ("eps", r"a norm with eps=0.5, which integers leave out; only up to 1e-06 is"),
+        ("hidden", r"the parameter 'gain' times anything but the result of F.normalize"),
+        ("weight", r"a functional call with other weights than those of a Conv2d"),
         ("tracked", r"a module of type InstanceNorm2d"),
-        ("twice", r"a parameter per channel times anything but the result of F.normalize"),
-        ("read", r"a parameter per channel times anything but the result of F.normalize"),
-        ("plain", r"a parameter per channel times anything but the result of F.normalize"),
+        ("twice", r"the parameter 'gain' times anything but the result of F.normalize"),
+        ("read", r"the parameter 'gain' times anything but the result of F.normalize"),
+        ("plain", r"the parameter 'gain' times anything but the result of F.normalize"),
     ],
 )
 def test_what_cannot_be_mapped(what: str, message: str) -> None:

@@ -119,3 +119,12 @@ def test_group_norms(tmp_path: Path, kind: str, groups: int) -> None:
     onnx.save(model, str(path))
     norm = load_onnx_network(path).by_name["norm"]
     assert (norm.op, norm.groups, norm.activation, norm.out_height) == (Op.GROUP_NORM, groups, "relu", 8)
+
+
+def test_a_group_norm_in_parts_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (torch.rand(1, 3, 8, 8),), str(tmp_path / "old.onnx"), dynamo=False, opset_version=17)
+    with pytest.raises(TraceError, match=r"a group norm in parts, .* dynamo=True, opset_version=21"):
+        load_onnx_network(tmp_path / "old.onnx")
