@@ -360,6 +360,7 @@ def _shared_need(
             config[layer.name],
             storages[layer.name],
             schedule[layer.name],
+            followers=network.followers[layer.name],
             keeps_weights=schedule.keeps_weights(layer),
         )
         for layer in network.weighted

@@ -341,6 +341,17 @@ class NetworkSpec:
         names = (INPUT, *(layer.name for layer in self.layers))
         return {name: tuple(layer for layer in self.layers if name in layer.inputs) for name in names}
 
+    @cached_property
+    def followers(self) -> Mapping[str, tuple[LayerSpec, ...]]:
+        """Layers without weights between each layer with weights and the next one, by the name of the former."""
+        found: dict[str, list[LayerSpec]] = {}
+        for layer in self.layers:
+            if layer.has_weights:
+                found[layer.name] = []
+            elif found:
+                found[next(reversed(found))].append(layer)
+        return {name: tuple(layers) for name, layers in found.items()}
+
     @property
     def total_weights(self) -> int:
         """Weights of convolutions and fully connected layers, without bias and batch norm; shared ones once."""

@@ -20,7 +20,7 @@ Every memory has an owner and a purpose, and is mapped by `hwmodel.memory`.  Siz
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -263,6 +263,7 @@ class SharedLayer:
         lane_window: Activations that a sparse lane chooses from (maximum).
         sparse_words: Words of resident weights in the sparse lanes' memory (sum).
         loaded_sparse_words: Words there for a layer whose weights are loaded (maximum).
+        norm_dsp: DSP slices per lane for the normalisations behind it, 0 without any (maximum).
     """
 
     weight_words: Count = 0
@@ -278,6 +279,7 @@ class SharedLayer:
     lane_window: Count = 0
     sparse_words: Count = 0
     loaded_sparse_words: Count = 0
+    norm_dsp: Count = 0
 
 
 SUMMED = ("weight_words", "parameter_words", "sparse_words")
@@ -288,15 +290,22 @@ BUFFERED = ("stream_words", "loaded_words", "loaded_sparse_words")
 
 
 def shared_layer(
-    layer: LayerSpec, config: LayerConfig, storage: WeightBits, plan: Execution, *, keeps_weights: bool = True
+    layer: LayerSpec,
+    config: LayerConfig,
+    storage: WeightBits,
+    plan: Execution,
+    *,
+    followers: Sequence[LayerSpec] = (),
+    keeps_weights: bool = True,
 ) -> SharedLayer:
-    """What a layer with weights asks of the shared engine.
+    """What a layer with weights asks of the shared engine, with the layers without weights behind it.
 
     Args:
         layer: The layer.
         config: Its precision.
         storage: Its stored weights.
         plan: Its execution.
+        followers: `NetworkSpec.followers`; normalisations among them need lanes.
         keeps_weights: Whether its weights need words of their own when they are resident: False where the layer that it
             shares them with (`LayerSpec.weights_of`) has them resident on the same engine.
     """
@@ -309,6 +318,7 @@ def shared_layer(
         sum_bits=accumulator_bits(layer, config.stored_bit_width, config.act_bit_width),
         weight_bit_width=config.weight_bit_width,
         act_bit_width=config.act_bit_width,
+        norm_dsp=max((DSP_PER_LANE[one.op] for one in followers if one.op in NORMALIZING), default=0),
     )
     if plan.weight_place is WeightPlace.STREAMED:
         block_bits = -(-block_folds * products * storage.weight_bits // layer.weights)
@@ -385,4 +395,5 @@ def shared_array(need: SharedLayer, pe: Count, simd: Count, multiplier: Multipli
     array = mac_array(pe, simd, need.weight_bit_width, need.act_bit_width, need.sum_bits, multiplier, family)
     lut = array.lut + CONTROL_LUTS + pe * RESCALE_LUTS
     lut += pe * need.lane_multipliers * lutram_luts(need.lane_window, need.act_bit_width, family)
-    return ArrayUse(lut, array.dsp + pe + pe * need.lane_multipliers)
+    lut += (need.norm_dsp > 0) * (simd * NORM_LANE_LUTS + ROOT_LUTS)
+    return ArrayUse(lut, array.dsp + pe + pe * need.lane_multipliers + simd * need.norm_dsp)

@@ -434,20 +434,14 @@ class SharedEngine:
             for where in (WeightPlace.BRAM, WeightPlace.LOADED_BRAM if loads else WeightPlace.STREAMED):
                 plan = Foldings(flow, pe, simd, np.ones_like(pe), Multiplier.LUT, where)
                 storage = self.storages[layer.name]
-                need = shared_layer(layer, self.config[layer.name], storage, plan, keeps_weights=keeps_weights)
+                followers = self.network.followers[layer.name]
+                need = shared_layer(
+                    layer, self.config[layer.name], storage, plan, followers=followers, keeps_weights=keeps_weights
+                )
                 np.maximum(table, [np.broadcast_to(getattr(need, name), pe.shape) for name in FIELDS], out=table)
-            self._cache[key] = table, layer_cycles(layer, plan) + self._following_cycles(index, plan)
+            self._cache[key] = table, sum(layer_cycles(one, plan) for one in (layer, *followers))
         self._layer_needs[here] = self._cache[key]
         return self._layer_needs[here]
-
-    def _following_cycles(self, index: int, plan: Foldings) -> Array:
-        """Cycles of the operations between a layer with weights and the next one: they are on the engine with it."""
-        total = np.zeros_like(self.grid[0])
-        for layer in self.network.layers[index + 1 :]:
-            if layer.has_weights:
-                break
-            total += layer_cycles(layer, plan)
-        return total
 
     def buffer_uses(self, candidates: Sequence[Candidate]) -> Array:
         """Resources of the frame buffers of each engine at some cuts, shape (cuts, engines, resources)."""

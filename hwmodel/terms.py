@@ -312,7 +312,8 @@ class Terms:
             row |= {"lut": array.lut, "dsp": array.dsp}
             memories = (*weight_memories(layer, config, storage, lanes, plan), *pipelined_memories(layer, config, plan))
         else:
-            need = shared_layer(layer, config, storage, plan, keeps_weights=self.schedule.keeps_weights(layer))
+            keeps_weights, followers = self.schedule.keeps_weights(layer), self.network.followers[layer.name]
+            need = shared_layer(layer, config, storage, plan, followers=followers, keeps_weights=keeps_weights)
         energy = mac_energy_pj(layer, config, storage) + on_chip_energy_pj(layer, config, storage, plan)
         needs = [getattr(need, name) for name in NEEDS]
         if isinstance(storage.kept_groups, np.ndarray):

@@ -70,6 +70,14 @@ def test_the_shared_engine_passes_over_the_map_once_more(normalizing_network: Ne
     assert with_norms.interval_cycles - without.interval_cycles == sum(expected.values())
 
 
+def test_the_shared_engine_has_lanes_for_norms_once(normalizing_network: NetworkSpec) -> None:
+    with_norms = report_of(normalizing_network, DataFlow.FRAME, simd=8)
+    without = report_of(without_norms(normalizing_network), DataFlow.FRAME, simd=8)
+    assert with_norms.dsp - without.dsp == 8 * 5  # those of a group norm do the division by length too
+    arrays = [one.lut - sum(row.lutram_luts for row in one.memories) for one in (with_norms, without)]
+    assert arrays[0] - arrays[1] == 8 * NORM_LANE_LUTS + ROOT_LUTS
+
+
 def test_what_is_normalised_lies_in_a_frame_buffer(normalizing_network: NetworkSpec) -> None:
     with_norms = report_of(normalizing_network, DataFlow.FRAME)
     without = report_of(without_norms(normalizing_network), DataFlow.FRAME)
