@@ -27,6 +27,10 @@ from hwmodel.exchanges import Array, Floats
 from hwmodel.problem import COARSE, NO_LIMIT, POLISHED, PROVEN_GROUPS, QUICK_STARTS, STARTS, Answers, Choices, Problem
 
 
+STRIDE = 4
+"""How much further each step goes on the way to a limit with a choice."""
+
+
 @dataclass(frozen=True)
 class Solution:
     """The best choice found.
@@ -59,7 +63,12 @@ NOTHING = Solution(NO_LIMIT, NO_LIMIT)
 
 
 def least_bottleneck(
-    choices: Choices, budgets: Array, floor: int = 0, limit: int = NO_LIMIT, answers: Answers | None = None
+    choices: Choices,
+    budgets: Array,
+    floor: int = 0,
+    limit: int = NO_LIMIT,
+    answers: Answers | None = None,
+    prices: Floats | None = None,
 ) -> Solution:
     """The choice whose largest key is least.
 
@@ -69,6 +78,7 @@ def least_bottleneck(
         floor: Keys below count as this.
         limit: Only keys up to this are taken.
         answers: What earlier searches found out about hard cases; it is added to.
+        prices: Prices of the budgets to begin with, shape (prices, resources), each of sum 1.
 
     Returns:
         The best choice found within budgets and limit.
@@ -79,33 +89,39 @@ def least_bottleneck(
     keys = problem.choices.key
     grid = np.unique(np.maximum(keys, floor))
     grid = grid[grid >= np.minimum.reduceat(keys, problem.starts).max()]
-    weights = np.full(len(budgets), 1 / len(budgets))
-    low, last, index, step = 0, len(grid) - 1, 0, 1
+    low, weights = problem.first_possible(grid, _equal_prices(budgets) if prices is None else prices)
+    last, index, step, is_next_lowest = len(grid) - 1, low, 1, True
     best: Array | None = None
-    prices: tuple[float, ...] = ()
+    excluding = tuple(weights.tolist()) if low else ()
     high, unproven = len(grid), NO_LIMIT
     while low < high:
         part = problem.up_to(int(grid[index]))
-        found, is_proven = None, True
+        found, is_proven, may_solve = None, True, best is not None or index == last
         if part is not None:
-            found, weights, is_proven = part.any_choice(weights, may_solve=best is not None or index == last)
+            found, weights, is_proven = part.any_choice(weights, may_solve=may_solve)
         if found is not None:
             # The choice may keep a smaller limit than the one it was asked to keep.
             slowest = int(keys[np.isin(problem.choices.rows, found)].max())
             best, high = found, int(np.searchsorted(grid, max(floor, slowest)))
-        elif not is_proven and (best is not None or index == last):
+        elif not is_proven and may_solve:
             # What is possible at a smaller limit is possible at this one: all from the lowest on are open.
             low, unproven = index + 1, min(unproven, int(grid[low]))
         else:
-            prices = tuple(weights.tolist()) if is_proven else prices
+            excluding = tuple(weights.tolist()) if is_proven else excluding
             low = problem.first_open(grid, max(low, index + 1 if is_proven else low), weights)
-        if best is None:  # not yet: a larger limit, in growing steps; then halve what is between
-            index, step = min(max(low, index + step), last), 2 * step
-        else:
+        if best is None:  # not yet: a larger limit, in growing steps
+            index, step = min(max(low, index + step), last), STRIDE * step
+        elif is_next_lowest:  # mostly the first limit that prices leave has a choice, which is worth solving for
+            index, is_next_lowest = low, False
+        else:  # halve what is between
             index = (low + high) // 2
     if best is None:
-        return Solution(NO_LIMIT, unproven, (), prices)
-    return Solution(int(grid[high]), min(int(grid[high]), unproven), tuple(best.tolist()), prices)
+        return Solution(NO_LIMIT, unproven, (), excluding)
+    return Solution(int(grid[high]), min(int(grid[high]), unproven), tuple(best.tolist()), excluding)
+
+
+def _equal_prices(budgets: Array) -> Floats:
+    return np.full((1, len(budgets)), 1 / len(budgets))
 
 
 def any_choice(choices: Choices, budgets: Array, weights: Floats) -> tuple[Solution, Floats]:

@@ -218,12 +218,33 @@ class Problem:
             low, high = (low, middle) if is_open(middle) else (middle + 1, high)
         return high
 
+    def first_possible(self, grid: Array, pool: Floats) -> tuple[int, Floats]:
+        """The first limit that none of some prices excludes, `len(grid)` if there is none; and the tightest of them.
+
+        Args:
+            grid: Limits, ascending.
+            pool: Shape (prices, resources), each of sum 1.
+        """
+        low, weights = self.first_open(grid, 0, pool[-1]), pool[-1]
+        while low < len(grid):
+            part = self.up_to(int(grid[low]))
+            assert part is not None
+            fill = np.minimum.reduceat(part.share @ pool.T, part.starts).sum(axis=0)
+            tightest = int(fill.argmax())
+            weights = pool[tightest]
+            if fill[tightest] <= 1 + TINY:
+                break
+            low = self.first_open(grid, low + 1, weights)
+        return low, weights
+
     def cheapest(self, priced: Floats) -> Array:
         """Index of each group's cheapest option."""
         group = self.choices.group
         least = np.minimum.reduceat(priced, self.starts)
-        is_least = np.flatnonzero(priced <= least[group])
-        first: Array = is_least[np.searchsorted(group[is_least], np.arange(len(self.starts)))]
+        is_least: Array = (priced <= least.take(group)).nonzero()[0]
+        if len(is_least) == len(least):
+            return is_least
+        first: Array = is_least[np.searchsorted(group[is_least], np.arange(len(least)))]
         return first
 
     def _cheapest_of(self, priced: Floats) -> Array:

@@ -279,8 +279,8 @@ class _Search:
         bounds = np.array([max(floor, self.segments.least_cycles(split.candidate)) for split in splits])
         shortest, best, open_bound = int(bounds.min()), max(floor, longest), NO_LIMIT
         found = start
-        # The first one's search starts from a limit that is easy to meet, if need be longer than what is known.
-        solution = self._easy_first(start.split, shortest, floor, best)
+        choices = Cuts(self.segments, [start.split], shortest, best).choices(0)
+        solution = self._least_bottleneck(choices, floor, best)
         open_bound = min(open_bound, solution.bound)
         if solution.value <= best:
             best, found = solution.value, Reached(start.split, solution.rows)
@@ -305,28 +305,10 @@ class _Search:
         others = [split for split in (start.split, *others) if split != found.split]
         return best, [found, *map(Reached, others)]
 
-    def _easy_first(self, split: Split, shortest: int, floor: int, longest: int) -> Solution:
-        """The shortest interval of a split, by a search that starts from a limit that is easy to meet.
-
-        Args:
-            split: The split.
-            shortest: The least interval that is asked about.
-            floor: Intervals below count as this.
-            longest: An interval that it reaches.
-        """
-        near = shortest
-        cuts = Cuts(self.segments, [split], shortest)
-        while near < longest and self._fill(cuts, near)[0] > 1 + TINY:
-            near *= 2
-        # Up to a limit that the prices so far leave ample there likely is a choice, of few options.
-        choices = cuts.choices(0)
-        solution = self._least_bottleneck(choices, floor, 2 * near)
-        return solution if solution.is_found else self._least_bottleneck(choices, floor)
-
     def _least_bottleneck(self, choices: Choices | None, floor: int, limit: int = NO_LIMIT) -> Solution:
         if choices is None:
             return NOTHING
-        solution = least_bottleneck(choices, self.budgets, floor, limit, self._answers)
+        solution = least_bottleneck(choices, self.budgets, floor, limit, self._answers, np.array(self._prices))
         if solution.prices:
             self._prices.append(np.array(solution.prices))
         return solution
