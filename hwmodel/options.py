@@ -62,6 +62,13 @@ class Space:
     shared_pe: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     shared_simd: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
 
+    @cached_property
+    def shared_grid(self) -> tuple[Array, Array]:
+        """Output channels and products in parallel of each folding of the shared engine, shape (engines,) both."""
+        pairs = [(pe, simd) for pe in self.shared_pe for simd in self.shared_simd]
+        pe, simd = np.array(pairs, dtype=np.int64).T
+        return pe, simd
+
 
 @dataclass(frozen=True)
 class Foldings:
