@@ -26,7 +26,6 @@ import numpy as np
 from hwmodel.exchanges import Array, Floats
 from hwmodel.problem import COARSE, NO_LIMIT, POLISHED, PROVEN_GROUPS, QUICK_STARTS, STARTS, Answers, Choices, Problem
 
-
 STRIDE = 4
 """How much further each step goes on the way to a limit with a choice."""
 
@@ -183,7 +182,11 @@ def cheapest(
 
     offer(problem.at_rows(start))
     gap = 0.0 if is_small else gap
-    relaxed = problem.priced(key, np.array(prices) if prices else np.zeros(len(budgets)), upper, gap)
+    first_price = np.array(prices) if prices else np.zeros(len(budgets))
+    # Of what is better than the best so far, all is within the other budgets.
+    binding = problem.binding(upper - 1)
+    problem = problem.of_budgets(binding)
+    relaxed = problem.priced(key, first_price[binding], upper, gap)
     lower, best_price = relaxed.bound, relaxed.prices
     if ceil(lower - 1e-6) < upper * (1 - gap):
         effort = (QUICK_STARTS, 1) if is_quick else (STARTS, POLISHED)
@@ -200,7 +203,9 @@ def cheapest(
         if better is not None and key[better].sum() < upper:
             best, upper = better, float(key[better].sum())
         proven = upper
-    found_prices = tuple(best_price.tolist())
+    all_prices = np.zeros(len(budgets))
+    all_prices[binding] = best_price
+    found_prices = tuple(all_prices.tolist())
     if best is None:
         return Solution(NO_LIMIT, NO_LIMIT if proven > limit else round(proven), (), found_prices)
     return Solution(round(upper), round(proven), tuple(problem.choices.rows[best].tolist()), found_prices)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from math import ceil
@@ -46,16 +46,20 @@ DESCENT_OPTIONS = 400
 STARTS = 12
 """Choices from which exchanges set out: as many with noise, and as many of the relaxation."""
 
+COLUMNS = 12
 QUICK_STARTS = 4
 """As many with noise where a similar problem has been solved."""
 
 NOISE = 0.5
 """Noise of the prices of the last of them, in shares of what a choice may be dearer than the bound."""
 
+NOISE_BLOCK = 1024
+"""Options that noise is made for in one go."""
+
 COARSE = 0.05
 """The most that this is taken for, in shares of the best sum."""
 
-POLISHED = 3
+POLISHED = 4
 """Choices of those that exchanges of single options have found from which exchanges of pairs set out."""
 
 PRICES = 12
@@ -189,6 +193,17 @@ class Problem:
         """The problem where no key may be larger than `limit`; None if a group has no such option."""
         choices = self.choices.up_to(limit)
         return None if choices is None else Problem(choices, self.budgets, self.answers)
+
+    def binding(self, most: float) -> Array:
+        """Numbers of the budgets that a choice can exceed whose sum of keys is at most `most`."""
+        use, largest = self.choices.use, np.maximum.reduceat(self.choices.use, self.starts).sum(axis=0)
+        is_within = (use <= self.choices.key[:, None]).all(axis=0) & (most <= self.budgets)
+        return np.flatnonzero(~is_within & (largest > self.budgets))
+
+    def of_budgets(self, numbers: Array) -> Problem:
+        """The problem where only these budgets count."""
+        choices = replace(self.choices, use=self.choices.use[:, numbers])
+        return Problem(choices, self.budgets[numbers])
 
     def at_rows(self, rows: Sequence[int]) -> Array | None:
         """The choice with these rows, or None if one of them is not among the options."""
@@ -353,25 +368,32 @@ class Problem:
         core = core[np.bincount(group[core], minlength=len(self.starts))[group[core]] > 1]
 
         def by_pairs(chosen: Array) -> Array:
-            paired = descended_by_pairs(key, self.share, group, core, chosen, penalty)
-            improved: Array = descended(key, self.share, group, paired[None], penalty)[0]
-            return improved
+            return descended_by_pairs(key, self.share, group, core, chosen, penalty)
 
-        yield by_pairs(relaxed.mixed)
-        spread = NOISE * slack * np.arange(1, starts + 1) / starts
-        noisy = self._cheapest_of(extra - spread[:, None] * _noise(starts, len(key)))
         wide = np.sort(order[: len(self.starts) + DESCENT_OPTIONS])
-        begins = np.array([relaxed.mixed, *relaxed.columns[-STARTS:], *noisy])
         place = np.full(len(key), -1)
         place[wide] = np.arange(len(wide))
-        begins = place[begins]
-        begins = np.unique(begins[(begins >= 0).all(axis=1)], axis=0)
-        found = wide[descended(key[wide], self.share[wide], group[wide], begins, penalty)]
-        over = np.maximum(0.0, self.share[found].sum(axis=1) - 1).sum(axis=1)
-        _, first = np.unique(key[found].sum(axis=1) + penalty * over, return_index=True)
-        yield from found[first]
-        for chosen in found[first[:polished]]:
-            yield by_pairs(chosen)
+
+        def by_singles(begins: Array) -> Array:
+            """Different choices, best first, that single exchanges reach from some others, shape (choices, groups)."""
+            begins = place[begins]
+            begins = begins[(begins >= 0).all(axis=1)]
+            if not len(begins):
+                return begins
+            found = wide[descended(key[wide], self.share[wide], group[wide], _distinct(begins), penalty)]
+            over = np.maximum(0.0, self.share[found].sum(axis=1) - 1).sum(axis=1)
+            _, first = np.unique(key[found].sum(axis=1) + penalty * over, return_index=True)
+            best: Array = found[first]
+            return best
+
+        mixed = by_pairs(relaxed.mixed)
+        yield mixed
+        spread = NOISE * slack * np.arange(1, starts + 1) / starts
+        noisy = self._cheapest_of(extra - spread[:, None] * _noise(starts, len(key)))
+        found = by_singles(np.array([mixed, relaxed.mixed, *relaxed.columns[-COLUMNS:], *noisy]))
+        yield from found
+        if len(found):
+            yield from by_singles(np.array([by_pairs(chosen) for chosen in found[:polished]]))
 
     def repaired(self, chosen: Array) -> Array:
         """A choice with as little excess over the budgets as exchanges of single options reach."""
@@ -437,6 +459,11 @@ class Problem:
         return None if found is None else allowed[found], is_proven
 
 
+def _distinct(rows: Array) -> Array:
+    """The different ones of some rows."""
+    return np.array(list({row.tobytes(): row for row in rows}.values()))
+
+
 def nearby(prices: Floats) -> Floats:
     """Some prices of sum 1, and others near them in which one is higher or lower; of shape (prices, resources)."""
     near = [prices]
@@ -448,7 +475,11 @@ def nearby(prices: Floats) -> Floats:
     return together
 
 
-@lru_cache(maxsize=2048)
 def _noise(starts: int, options: int) -> Floats:
     """Gumbel noise, always the same, shape (starts, options)."""
+    return _block_of_noise(starts, -(-options // NOISE_BLOCK) * NOISE_BLOCK)[:, :options]
+
+
+@lru_cache(maxsize=64)
+def _block_of_noise(starts: int, options: int) -> Floats:
     return np.random.default_rng(0).gumbel(size=(starts, options))
