@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -20,6 +21,25 @@ from hwmodel.traffic import Placement, elements
 
 Cut = tuple[int, int]
 """Pipelined and spilled layers before the frame-based ones; one of the two is 0."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What the frame buffers of all cuts of a network hold.
+
+    Args:
+        numbers: Number of each cut.
+        cuts: Shape (buffers,), ascending: the number of the cut.
+        starts: Shape (buffers,): where the tensors of each start.
+        tensors: Shape (tensors,): their numbers, those of one buffer after those of another.
+        values: Shape (tensors,): how many values they have.
+    """
+
+    numbers: dict[Cut, int]
+    cuts: Array
+    starts: Array
+    tensors: Array
+    values: Array
 
 
 class EngineUses:
@@ -55,13 +75,15 @@ class EngineUses:
         self._space = space
         self._placement = placement
         self._cache = cache
-        self._buffers: dict[Cut, Array] = {}
         self._all: dict[Cut, Array] = {}
 
     @cached_property
     def weighted_before(self) -> Array:
         """By layer, and for the end of the network: layers with weights before it."""
-        found: Array = np.cumsum([0, *(index in self._facts for index in range(len(self._network.layers)))])
+        if "weighted before" not in self._cache:
+            has_weights = [index in self._facts for index in range(len(self._network.layers))]
+            self._cache["weighted before"] = np.cumsum([0, *has_weights])
+        found: Array = self._cache["weighted before"]
         return found
 
     def fixed(self, cuts: Sequence[Cut], cut: Array, engine: Array) -> Array:
@@ -105,30 +127,48 @@ class EngineUses:
 
     def buffers(self, cuts: Sequence[Cut]) -> Array:
         """Resources of the frame buffers of each engine, shape (cuts, engines, resources)."""
-        missing = [cut for cut in dict.fromkeys(cuts) if cut not in self._buffers]
-        if missing:
-            self._buffers.update(zip(missing, self._made_buffers(missing), strict=True))
-        return np.array([self._buffers[cut] for cut in cuts])
+        numbers = self._held.numbers
+        return self._buffers[[numbers[cut] for cut in cuts]]
 
-    def _made_buffers(self, cuts: Sequence[Cut]) -> Array:
-        """`buffers`, not from memory."""
-        _, simd = self._space.shared_grid
-        found = np.zeros((len(cuts), len(simd), 4), dtype=np.int64)
-        held = [self._buffered(cut) for cut in cuts]
-        counts = np.array([len(starts) for _, _, starts in held])
-        if counts.any():
-            tensors, values = (np.concatenate([one[column] for one in held]) for column in range(2))
-            before = np.cumsum([0, *(len(one[0]) for one in held[:-1])])
-            starts = np.concatenate([one[2] + first for one, first in zip(held, before.tolist(), strict=True)])
-            bits = np.maximum.reduceat(values * self._tensor_widths[tensors], starts)
+    @cached_property
+    def _buffers(self) -> Array:
+        """`buffers` of all cuts."""
+        # They are as wide as the products of an output channel: engines of one width share them.
+        simd, of_engine = np.unique(self._space.shared_grid[1], return_inverse=True)
+        held = self._held
+        found = np.zeros((len(held.numbers), len(simd), 4), dtype=np.int64)
+        if len(held.cuts):
+            bits = np.maximum.reduceat(held.values * self._tensor_widths[held.tensors], held.starts)
             sizes, size = np.unique(bits, return_inverse=True)
             shape = frame_buffer_shape(sizes[:, None], simd)
             depth, width = (np.broadcast_to(one, (len(sizes), len(simd))).ravel() for one in shape)
             memory = Memory(FRAME_ENGINE, "frame_buffer", depth, width)
             uses = resource_use([memory], 0, 0, self._family, len(depth)).reshape(*shape[0].shape, 4)
-            some = counts > 0
-            found[some] = np.add.reduceat(uses[size], (np.cumsum(counts) - counts)[some])
-        return found
+            first = np.flatnonzero(np.diff(held.cuts, prepend=-1))
+            found[held.cuts[first]] = np.add.reduceat(uses[size], first)
+        return found[:, of_engine]
+
+    @cached_property
+    def _held(self) -> _Held:
+        if "held" not in self._cache:
+            self._cache["held"] = self._buffered()
+        held: _Held = self._cache["held"]
+        return held
+
+    def _buffered(self) -> _Held:
+        end = len(self._network.layers)
+        before = [0, *(index for index in self._facts if index), end]
+        cuts = dict.fromkeys([*((cut, 0) for cut in before), *((0, cut) for cut in before)])
+        number = {tensor: place for place, tensor in enumerate(self._widths)}
+        of_cut, tensors, values, starts = [], list[int](), list[int](), []
+        for place, cut in enumerate(cuts):
+            for buffer in self._placement(*cut).buffers:
+                of_cut.append(place)
+                starts.append(len(tensors))
+                tensors += [number[tensor] for tensor in buffer.tensors]
+                values += [elements(self._network, tensor) for tensor in buffer.tensors]
+        numbers = {cut: place for place, cut in enumerate(cuts)}
+        return _Held(numbers, *(np.array(column, dtype=np.int64) for column in (of_cut, starts, tensors, values)))
 
     def rooms(self, uses: Array, budgets: Array) -> Array:
         """What some uses leave for weights, shape (cuts, engines): bits; negative if another budget is missed.
@@ -165,19 +205,6 @@ class EngineUses:
         pe, _ = self._space.shared_grid
         channels = np.array([layer.out_channels for layer in self._network.weighted])
         return prefixes(np.cumsum(-(-channels[::-1, None] // pe), axis=0))[::-1]
-
-    def _buffered(self, cut: Cut) -> tuple[Array, Array, Array]:
-        """Tensors in the frame buffers of a cut: their numbers, their values, and where each buffer's start."""
-        key = ("buffered", *cut)
-        if key not in self._cache:
-            buffers = [buffer.tensors for buffer in self._placement(*cut).buffers]
-            number = {tensor: place for place, tensor in enumerate(self._widths)}
-            held = [tensor for tensors in buffers for tensor in tensors]
-            starts = np.cumsum([0, *(len(tensors) for tensors in buffers)], dtype=np.int64)[:-1]
-            counts = np.array([elements(self._network, tensor) for tensor in held], dtype=np.int64)
-            self._cache[key] = np.array([number[tensor] for tensor in held], dtype=np.int64), counts, starts
-        found: tuple[Array, Array, Array] = self._cache[key]
-        return found
 
     @cached_property
     def _tensor_widths(self) -> Array:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel.compute import Count, Multiplier
+from hwmodel.compute import Count, Multiplier, mac_array
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, LayerSchedule, WeightPlace
+from hwmodel.enumeration import least_of
 from hwmodel.folding import divisors, ingest_channels, pipelined_foldings
 from hwmodel.network import LayerSpec
 from hwmodel.precision import LayerConfig
@@ -23,10 +24,10 @@ from hwmodel.problem import outdone_from
 from hwmodel.resources import (
     Memory,
     SharedLayer,
+    beside_shared_array,
     operation_array,
     pipelined_array,
     pipelined_memories,
-    shared_array,
     sparse_lanes,
     weight_memories,
 )
@@ -170,17 +171,21 @@ def shared_array_uses(
 ) -> Array:
     """Resources of the arrays of shared engines of some foldings, shape (engines, multipliers, 4)."""
     found = np.zeros((len(pe), len(multipliers), len(RESOURCES)), dtype=np.int64)
+    beside = beside_shared_array(need, pe, family)
+    found[:, :, 2], found[:, :, 3] = beside.lut[:, None], beside.dsp[:, None]
     widths = need.weight_bit_width * WIDEST + need.act_bit_width
     for width in np.flatnonzero(np.bincount(widths)):
         same = np.flatnonzero(widths == width)
-        values: dict[str, Any] = {
-            name: value[same] for name, value in vars(need).items() if isinstance(value, np.ndarray)
-        }
-        values["weight_bit_width"], values["act_bit_width"] = divmod(int(width), WIDEST)
-        own = replace(need, **values)
+        weight_bits, act_bits = divmod(int(width), WIDEST)
+        if not weight_bits:
+            found[same] = 0
+            continue
         for number, multiplier in enumerate(multipliers):
-            array = shared_array(own, pe[same], simd[same], multiplier, family)
-            found[same, number, 2], found[same, number, 3] = array.lut, array.dsp
+            array = mac_array(
+                pe[same], simd[same], weight_bits, act_bits, need.sum_bits[same], multiplier, family
+            )
+            found[same, number, 2] += array.lut
+            found[same, number, 3] += array.dsp
     return found
 
 
@@ -203,15 +208,11 @@ def resource_use(memories: Sequence[Memory], lut: Count, dsp: Count, family: str
 
 
 def undominated(options: Options) -> Options:
-    """Options that no other one beats or equals in cycles, resources and off-chip bits together."""
+    """Options that no other one beats or equals in cycles, resources and off-chip bits together, by ascending cycles."""
     rows = np.column_stack([options.cycles, options.use, options.offchip_bits])
     order = np.lexsort(rows.T[::-1])
-    rows = rows[order]
-    alive = np.ones(len(rows), dtype=bool)
-    for i in range(len(rows)):
-        if alive[i]:
-            alive[i + 1 :] &= ~(rows[i] <= rows[i + 1 :]).all(axis=1)
-    return options.only(order[alive])
+    kept = np.sort(least_of(rows[order].astype(np.float64)))
+    return options.only(order[kept])
 
 
 def undominated_blocks(options: Options, size: int) -> Options:

@@ -135,12 +135,14 @@ def outdone_from(key: Array, use: Array) -> Array:
     Returns:
         Shape (options,); `NO_LIMIT` where no option of the group uses as little.
     """
-    no_more = (use[:, None, :] <= use[None, :, :]).all(axis=2)  # [i, j]: i uses no more than j
+    no_more = np.ones((len(key), len(key)), dtype=bool)  # [i, j]: i uses no more than j
+    for taken in use.T.copy():
+        no_more &= taken[:, None] <= taken
     # Of options with equal use, the one with the smaller key stays, then the first.
     first = np.lexsort((np.arange(len(key)), key))
     rank = np.empty(len(key), dtype=np.int64)
     rank[first] = np.arange(len(key))
-    outdoes = no_more & (~no_more.T | (rank[:, None] < rank[None, :]))
+    outdoes = no_more & (~no_more.T | (rank[:, None] < rank))
     until: Array = np.where(outdoes, key[:, None], NO_LIMIT).min(axis=0, initial=NO_LIMIT)
     return until
 

@@ -8,6 +8,7 @@ and before p, and a maximum over the layers from c or from p on: both are accumu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -63,6 +64,7 @@ class SharedEngine:
         self._places = tuple(places)
         self._cache = cache
         self._chains: dict[tuple[int, int, int], Chain] = {}
+        self._made: dict[Split, tuple[SharedRows, int, int]] = {}
         self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
 
     def chain(self, candidate: Candidate) -> tuple[Chain, int]:
@@ -177,6 +179,17 @@ class SharedEngine:
 
     def rows(self, splits: Sequence[Split], longest: int = NO_LIMIT) -> SharedRows:
         """Options of some splits with no more than `longest` cycles."""
+        if len(splits) == 1 and splits[0] in self._made:
+            made, number, most = self._made[splits[0]]
+            if longest <= most:
+                found = made.where((made.split == number) & (made.cycles <= longest))
+                return replace(found, split=np.zeros_like(found.split))
+        found = self._made_rows(splits, longest)
+        self._made.update({split: (found, number, longest) for number, split in enumerate(splits)})
+        return found
+
+    def _made_rows(self, splits: Sequence[Split], longest: int) -> SharedRows:
+        """`rows`, not from memory."""
         cycles = np.empty((len(splits), len(self.grid[0])), dtype=np.int64)
         words = np.empty((len(WEIGHTS), *cycles.shape), dtype=np.int64)
         for chain, numbers, start, stop in self._by_chain(splits):
