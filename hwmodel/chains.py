@@ -13,7 +13,10 @@ from hwmodel.options import Array
 from hwmodel.resources import BUFFERED, SUMMED
 
 KEPT = tuple(name for name in WEIGHTS if name in SUMMED)
-"""Fields that add up over layers with resident weights."""
+"""Fields that add up over layers with resident weights: one for each memory of weights."""
+
+LOADED = tuple(BUFFERED.index(name) for name in ("loaded_words", "loaded_sparse_words"))
+"""Of each of them: the number of the field that counts where weights are loaded."""
 
 
 @dataclass(frozen=True)
@@ -69,24 +72,16 @@ class Chain:
     streamed_bits: Array
 
     @cached_property
-    def weight_words(self) -> Array:
-        """Shape (layers + 1, engines): words of resident weights of the layers before one."""
-        return self._before([WEIGHTS.index("weight_words")])[:, 0]
-
-    @cached_property
-    def loaded_words(self) -> Array:
-        """Shape (layers + 1, engines): words for loaded weights if the layers from one on do not keep theirs."""
-        return self._after([WEIGHTS.index("loaded_words")])[:, 0]
-
-    @cached_property
     def before(self) -> Array:
         """Shape (layers + 1, `KEPT`, engines): sums over the layers before one."""
-        return self._before([WEIGHTS.index(name) for name in KEPT])
+        rows = self._stacked[:, [WEIGHTS.index(name) for name in KEPT]]
+        return prefixes(np.cumsum(rows, axis=0))
 
     @cached_property
     def after(self) -> Array:
         """Shape (layers + 1, `BUFFERED`, engines): maxima over the layers from one on."""
-        return self._after([WEIGHTS.index(name) for name in BUFFERED])
+        rows = self._stacked[::-1, [WEIGHTS.index(name) for name in BUFFERED]]
+        return prefixes(np.maximum.accumulate(rows, axis=0))[::-1]
 
     @cached_property
     def cycles(self) -> Array:
@@ -104,12 +99,6 @@ class Chain:
     def _stacked(self) -> Array:
         """Shape (layers, `WEIGHTS`, engines), also if there are none."""
         return np.array(self.words, dtype=np.int64).reshape(-1, len(WEIGHTS), self.engines)
-
-    def _before(self, columns: list[int]) -> Array:
-        return prefixes(np.cumsum(self._stacked[:, columns], axis=0))
-
-    def _after(self, columns: list[int]) -> Array:
-        return prefixes(np.maximum.accumulate(self._stacked[::-1, columns], axis=0))[::-1]
 
 
 @dataclass(frozen=True)

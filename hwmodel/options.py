@@ -181,9 +181,7 @@ def shared_array_uses(
             found[same] = 0
             continue
         for number, multiplier in enumerate(multipliers):
-            array = mac_array(
-                pe[same], simd[same], weight_bits, act_bits, need.sum_bits[same], multiplier, family
-            )
+            array = mac_array(pe[same], simd[same], weight_bits, act_bits, need.sum_bits[same], multiplier, family)
             found[same, number, 2] += array.lut
             found[same, number, 3] += array.dsp
     return found

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from hwmodel.board import Board
-from hwmodel.chains import KEPT, Candidate, Chain, SharedRows, Split
+from hwmodel.chains import KEPT, LOADED, Candidate, Chain, SharedRows, Split
 from hwmodel.cost import dram_cycles
 from hwmodel.dataflow import WeightPlace
 from hwmodel.engines import EngineUses
 from hwmodel.exchanges import Floats
 from hwmodel.layers import WEIGHTS, LayerFacts
-from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
+from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, URAM_SHAPE, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
 from hwmodel.network import NetworkSpec
 from hwmodel.options import Array, Space, resource_use
 from hwmodel.problem import NO_LIMIT
@@ -120,7 +120,6 @@ class SharedEngine:
             Shape (splits,) each, those of one cut after those of another: the number of its cut, its resident layers,
             its off-chip bits, and bits of block RAM or UltraRAM that weights take.
         """
-        width, most_in_luts = self._weight_memories
         parts = [np.zeros((4, 0), dtype=np.int64)]
         whole = [Split(one, 0, one.map_bits) for one in candidates]
         for chain, numbers, start, _ in self._by_chain(whole):
@@ -128,12 +127,15 @@ class SharedEngine:
             maps = np.array([candidates[number].map_bits for number in numbers])
             bits = chain.streamed_bits + maps[:, None]
             cut, end = np.nonzero((np.arange(size + 1) >= start[:, None]) & (bits <= limit))
-            words = chain.weight_words[end] - chain.weight_words[start[cut]]
             loads = candidates[numbers[0]].loaded_bits
-            if loads:
-                words += chain.loaded_words[end]
-            memory = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * width
-            memory[words <= most_in_luts] = 0
+            memory = np.zeros((len(cut), len(self.grid[0])), dtype=np.int64)
+            for column, (taken, most_in_luts) in enumerate(self._weight_memories):
+                words = chain.before[end, column] - chain.before[start[cut], column]
+                if loads:
+                    words += chain.after[end, LOADED[column]]
+                part = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * taken
+                part[words <= most_in_luts] = 0
+                memory += part
             if loads:  # one cut, as each that loads weights has a chain of its own
                 cut_ = candidates[numbers[0]]
                 uses = self.uses.fixed_of_all([(cut_.pipelined, cut_.spilled)])
@@ -171,11 +173,19 @@ class SharedEngine:
         )
 
     @cached_property
-    def _weight_memories(self) -> tuple[Array, Array]:
-        """By engine: the width of the memory of weights, and the most words that may lie in LUTs."""
+    def _weight_memories(self) -> list[tuple[Array, Array]]:
+        """By memory of weights (`KEPT`), shape (engines,): bits that a word takes at least, and most words in LUTs."""
         pe, simd = self.grid
-        width = CODE_BITS * pe * simd
-        return width, np.floor(_small_memory_bits(width) / width).astype(np.int64)
+        found = []
+        for width in (CODE_BITS * pe * simd, SPARSE_WORD_BITS * pe):
+            taken = np.min(
+                [-(-width // bits) * RAMB18_BITS / (16384 >> i) for i, bits in enumerate(RAMB18_WIDTHS)], axis=0
+            )
+            if WeightPlace.URAM in self._places:
+                taken = np.minimum(taken, -(-width // URAM_SHAPE[1]) * URAM_SHAPE[1])
+            in_luts = np.floor(_small_memory_bits(width) / width)
+            found.append((np.floor(taken).astype(np.int64), in_luts.astype(np.int64)))
+        return found
 
     def rows(self, splits: Sequence[Split], longest: int = NO_LIMIT) -> SharedRows:
         """Options of some splits with no more than `longest` cycles."""
