@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.chains import Candidate, Split
+from hwmodel.choices import NO_LIMIT
 from hwmodel.cuts import Cuts
 from hwmodel.engines import Cut
 from hwmodel.exchanges import TINY, Array, Floats
 from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
-from hwmodel.problem import NO_LIMIT
 from hwmodel.segments import Segments
 from hwmodel.shared import SharedEngine
 

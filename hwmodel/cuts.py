@@ -12,9 +12,9 @@ from copy import copy
 import numpy as np
 
 from hwmodel.chains import SharedRows, Split
+from hwmodel.choices import NO_LIMIT, Choices
 from hwmodel.exchanges import Array, Floats
 from hwmodel.options import Options
-from hwmodel.problem import NO_LIMIT, Choices
 from hwmodel.segments import Segments
 
 
@@ -44,12 +44,12 @@ class Cuts:
             rows = segments.engine.rows([self.splits[number] for number in with_engine], longest)
             self.rows = SharedRows(with_engine[rows.split], rows.cycles, rows.use, rows.engine, rows.kind)
 
-    def at(self, interval: int) -> Cuts:
-        """The same splits where only this interval is asked about, one of those that were."""
+    def at(self, shortest: int, longest: int) -> Cuts:
+        """The same splits where only these intervals are asked about, of those that were."""
         found = copy(self)
-        found.own = _asked_about(self.own, interval, interval)
-        found.rows = None if self.rows is None else self.rows.where(self.rows.cycles <= interval)
-        found._longest = interval
+        found.own = _asked_about(self.own, shortest, longest)
+        found.rows = None if self.rows is None else self.rows.where(self.rows.cycles <= longest)
+        found._longest = longest
         return found
 
     def choices(self, number: int) -> Choices | None:

@@ -23,8 +23,9 @@ from math import ceil
 
 import numpy as np
 
+from hwmodel.choices import NO_LIMIT, Choices
 from hwmodel.exchanges import Array, Floats
-from hwmodel.problem import COARSE, NO_LIMIT, POLISHED, PROVEN_GROUPS, QUICK_STARTS, STARTS, Answers, Choices, Problem
+from hwmodel.problem import COARSE, POLISHED, PROVEN_GROUPS, QUICK_STARTS, STARTS, Answers, Problem
 
 STRIDE = 4
 """How much further each step goes on the way to a limit with a choice."""
@@ -82,7 +83,7 @@ def least_bottleneck(
     Returns:
         The best choice found within budgets and limit.
     """
-    problem = Problem.of(choices.only(choices.key <= limit), budgets, answers)
+    problem = Problem.of(choices, budgets, limit, answers)
     if problem is None:
         return NOTHING
     keys = problem.choices.key
@@ -135,7 +136,7 @@ def any_choice(choices: Choices, budgets: Array, weights: Floats) -> tuple[Solut
         A solution of value 0, or one without rows, whose bound is 0 if it is not proven that there is none; and the
         last prices, which prove it.
     """
-    problem = Problem.of(choices, budgets)
+    problem = Problem.of(choices, budgets, NO_LIMIT)
     if problem is None:
         return NOTHING, weights
     rows, weights, is_proven = problem.any_choice(weights, may_solve=True)
@@ -168,24 +169,24 @@ def cheapest(
     Returns:
         The best choice found within budgets and limit.
     """
-    problem = Problem.of(choices.only(choices.key <= limit), budgets)
-    if problem is None:
+    whole = Problem.of(choices, budgets, limit)
+    if whole is None:
         return NOTHING
     is_small = choices.groups <= PROVEN_GROUPS
-    key = problem.choices.key.astype(np.float64)
+    key = whole.choices.key.astype(np.float64)
     best, upper = None, float(limit) + 1
 
     def offer(found: Array | None) -> None:
         nonlocal best, upper
-        if found is not None and key[found].sum() < upper and problem.fits(found):
+        if found is not None and key[found].sum() < upper and whole.fits(found):
             best, upper = found, float(key[found].sum())
 
-    offer(problem.at_rows(start))
+    offer(whole.at_rows(start))
     gap = 0.0 if is_small else gap
     first_price = np.array(prices) if prices else np.zeros(len(budgets))
     # Of what is better than the best so far, all is within the other budgets.
-    binding = problem.binding(upper - 1)
-    problem = problem.of_budgets(binding)
+    binding = whole.binding(upper - 1)
+    problem = whole.of_budgets(binding)
     relaxed = problem.priced(key, first_price[binding], upper, gap)
     lower, best_price = relaxed.bound, relaxed.prices
     if ceil(lower - 1e-6) < upper * (1 - gap):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hwmodel.choices import outdone_from
 from hwmodel.compute import Count, Multiplier, mac_array
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, LayerSchedule, WeightPlace
@@ -20,7 +21,6 @@ from hwmodel.enumeration import least_of
 from hwmodel.folding import divisors, ingest_channels, pipelined_foldings
 from hwmodel.network import LayerSpec
 from hwmodel.precision import LayerConfig
-from hwmodel.problem import outdone_from
 from hwmodel.resources import (
     Memory,
     SharedLayer,
@@ -106,7 +106,7 @@ class Options:
 
     @cached_property
     def until(self) -> Array:
-        """Shape (options,): the interval from which on another option uses no more; see `hwmodel.problem.Choices`."""
+        """Shape (options,): the interval from which on another option uses no more; see `hwmodel.choices.Choices`."""
         return outdone_from(self.cycles, self.use)
 
     def only(self, keep: Array) -> Options:
@@ -206,7 +206,7 @@ def resource_use(memories: Sequence[Memory], lut: Count, dsp: Count, family: str
 
 
 def undominated(options: Options) -> Options:
-    """Options that no other one beats or equals in cycles, resources and off-chip bits together, by ascending cycles."""
+    """Options that no other one beats or equals in cycles, resources and off-chip bits; by ascending cycles."""
     rows = np.column_stack([options.cycles, options.use, options.offchip_bits])
     order = np.lexsort(rows.T[::-1])
     kept = np.sort(least_of(rows[order].astype(np.float64)))

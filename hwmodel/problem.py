@@ -1,4 +1,4 @@
-"""Options of a multiple-choice knapsack, and what prices and exchanges find among them."""
+"""A multiple-choice knapsack, and what prices and exchanges find in it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from itertools import islice
 from math import ceil
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hwmodel.choices import Choices, Mask
 from hwmodel.enumeration import any_within
 from hwmodel.exchanges import TINY, Array, Floats, descended, descended_by_pairs, repaired
 from hwmodel.highs import branch_and_cut
 from hwmodel.pricing import Game
-
-Mask = NDArray[np.bool_]
 
 Answers = dict[bytes, tuple[Array | None, bool]]
 """By shares and groups of the options that prices left: any choice of them or None, and whether that is proven."""
@@ -37,16 +35,21 @@ STEEPEST = 40
 PENALTY = 3.0
 """What exceeding a budget costs exchanges, in units of the sum of prices."""
 
+FIRM = 10.0
+"""How much more it costs exchanges that set out from choices that exceed a budget still."""
+
+OVER = 16
+"""Choices of single exchanges from which these set out."""
+
 PAIR_OPTIONS = 160
 """Options of which pairs are exchanged."""
 
 DESCENT_OPTIONS = 400
 """Options beside one of each group that are exchanged one by one."""
 
-STARTS = 12
+STARTS = 10
 """Choices from which exchanges set out: as many with noise, and as many of the relaxation."""
 
-COLUMNS = 12
 QUICK_STARTS = 4
 """As many with noise where a similar problem has been solved."""
 
@@ -59,7 +62,7 @@ NOISE_BLOCK = 1024
 COARSE = 0.05
 """The most that this is taken for, in shares of the best sum."""
 
-POLISHED = 4
+POLISHED = 3
 """Choices of those that exchanges of single options have found from which exchanges of pairs set out."""
 
 PRICES = 12
@@ -76,75 +79,6 @@ FEW_PARTIAL = 16
 
 MOST_PARTIAL = 2_000
 """Partial choices at which it is given up afterwards."""
-
-NO_LIMIT = 1 << 60
-
-
-@dataclass(frozen=True)
-class Choices:
-    """Options of all groups, one group after the other; of each group one option is taken.
-
-    Args:
-        key: Shape (options,), integers >= 0.
-        use: Shape (options, resources), integers >= 0.
-        group: Shape (options,), ascending: the group of each option.
-        until: Shape (options,): at limits of the key from this one on another option of the group uses no more of
-            anything, so that this one need not be looked at; see `outdone_from`.
-        rows: Shape (options,): where an option stood before others were left out.
-        groups: Number of groups.
-    """
-
-    key: Array
-    use: Array
-    group: Array
-    until: Array
-    rows: Array
-    groups: int
-
-    @classmethod
-    def of(cls, keys: Sequence[Array], uses: Sequence[Array], untils: Sequence[Array] | None = None) -> Choices:
-        """Options by group: keys of shape (options,), uses of shape (options, resources)."""
-        group = np.repeat(np.arange(len(keys)), [len(key) for key in keys])
-        until = np.full(len(group), NO_LIMIT) if untils is None else np.concatenate(untils)
-        return cls(np.concatenate(keys), np.concatenate(uses), group, until, np.arange(len(group)), len(keys))
-
-    def only(self, keep: Mask) -> Choices | None:
-        """The options where `keep` is true; None if a group has none."""
-        index = np.flatnonzero(keep)
-        group = self.group[index]
-        if not len(index) or np.count_nonzero(np.diff(group)) + 1 < self.groups:
-            return None
-        return Choices(self.key[index], self.use[index], group, self.until[index], self.rows[index], self.groups)
-
-    def up_to(self, limit: int) -> Choices | None:
-        """The options that count where no key may be larger than `limit`; None if a group has none."""
-        return self.only((self.key <= limit) & (limit < self.until))
-
-    def at_cost(self, cost: Array) -> Choices:
-        """The same options with other keys, all of them to be looked at."""
-        return Choices(cost, self.use, self.group, np.full(len(cost), NO_LIMIT), self.rows, self.groups)
-
-
-def outdone_from(key: Array, use: Array) -> Array:
-    """The least key from which on an option of one group is outdone: another one uses no more of anything.
-
-    Args:
-        key: Shape (options,).
-        use: Shape (options, resources).
-
-    Returns:
-        Shape (options,); `NO_LIMIT` where no option of the group uses as little.
-    """
-    no_more = np.ones((len(key), len(key)), dtype=bool)  # [i, j]: i uses no more than j
-    for taken in use.T.copy():
-        no_more &= taken[:, None] <= taken
-    # Of options with equal use, the one with the smaller key stays, then the first.
-    first = np.lexsort((np.arange(len(key)), key))
-    rank = np.empty(len(key), dtype=np.int64)
-    rank[first] = np.arange(len(key))
-    outdoes = no_more & (~no_more.T | (rank[:, None] < rank))
-    until: Array = np.where(outdoes, key[:, None], NO_LIMIT).min(axis=0, initial=NO_LIMIT)
-    return until
 
 
 @dataclass(frozen=True)
@@ -183,12 +117,12 @@ class Problem:
         self.starts = np.searchsorted(choices.group, np.arange(choices.groups))
 
     @classmethod
-    def of(cls, choices: Choices | None, budgets: Array, answers: Answers | None = None) -> Problem | None:
-        """The problem, or None if a group has no option within the budgets."""
-        if choices is None:
-            return None
-        is_within: Mask = np.asarray((choices.use <= budgets).all(axis=1))
-        fitting = choices.only(is_within)
+    def of(cls, choices: Choices, budgets: Array, limit: int, answers: Answers | None = None) -> Problem | None:
+        """The problem of keys up to a limit, or None if a group has no option within it and the budgets."""
+        keep: Mask = choices.key <= limit
+        for taken, budget in zip(choices.use.T, budgets.tolist(), strict=True):
+            keep &= taken <= budget
+        fitting = choices.only(keep)
         return None if fitting is None else cls(fitting, budgets, answers)
 
     def up_to(self, limit: int) -> Problem | None:
@@ -344,17 +278,22 @@ class Problem:
         most = STEEPEST * max(1.0, float(np.maximum.reduceat(key, self.starts).sum()))
         game, columns = Game(len(price) + 1), list[Array]()
         lower, mixture, best = -np.inf, np.inf, price
+        takes = np.column_stack([self.share, key])
+        payoffs = np.empty(len(price) + 1)
         for _ in range(STEPS):
-            priced = key + self.share @ price
-            chosen = self.cheapest(priced)
-            bound = float(priced[chosen].sum() - price.sum())
+            chosen = self.cheapest(takes @ np.append(price, 1.0))
+            columns.append(chosen)
+            taken = takes[chosen].sum(axis=0)
+            used, cost = taken[:-1], float(taken[-1])
+            bound = cost + float((used - 1) @ price)
             if bound > lower:
                 lower, best = bound, price
-            columns.append(chosen)
             if ceil(lower - 1e-6) >= upper * (1 - gap) or lower >= mixture - NEAR * abs(mixture):
                 break
-            cost, used = float(key[chosen].sum()) / most, self.share[chosen].sum(axis=0)
-            weights, value = game.add(np.append(cost + used, cost + 1) + 1)  # payoffs have to be positive
+            # Payoffs have to be positive.
+            payoffs[:-1] = used + (cost / most + 1)
+            payoffs[-1] = cost / most + 2
+            weights, value = game.add(payoffs)
             price, mixture = most * weights[:-1], most * (value - 2)
         mixed = self._mixed(columns, game) if len(columns) > 1 else columns[0]
         return Relaxed(lower, best, np.array([best]), np.array(columns), mixed)
@@ -369,14 +308,14 @@ class Problem:
         core = np.sort(order[:PAIR_OPTIONS])
         core = core[np.bincount(group[core], minlength=len(self.starts))[group[core]] > 1]
 
-        def by_pairs(chosen: Array) -> Array:
+        def by_pairs(chosen: Array, penalty: float = penalty) -> Array:
             return descended_by_pairs(key, self.share, group, core, chosen, penalty)
 
         wide = np.sort(order[: len(self.starts) + DESCENT_OPTIONS])
         place = np.full(len(key), -1)
         place[wide] = np.arange(len(wide))
 
-        def by_singles(begins: Array) -> Array:
+        def by_singles(begins: Array, penalty: float = penalty) -> Array:
             """Different choices, best first, that single exchanges reach from some others, shape (choices, groups)."""
             begins = place[begins]
             begins = begins[(begins >= 0).all(axis=1)]
@@ -392,10 +331,22 @@ class Problem:
         yield mixed
         spread = NOISE * slack * np.arange(1, starts + 1) / starts
         noisy = self._cheapest_of(extra - spread[:, None] * _noise(starts, len(key)))
-        found = by_singles(np.array([mixed, relaxed.mixed, *relaxed.columns[-COLUMNS:], *noisy]))
+        found = by_singles(np.array([mixed, relaxed.mixed, *relaxed.columns[-STARTS:], *noisy]))
         yield from found
-        if len(found):
-            yield from by_singles(np.array([by_pairs(chosen) for chosen in found[:polished]]))
+        if not len(found):
+            return
+        better = by_singles(np.array([by_pairs(chosen) for chosen in found[:polished]]))
+        yield from better
+        # What exceeds a budget by little may be far from what keeps it.
+        over = np.array([chosen for chosen in (*better, *found[:OVER]) if not self.fits(chosen)])
+        if not len(over):
+            return
+        firm = by_singles(over, FIRM * penalty)
+        yield from firm
+        if not any(self.fits(chosen) for chosen in (*found, *better, *firm)):
+            yield from by_singles(
+                np.array([by_pairs(chosen, FIRM * penalty) for chosen in firm[:OVER]]), FIRM * penalty
+            )
 
     def repaired(self, chosen: Array) -> Array:
         """A choice with as little excess over the budgets as exchanges of single options reach."""

@@ -22,6 +22,7 @@ bound where exchanges reach that.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil, floor, isfinite
@@ -31,6 +32,7 @@ import numpy as np
 from hwmodel.board import Board, load_boards
 from hwmodel.bounds import OpenSplits, reaching
 from hwmodel.chains import Candidate, Split
+from hwmodel.choices import NO_LIMIT, Choices
 from hwmodel.cost import dram_cycles
 from hwmodel.cuts import Cuts
 from hwmodel.dataflow import Schedule
@@ -41,7 +43,7 @@ from hwmodel.layers import OptionCache
 from hwmodel.network import NetworkSpec
 from hwmodel.options import RESOURCES, Options, Space
 from hwmodel.precision import NetworkConfig
-from hwmodel.problem import NO_LIMIT, PROVEN_GROUPS, Answers, Choices
+from hwmodel.problem import PROVEN_GROUPS, Answers
 from hwmodel.segments import Segments
 
 SPLITS_TOGETHER = 16
@@ -49,6 +51,9 @@ SPLITS_TOGETHER = 16
 
 LEANING = 1 / 16
 """Share of the resources together in prices to begin with that are nearly those of one alone."""
+
+AMPLE = 2
+"""Doublings of an interval at which there likely is a choice if prices leave the interval."""
 
 BRAM_GAP = 0.004
 """Share of the bound of a split at which its block RAM is good enough with many engines."""
@@ -282,7 +287,7 @@ class _Search:
         shortest, best, open_bound = min(bounds), max(floor, longest), NO_LIMIT
         found = start
         cuts = Cuts(self.segments, [start.split], shortest, best)
-        solution = self._least_bottleneck(cuts.choices(0), floor, best)
+        solution = self._easy_first(cuts, shortest, floor, best)
         open_bound = min(open_bound, solution.bound)
         if solution.is_found:
             best, found = solution.value, Reached(start.split, solution.rows)
@@ -303,10 +308,31 @@ class _Search:
                 best, found = solution.value, Reached(cuts.splits[place], solution.rows)
         self.is_proven &= open_bound >= best
         # The next goal finds out which of the others are as good.
-        cuts = cuts.at(best)
+        cuts = cuts.at(best, best)
         fill = self._fill(cuts, best)
         others = [Reached(one) for one, least in zip(cuts.splits, fill, strict=True) if least <= 1 + TINY]
         return best, cuts, [found, *(one for one in others if one.split != found.split)]
+
+    def _easy_first(self, cuts: Cuts, shortest: int, floor: int, longest: int) -> Solution:
+        """The shortest interval of a split, by a search that starts from limits that are easy to meet.
+
+        Args:
+            cuts: The split.
+            shortest: The least interval that is asked about.
+            floor: Intervals below count as this.
+            longest: The largest interval.
+        """
+        limits = [shortest]
+        while 2 * limits[-1] < longest:
+            limits.append(2 * limits[-1])
+        near = bisect_left(limits, True, key=lambda limit: bool(self._fill(cuts, limit)[0] <= 1 + TINY))
+        # Up to a limit that the prices so far leave ample there likely is a choice, of few options.
+        if near + AMPLE < len(limits):
+            low, ample = limits[max(0, near - 1)], limits[near + AMPLE]
+            solution = self._least_bottleneck(cuts.at(low, ample).choices(0), floor, ample)
+            if solution.is_found:
+                return solution
+        return self._least_bottleneck(cuts.choices(0), floor, longest)
 
     def _least_bottleneck(self, choices: Choices | None, floor: int, limit: int = NO_LIMIT) -> Solution:
         if choices is None:

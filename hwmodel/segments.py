@@ -10,6 +10,7 @@ import numpy as np
 
 from hwmodel.board import Board
 from hwmodel.chains import Candidate, SharedRows, Split
+from hwmodel.choices import Choices
 from hwmodel.cost import operation_bit_width, pipelined_operation_memories
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
 from hwmodel.layers import OptionCache, layer_facts
@@ -24,7 +25,6 @@ from hwmodel.options import (
     undominated_blocks,
 )
 from hwmodel.precision import NetworkConfig, ofm_bit_widths
-from hwmodel.problem import Choices
 from hwmodel.shared import SharedEngine
 from hwmodel.traffic import Placement, place, tensor_bits
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from hwmodel.board import Board
 from hwmodel.chains import KEPT, LOADED, Candidate, Chain, SharedRows, Split
+from hwmodel.choices import NO_LIMIT
 from hwmodel.cost import dram_cycles
 from hwmodel.dataflow import WeightPlace
 from hwmodel.engines import EngineUses
@@ -24,7 +25,6 @@ from hwmodel.layers import WEIGHTS, LayerFacts
 from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, URAM_SHAPE, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
 from hwmodel.network import NetworkSpec
 from hwmodel.options import Array, Space, resource_use
-from hwmodel.problem import NO_LIMIT
 from hwmodel.resources import BUFFERED, CODE_BITS, SPARSE_WORD_BITS, SharedLayer, shared_memories
 from hwmodel.traffic import Placement
 

@@ -8,9 +8,9 @@ import pytest
 from hwmodel import LayerConfig, NetworkConfig, NetworkSpec, WeightFormat, load_board, load_network, uniform
 from hwmodel.bounds import OpenSplits, reaching
 from hwmodel.chains import Split
+from hwmodel.choices import NO_LIMIT
 from hwmodel.cuts import Cuts
 from hwmodel.options import RESOURCES
-from hwmodel.problem import NO_LIMIT
 from hwmodel.scheduler import Scheduler
 
 
