@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -125,13 +125,7 @@ def weighted_options(
     space: Space,
 ) -> Options:
     """Executions of a pipelined layer with weights."""
-    pairs = [
-        pair
-        for pair in pipelined_foldings(layer)
-        if pair[0] <= space.pipelined_pe and pair[0] * pair[1] <= space.pipelined_products
-    ]
-    pe, simd = np.array(pairs, dtype=np.int64).T
-    ingest = np.array([ingest_channels(layer, *pair) for pair in pairs], dtype=np.int64)
+    pe, simd, ingest = _pipelined_grid(layer, space.pipelined_pe, space.pipelined_products)
     lanes = sparse_lanes(layer, config, storage, pe, simd)
     parts = []
     for flow in space.data_flows:
@@ -145,6 +139,14 @@ def weighted_options(
                 streamed = storage.weight_bits * layer.out_height if place is WeightPlace.STREAMED else 0
                 parts.append(_options(layer_cycles(layer, grid), use, np.full(len(pe), streamed), grid))
     return undominated(join(parts))
+
+
+@lru_cache(maxsize=1024)
+def _pipelined_grid(layer: LayerSpec, most_pe: int, most_products: int) -> tuple[Array, Array, Array]:
+    """Output channels, products per output channel and ingested channels in parallel of each folding of a layer."""
+    pairs = [(pe, simd) for pe, simd in pipelined_foldings(layer) if pe <= most_pe and pe * simd <= most_products]
+    pe, simd = np.array(pairs, dtype=np.int64).T
+    return pe, simd, np.array([ingest_channels(layer, *pair) for pair in pairs], dtype=np.int64)
 
 
 def operation_options(layer: LayerSpec, bit_width: int, memories_of: Any, family: str, space: Space) -> Options:
