@@ -47,7 +47,7 @@ PAIR_OPTIONS = 160
 DESCENT_OPTIONS = 400
 """Options beside one of each group that are exchanged one by one."""
 
-STARTS = 10
+STARTS = 8
 """Choices from which exchanges set out: as many with noise, and as many of the relaxation."""
 
 QUICK_STARTS = 4

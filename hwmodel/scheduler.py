@@ -88,6 +88,8 @@ class Best:
 class Scheduler:
     """Schedules configurations of one network on one board; keeps the options of layers that it has seen.
 
+    They make later schedules quicker, not different: each depends on its configuration alone.
+
     Args:
         network: The network.
         board: The board.
