@@ -137,8 +137,7 @@ class SharedEngine:
                 part[words <= most_in_luts] = 0
                 memory += part
             if loads:  # one cut, as each that loads weights has a chain of its own
-                cut_ = candidates[numbers[0]]
-                uses = self.uses.fixed_of_all([(cut_.pipelined, cut_.spilled)])
+                uses = self.uses.fixed_of_all([(0, candidates[numbers[0]].spilled)])
                 memory[memory > self.uses.rooms(uses, budgets)[0]] = NO_LIMIT
             if longest < NO_LIMIT - 1:
                 memory[(chain.cycles[start] > longest)[cut]] = NO_LIMIT
