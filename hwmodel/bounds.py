@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.chains import Candidate, Split
+from hwmodel.choices import NO_LIMIT
 from hwmodel.cuts import Cuts
+from hwmodel.engines import Cut
 from hwmodel.exchanges import TINY, Array, Floats
 from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
-from hwmodel.problem import NO_LIMIT
 from hwmodel.segments import Segments
+from hwmodel.shared import SharedEngine
 
 
 class OpenSplits:
@@ -59,7 +61,7 @@ class OpenSplits:
     @cached_property
     def _buffers(self) -> Array:
         """Shape (candidates, engines, resources)."""
-        return self._cuts.segments.engine.buffer_uses(self._candidates)
+        return self._cuts.segments.engine.uses.buffers([(one.pipelined, one.spilled) for one in self._candidates])
 
     @cached_property
     def _is_slow(self) -> NDArray[np.bool_]:
@@ -99,3 +101,29 @@ class OpenSplits:
             Split(self._candidates[number], resident, bits)
             for number, resident, bits in zip(*(column.tolist() for column in columns), strict=True)
         ]
+
+
+def reaching(engine: SharedEngine, candidates: Sequence[Candidate], budgets: Array, limit: int) -> list[Candidate]:
+    """The cuts, nothing pipelined before them, that may have no more off-chip bits than this within the budgets."""
+    left = np.arange(len(candidates))
+    map_bits = np.array([one.map_bits for one in candidates], dtype=np.int64)
+    cuts = [(one.pipelined, one.spilled) for one in candidates]
+    # What costs little leaves out most.
+    for uses in (_no_uses, engine.uses.buffers, engine.uses.fixed_of_all):
+        if len(left):
+            found = uses([cuts[number] for number in left.tolist()])
+            rooms = engine.uses.rooms(found.reshape(*found.shape[:2], -1, len(budgets)), budgets)
+            most = np.where(rooms >= 0, rooms + engine.most_in_luts, -1).max(axis=1)
+            left = left[(most >= 0) & (map_bits[left] + _least_weight_bits(engine, most) <= limit)]
+    return [candidates[number] for number in left.tolist()]
+
+
+def _least_weight_bits(engine: SharedEngine, memory_bits: Array) -> Array:
+    """Bits of weights that cross the chip's border at least, all layers on the engine, with so much memory."""
+    bits, saved = engine.weights_by_users
+    least: Array = saved[-1] - (np.interp(memory_bits, bits, saved) + 1).astype(np.int64)
+    return least
+
+
+def _no_uses(cuts: Sequence[Cut]) -> Array:
+    return np.zeros((len(cuts), 1, 4), dtype=np.int64)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
+from hwmodel.layers import WEIGHTS
 from hwmodel.options import Array
-from hwmodel.resources import SUMMED, SharedLayer
+from hwmodel.resources import BUFFERED, SUMMED
 
-FIELDS = tuple(SharedLayer.__dataclass_fields__)
-"""Needs of the shared engine, in the order of the rows of their arrays."""
+KEPT = tuple(name for name in WEIGHTS if name in SUMMED)
+"""Fields that add up over layers with resident weights: one for each memory of weights."""
 
-MAXIMISED = tuple(name for name in FIELDS if name not in SUMMED)
+LOADED = tuple(BUFFERED.index(name) for name in ("loaded_words", "loaded_sparse_words"))
+"""Of each of them: the number of the field that counts where weights are loaded."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Chain:
     Args:
         engines: Number of engines.
         order: Layers in the order in which their weights become resident.
-        needs: Shape (`FIELDS`, engines) for each layer.
+        words: Shape (`WEIGHTS`, engines) for each layer.
         layer_cycles: Shape (engines,) for each layer.
         loading_cycles: Shape (layers + 1,): cycles that the engine waits if the layers from one on do not keep theirs.
         streamed_bits: Shape (layers + 1,): off-chip bits per frame if weights of the layers from one on do not stay.
@@ -64,44 +66,39 @@ class Chain:
 
     engines: int
     order: tuple[int, ...]
-    needs: tuple[Array, ...]
+    words: tuple[Array, ...]
     layer_cycles: tuple[Array, ...]
     loading_cycles: Array
     streamed_bits: Array
 
     @cached_property
-    def weight_words(self) -> Array:
-        """Shape (layers + 1, engines): words of resident weights of the layers before one."""
-        column = FIELDS.index("weight_words")
-        return prefixes(np.cumsum(self._stacked([need[column] for need in self.needs]), axis=0))
-
-    @cached_property
-    def loaded_words(self) -> Array:
-        """Shape (layers + 1, engines): words for loaded weights if the layers from one on do not keep theirs."""
-        column = FIELDS.index("loaded_words")
-        words = self._stacked([need[column] for need in self.needs[::-1]])
-        return prefixes(np.maximum.accumulate(words, axis=0))[::-1]
-
-    @cached_property
     def before(self) -> Array:
-        """Shape (layers + 1, `SUMMED`, engines): sums over the layers before one."""
-        return prefixes(np.cumsum(self._stacked(self.needs, len(FIELDS))[:, _SUMMED], axis=0))
+        """Shape (layers + 1, `KEPT`, engines): sums over the layers before one."""
+        rows = self._stacked[:, [WEIGHTS.index(name) for name in KEPT]]
+        return prefixes(np.cumsum(rows, axis=0))
 
     @cached_property
     def after(self) -> Array:
-        """Shape (layers + 1, `MAXIMISED`, engines): maxima over the layers from one on."""
-        return prefixes(np.maximum.accumulate(self._stacked(self.needs[::-1], len(FIELDS))[:, _MAXIMISED], axis=0))[
-            ::-1
-        ]
+        """Shape (layers + 1, `BUFFERED`, engines): maxima over the layers from one on."""
+        rows = self._stacked[::-1, [WEIGHTS.index(name) for name in BUFFERED]]
+        return prefixes(np.maximum.accumulate(rows, axis=0))[::-1]
 
     @cached_property
     def cycles(self) -> Array:
         """Shape (layers + 1, engines): cycles of the layers from one on."""
-        return prefixes(np.cumsum(self._stacked(self.layer_cycles[::-1]), axis=0))[::-1]
+        rows = np.array(self.layer_cycles, dtype=np.int64).reshape(-1, self.engines)
+        return prefixes(np.cumsum(rows[::-1], axis=0))[::-1]
 
-    def _stacked(self, rows: Sequence[Array], *inner: int) -> Array:
-        """Rows of shape (*inner, engines) as one array, also if there are none."""
-        return np.array(rows, dtype=np.int64).reshape(len(rows), *inner, self.engines)
+    @cached_property
+    def least_cycles(self) -> Array:
+        """Shape (layers + 1,): those of the fastest engine."""
+        least: Array = self.cycles.min(axis=1)
+        return least
+
+    @cached_property
+    def _stacked(self) -> Array:
+        """Shape (layers, `WEIGHTS`, engines), also if there are none."""
+        return np.array(self.words, dtype=np.int64).reshape(-1, len(WEIGHTS), self.engines)
 
 
 @dataclass(frozen=True)
@@ -127,11 +124,12 @@ class SharedRows:
         low, high = np.searchsorted(self.split, [number, number + 1])
         return slice(int(low), int(high))
 
+    def where(self, keep: NDArray[np.bool_]) -> SharedRows:
+        """The options where `keep` is true."""
+        columns = (self.split, self.cycles, self.use, self.engine, self.kind)
+        return SharedRows(*(column[keep] for column in columns))
+
 
 def prefixes(accumulated: Array) -> Array:
     """Accumulated values with a row of zeros, for no layer, before them."""
     return np.concatenate([np.zeros_like(accumulated[:1], shape=(1, *accumulated.shape[1:])), accumulated])
-
-
-_SUMMED = [FIELDS.index(name) for name in SUMMED]
-_MAXIMISED = [FIELDS.index(name) for name in MAXIMISED]

@@ -7,13 +7,14 @@ accumulated once for all cuts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 
 from hwmodel.chains import SharedRows, Split
+from hwmodel.choices import NO_LIMIT, Choices
 from hwmodel.exchanges import Array, Floats
 from hwmodel.options import Options
-from hwmodel.problem import NO_LIMIT, Choices
 from hwmodel.segments import Segments
 
 
@@ -35,15 +36,21 @@ class Cuts:
         self._longest = longest
         self._layers = len(segments.network.layers)
         self._kinds = len(segments.engine.kinds)
-        own = segments.own
-        kept = np.flatnonzero((own.key <= longest) & (shortest < own.until))
-        self.own = Choices(own.key[kept], own.use[kept], own.group[kept], own.until[kept], kept, own.groups)
+        self.own = _asked_about(segments.own, shortest, longest)
         self.depth = np.array([split.candidate.pipelined for split in splits], dtype=np.int64)
         with_engine = np.flatnonzero(self.depth < self._layers)
         self.rows: SharedRows | None = None
         if len(with_engine):
             rows = segments.engine.rows([self.splits[number] for number in with_engine], longest)
             self.rows = SharedRows(with_engine[rows.split], rows.cycles, rows.use, rows.engine, rows.kind)
+
+    def at(self, shortest: int, longest: int) -> Cuts:
+        """The same splits where only these intervals are asked about, of those that were."""
+        found = copy(self)
+        found.own = _asked_about(self.own, shortest, longest)
+        found.rows = None if self.rows is None else self.rows.where(self.rows.cycles <= longest)
+        found._longest = longest
+        return found
 
     def choices(self, number: int) -> Choices | None:
         """The options of one split: of each pipelined layer, then of the shared engine; None if a group has none."""
@@ -151,3 +158,9 @@ class Cuts:
         own = (self.own.use @ rates)[:, None]
         least: Floats = self._least(own, self.own.group, shared)[:, 0] - prices.sum()
         return least
+
+
+def _asked_about(own: Choices, shortest: int, longest: int) -> Choices:
+    """The options that count at one of some intervals."""
+    kept = np.flatnonzero((own.key <= longest) & (shortest < own.until))
+    return Choices(own.key[kept], own.use[kept], own.group[kept], own.until[kept], own.rows[kept], own.groups)

@@ -144,6 +144,8 @@ class LayerSchedule:
 
     def __post_init__(self) -> None:
         for name, kind in (("data_flow", DataFlow), ("multiplier", Multiplier), ("weight_place", WeightPlace)):
+            if isinstance(getattr(self, name), kind):
+                continue
             try:
                 object.__setattr__(self, name, kind(getattr(self, name)))
             except ValueError:

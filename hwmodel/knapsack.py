@@ -23,8 +23,12 @@ from math import ceil
 
 import numpy as np
 
+from hwmodel.choices import NO_LIMIT, Choices
 from hwmodel.exchanges import Array, Floats
-from hwmodel.problem import COARSE, NO_LIMIT, POLISHED, PROVEN_GROUPS, QUICK_STARTS, STARTS, Answers, Choices, Problem
+from hwmodel.problem import COARSE, POLISHED, PROVEN_GROUPS, QUICK_STARTS, STARTS, Answers, Problem
+
+STRIDE = 4
+"""How much further each step goes on the way to a limit with a choice."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,12 @@ NOTHING = Solution(NO_LIMIT, NO_LIMIT)
 
 
 def least_bottleneck(
-    choices: Choices, budgets: Array, floor: int = 0, limit: int = NO_LIMIT, answers: Answers | None = None
+    choices: Choices,
+    budgets: Array,
+    floor: int = 0,
+    limit: int = NO_LIMIT,
+    answers: Answers | None = None,
+    prices: Floats | None = None,
 ) -> Solution:
     """The choice whose largest key is least.
 
@@ -69,43 +78,50 @@ def least_bottleneck(
         floor: Keys below count as this.
         limit: Only keys up to this are taken.
         answers: What earlier searches found out about hard cases; it is added to.
+        prices: Prices of the budgets to begin with, shape (prices, resources), each of sum 1.
 
     Returns:
         The best choice found within budgets and limit.
     """
-    problem = Problem.of(choices.only(choices.key <= limit), budgets, answers)
+    problem = Problem.of(choices, budgets, limit, answers)
     if problem is None:
         return NOTHING
     keys = problem.choices.key
     grid = np.unique(np.maximum(keys, floor))
     grid = grid[grid >= np.minimum.reduceat(keys, problem.starts).max()]
-    weights = np.full(len(budgets), 1 / len(budgets))
-    low, last, index, step = 0, len(grid) - 1, 0, 1
+    low, weights = problem.first_possible(grid, _equal_prices(budgets) if prices is None else prices)
+    last, index, step, is_next_lowest = len(grid) - 1, low, 1, True
     best: Array | None = None
-    prices: tuple[float, ...] = ()
+    excluding = tuple(weights.tolist()) if low else ()
     high, unproven = len(grid), NO_LIMIT
     while low < high:
         part = problem.up_to(int(grid[index]))
-        found, is_proven = None, True
+        found, is_proven, may_solve = None, True, best is not None or index == last
         if part is not None:
-            found, weights, is_proven = part.any_choice(weights, may_solve=best is not None or index == last)
+            found, weights, is_proven = part.any_choice(weights, may_solve=may_solve)
         if found is not None:
             # The choice may keep a smaller limit than the one it was asked to keep.
             slowest = int(keys[np.isin(problem.choices.rows, found)].max())
             best, high = found, int(np.searchsorted(grid, max(floor, slowest)))
-        elif not is_proven and (best is not None or index == last):
+        elif not is_proven and may_solve:
             # What is possible at a smaller limit is possible at this one: all from the lowest on are open.
             low, unproven = index + 1, min(unproven, int(grid[low]))
         else:
-            prices = tuple(weights.tolist()) if is_proven else prices
+            excluding = tuple(weights.tolist()) if is_proven else excluding
             low = problem.first_open(grid, max(low, index + 1 if is_proven else low), weights)
-        if best is None:  # not yet: a larger limit, in growing steps; then halve what is between
-            index, step = min(max(low, index + step), last), 2 * step
-        else:
+        if best is None:  # not yet: a larger limit, in growing steps
+            index, step = min(max(low, index + step), last), STRIDE * step
+        elif is_next_lowest:  # mostly the first limit that prices leave has a choice, which is worth solving for
+            index, is_next_lowest = low, False
+        else:  # halve what is between
             index = (low + high) // 2
     if best is None:
-        return Solution(NO_LIMIT, unproven, (), prices)
-    return Solution(int(grid[high]), min(int(grid[high]), unproven), tuple(best.tolist()), prices)
+        return Solution(NO_LIMIT, unproven, (), excluding)
+    return Solution(int(grid[high]), min(int(grid[high]), unproven), tuple(best.tolist()), excluding)
+
+
+def _equal_prices(budgets: Array) -> Floats:
+    return np.full((1, len(budgets)), 1 / len(budgets))
 
 
 def any_choice(choices: Choices, budgets: Array, weights: Floats) -> tuple[Solution, Floats]:
@@ -120,7 +136,7 @@ def any_choice(choices: Choices, budgets: Array, weights: Floats) -> tuple[Solut
         A solution of value 0, or one without rows, whose bound is 0 if it is not proven that there is none; and the
         last prices, which prove it.
     """
-    problem = Problem.of(choices, budgets)
+    problem = Problem.of(choices, budgets, NO_LIMIT)
     if problem is None:
         return NOTHING, weights
     rows, weights, is_proven = problem.any_choice(weights, may_solve=True)
@@ -153,21 +169,25 @@ def cheapest(
     Returns:
         The best choice found within budgets and limit.
     """
-    problem = Problem.of(choices.only(choices.key <= limit), budgets)
-    if problem is None:
+    whole = Problem.of(choices, budgets, limit)
+    if whole is None:
         return NOTHING
     is_small = choices.groups <= PROVEN_GROUPS
-    key = problem.choices.key.astype(np.float64)
+    key = whole.choices.key.astype(np.float64)
     best, upper = None, float(limit) + 1
 
     def offer(found: Array | None) -> None:
         nonlocal best, upper
-        if found is not None and key[found].sum() < upper and problem.fits(found):
+        if found is not None and key[found].sum() < upper and whole.fits(found):
             best, upper = found, float(key[found].sum())
 
-    offer(problem.at_rows(start))
+    offer(whole.at_rows(start))
     gap = 0.0 if is_small else gap
-    relaxed = problem.priced(key, np.array(prices) if prices else np.zeros(len(budgets)), upper, gap)
+    first_price = np.array(prices) if prices else np.zeros(len(budgets))
+    # Of what is better than the best so far, all is within the other budgets.
+    binding = whole.binding(upper - 1)
+    problem = whole.of_budgets(binding)
+    relaxed = problem.priced(key, first_price[binding], upper, gap)
     lower, best_price = relaxed.bound, relaxed.prices
     if ceil(lower - 1e-6) < upper * (1 - gap):
         effort = (QUICK_STARTS, 1) if is_quick else (STARTS, POLISHED)
@@ -184,7 +204,9 @@ def cheapest(
         if better is not None and key[better].sum() < upper:
             best, upper = better, float(key[better].sum())
         proven = upper
-    found_prices = tuple(best_price.tolist())
+    all_prices = np.zeros(len(budgets))
+    all_prices[binding] = best_price
+    found_prices = tuple(all_prices.tolist())
     if best is None:
         return Solution(NO_LIMIT, NO_LIMIT if proven > limit else round(proven), (), found_prices)
     return Solution(round(upper), round(proven), tuple(problem.choices.rows[best].tolist()), found_prices)

@@ -7,26 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel.compute import Count, Multiplier
+from hwmodel.choices import outdone_from
+from hwmodel.compute import Count, Multiplier, mac_array
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, LayerSchedule, WeightPlace
+from hwmodel.enumeration import least_of
 from hwmodel.folding import divisors, ingest_channels, pipelined_foldings
 from hwmodel.network import LayerSpec
 from hwmodel.precision import LayerConfig
-from hwmodel.problem import outdone_from
 from hwmodel.resources import (
     Memory,
     SharedLayer,
+    beside_shared_array,
     operation_array,
     pipelined_array,
     pipelined_memories,
-    shared_array,
     sparse_lanes,
     weight_memories,
 )
@@ -61,6 +62,13 @@ class Space:
     pipelined_products: int = 16384
     shared_pe: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     shared_simd: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+
+    @cached_property
+    def shared_grid(self) -> tuple[Array, Array]:
+        """Output channels and products in parallel of each folding of the shared engine, shape (engines,) both."""
+        pairs = [(pe, simd) for pe in self.shared_pe for simd in self.shared_simd]
+        pe, simd = np.array(pairs, dtype=np.int64).T
+        return pe, simd
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ class Options:
 
     @cached_property
     def until(self) -> Array:
-        """Shape (options,): the interval from which on another option uses no more; see `hwmodel.problem.Choices`."""
+        """Shape (options,): the interval from which on another option uses no more; see `hwmodel.choices.Choices`."""
         return outdone_from(self.cycles, self.use)
 
     def only(self, keep: Array) -> Options:
@@ -117,13 +125,7 @@ def weighted_options(
     space: Space,
 ) -> Options:
     """Executions of a pipelined layer with weights."""
-    pairs = [
-        pair
-        for pair in pipelined_foldings(layer)
-        if pair[0] <= space.pipelined_pe and pair[0] * pair[1] <= space.pipelined_products
-    ]
-    pe, simd = np.array(pairs, dtype=np.int64).T
-    ingest = np.array([ingest_channels(layer, *pair) for pair in pairs], dtype=np.int64)
+    pe, simd, ingest = _pipelined_grid(layer, space.pipelined_pe, space.pipelined_products)
     lanes = sparse_lanes(layer, config, storage, pe, simd)
     parts = []
     for flow in space.data_flows:
@@ -137,6 +139,14 @@ def weighted_options(
                 streamed = storage.weight_bits * layer.out_height if place is WeightPlace.STREAMED else 0
                 parts.append(_options(layer_cycles(layer, grid), use, np.full(len(pe), streamed), grid))
     return undominated(join(parts))
+
+
+@lru_cache(maxsize=1024)
+def _pipelined_grid(layer: LayerSpec, most_pe: int, most_products: int) -> tuple[Array, Array, Array]:
+    """Output channels, products per output channel and ingested channels in parallel of each folding of a layer."""
+    pairs = [(pe, simd) for pe, simd in pipelined_foldings(layer) if pe <= most_pe and pe * simd <= most_products]
+    pe, simd = np.array(pairs, dtype=np.int64).T
+    return pe, simd, np.array([ingest_channels(layer, *pair) for pair in pairs], dtype=np.int64)
 
 
 def operation_options(layer: LayerSpec, bit_width: int, memories_of: Any, family: str, space: Space) -> Options:
@@ -163,17 +173,19 @@ def shared_array_uses(
 ) -> Array:
     """Resources of the arrays of shared engines of some foldings, shape (engines, multipliers, 4)."""
     found = np.zeros((len(pe), len(multipliers), len(RESOURCES)), dtype=np.int64)
+    beside = beside_shared_array(need, pe, simd, family)
+    found[:, :, 2], found[:, :, 3] = beside.lut[:, None], beside.dsp[:, None]
     widths = need.weight_bit_width * WIDEST + need.act_bit_width
     for width in np.flatnonzero(np.bincount(widths)):
         same = np.flatnonzero(widths == width)
-        values: dict[str, Any] = {
-            name: value[same] for name, value in vars(need).items() if isinstance(value, np.ndarray)
-        }
-        values["weight_bit_width"], values["act_bit_width"] = divmod(int(width), WIDEST)
-        own = replace(need, **values)
+        weight_bits, act_bits = divmod(int(width), WIDEST)
+        if not weight_bits:
+            found[same] = 0
+            continue
         for number, multiplier in enumerate(multipliers):
-            array = shared_array(own, pe[same], simd[same], multiplier, family)
-            found[same, number, 2], found[same, number, 3] = array.lut, array.dsp
+            array = mac_array(pe[same], simd[same], weight_bits, act_bits, need.sum_bits[same], multiplier, family)
+            found[same, number, 2] += array.lut
+            found[same, number, 3] += array.dsp
     return found
 
 
@@ -196,15 +208,11 @@ def resource_use(memories: Sequence[Memory], lut: Count, dsp: Count, family: str
 
 
 def undominated(options: Options) -> Options:
-    """Options that no other one beats or equals in cycles, resources and off-chip bits together."""
+    """Options that no other one beats or equals in cycles, resources and off-chip bits; by ascending cycles."""
     rows = np.column_stack([options.cycles, options.use, options.offchip_bits])
     order = np.lexsort(rows.T[::-1])
-    rows = rows[order]
-    alive = np.ones(len(rows), dtype=bool)
-    for i in range(len(rows)):
-        if alive[i]:
-            alive[i + 1 :] &= ~(rows[i] <= rows[i + 1 :]).all(axis=1)
-    return options.only(order[alive])
+    kept = np.sort(least_of(rows[order].astype(np.float64)))
+    return options.only(order[kept])
 
 
 def undominated_blocks(options: Options, size: int) -> Options:

@@ -19,6 +19,9 @@ from hwmodel.exchanges import Array, Floats
 PIVOTS = 50
 """Most changes of the basis for one more column: what is left open shows in a bound that is not reached."""
 
+CAPACITY = 32
+"""Columns that room is made for to begin with."""
+
 ROUNDING = 1e-9
 """Reduced gain that counts as none."""
 
@@ -32,11 +35,16 @@ class Game:
 
     def __init__(self, rows: int) -> None:
         # The largest sum of weights that keeps each row within 1; slacks are the first columns.
-        self._columns = np.eye(rows)
-        self._gain = np.zeros(rows)
-        self._basis = np.arange(rows)
-        self._inverse = np.eye(rows)
-        self._level = np.ones(rows)
+        self._rows = rows
+        self._size = rows
+        self._columns = np.zeros((CAPACITY, rows))
+        self._columns[:rows] = np.eye(rows)
+        self._gain = np.zeros(CAPACITY)
+        self._basis = list(range(rows))
+        # The inverse of the basis and the weight of each of its columns; below them the prices of the rows.
+        self._tableau = np.eye(rows + 1)
+        self._tableau[:rows, rows] = 1.0
+        self._tableau[rows, rows] = 0.0
 
     def add(self, column: Floats) -> tuple[Floats, float]:
         """Prices of the rows that are best against all columns so far, of sum 1, and the value of the game.
@@ -44,36 +52,42 @@ class Game:
         Args:
             column: Shape (rows,): the payoffs of one more column, each > 0.
         """
-        rows = len(self._basis)
-        self._columns = np.vstack([self._columns, column])
-        self._gain = np.append(self._gain, 1.0)
-        duals = self._gain[self._basis] @ self._inverse
+        rows, tableau = self._rows, self._tableau
+        if self._size == len(self._columns):
+            self._columns = np.concatenate([self._columns, np.zeros_like(self._columns)])
+            self._gain = np.concatenate([self._gain, np.zeros_like(self._gain)])
+        self._columns[self._size] = column
+        self._gain[self._size] = 1.0
+        self._size += 1
+        columns, gain = self._columns[: self._size], self._gain[: self._size]
+        duals = tableau[rows, :rows]
         for _ in range(PIVOTS):
-            reduced = self._gain - self._columns @ duals
+            reduced = gain - columns @ duals
             enters = int(reduced.argmax())
             if reduced[enters] <= ROUNDING:
                 break
-            change = self._inverse @ self._columns[enters]
-            grows = change > ROUNDING
-            if not grows.any():
+            change = tableau[:, :rows] @ columns[enters]
+            change[rows] = -reduced[enters]
+            # Few rows: plain numbers are quicker than arrays.
+            steps = [
+                (level / one, row)
+                for row, (level, one) in enumerate(zip(tableau[:rows, rows].tolist(), change.tolist(), strict=False))
+                if one > ROUNDING
+            ]
+            if not steps:
                 break
-            ratio = np.full(rows, np.inf)
-            ratio[grows] = self._level[grows] / change[grows]
-            leaves = int(ratio.argmin())
-            row, step = self._inverse[leaves] / change[leaves], ratio[leaves]
-            self._inverse -= np.outer(change, row)
-            self._inverse[leaves] = row
-            self._level -= change * step
-            self._level[leaves] = step
+            leaves = min(steps)[1]
+            pivot = tableau[leaves] / change[leaves]
+            tableau -= change[:, None] * pivot
+            tableau[leaves] = pivot
             self._basis[leaves] = enters
-            duals = self._gain[self._basis] @ self._inverse
         prices = np.maximum(duals, 0.0)
         total = float(prices.sum())
         return prices / total, 1 / total
 
     def mix(self) -> tuple[Array, Floats]:
         """The columns of the best mix, by number in the order in which they came, and their shares, of sum 1."""
-        rows = len(self._basis)
-        used = (self._basis >= rows) & (self._level > ROUNDING)
-        shares = self._level[used]
-        return self._basis[used] - rows, shares / shares.sum()
+        basis, level = np.array(self._basis), self._tableau[: self._rows, self._rows]
+        used = (basis >= self._rows) & (level > ROUNDING)
+        shares = level[used]
+        return basis[used] - self._rows, shares / shares.sum()

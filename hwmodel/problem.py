@@ -1,22 +1,20 @@
-"""Options of a multiple-choice knapsack, and what prices and exchanges find among them."""
+"""A multiple-choice knapsack, and what prices and exchanges find in it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from math import ceil
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hwmodel.choices import Choices, Mask
 from hwmodel.enumeration import any_within
 from hwmodel.exchanges import TINY, Array, Floats, descended, descended_by_pairs, repaired
 from hwmodel.highs import branch_and_cut
 from hwmodel.pricing import Game
-
-Mask = NDArray[np.bool_]
 
 Answers = dict[bytes, tuple[Array | None, bool]]
 """By shares and groups of the options that prices left: any choice of them or None, and whether that is proven."""
@@ -37,13 +35,19 @@ STEEPEST = 40
 PENALTY = 3.0
 """What exceeding a budget costs exchanges, in units of the sum of prices."""
 
+FIRM = 10.0
+"""How much more it costs exchanges that set out from choices that exceed a budget still."""
+
+OVER = 16
+"""Choices of single exchanges from which these set out."""
+
 PAIR_OPTIONS = 160
 """Options of which pairs are exchanged."""
 
 DESCENT_OPTIONS = 400
 """Options beside one of each group that are exchanged one by one."""
 
-STARTS = 12
+STARTS = 8
 """Choices from which exchanges set out: as many with noise, and as many of the relaxation."""
 
 QUICK_STARTS = 4
@@ -51,6 +55,9 @@ QUICK_STARTS = 4
 
 NOISE = 0.5
 """Noise of the prices of the last of them, in shares of what a choice may be dearer than the bound."""
+
+NOISE_BLOCK = 1024
+"""Options that noise is made for in one go."""
 
 COARSE = 0.05
 """The most that this is taken for, in shares of the best sum."""
@@ -72,73 +79,6 @@ FEW_PARTIAL = 16
 
 MOST_PARTIAL = 2_000
 """Partial choices at which it is given up afterwards."""
-
-NO_LIMIT = 1 << 60
-
-
-@dataclass(frozen=True)
-class Choices:
-    """Options of all groups, one group after the other; of each group one option is taken.
-
-    Args:
-        key: Shape (options,), integers >= 0.
-        use: Shape (options, resources), integers >= 0.
-        group: Shape (options,), ascending: the group of each option.
-        until: Shape (options,): at limits of the key from this one on another option of the group uses no more of
-            anything, so that this one need not be looked at; see `outdone_from`.
-        rows: Shape (options,): where an option stood before others were left out.
-        groups: Number of groups.
-    """
-
-    key: Array
-    use: Array
-    group: Array
-    until: Array
-    rows: Array
-    groups: int
-
-    @classmethod
-    def of(cls, keys: Sequence[Array], uses: Sequence[Array], untils: Sequence[Array] | None = None) -> Choices:
-        """Options by group: keys of shape (options,), uses of shape (options, resources)."""
-        group = np.repeat(np.arange(len(keys)), [len(key) for key in keys])
-        until = np.full(len(group), NO_LIMIT) if untils is None else np.concatenate(untils)
-        return cls(np.concatenate(keys), np.concatenate(uses), group, until, np.arange(len(group)), len(keys))
-
-    def only(self, keep: Mask) -> Choices | None:
-        """The options where `keep` is true; None if a group has none."""
-        index = np.flatnonzero(keep)
-        group = self.group[index]
-        if not len(index) or np.count_nonzero(np.diff(group)) + 1 < self.groups:
-            return None
-        return Choices(self.key[index], self.use[index], group, self.until[index], self.rows[index], self.groups)
-
-    def up_to(self, limit: int) -> Choices | None:
-        """The options that count where no key may be larger than `limit`; None if a group has none."""
-        return self.only((self.key <= limit) & (limit < self.until))
-
-    def at_cost(self, cost: Array) -> Choices:
-        """The same options with other keys, all of them to be looked at."""
-        return Choices(cost, self.use, self.group, np.full(len(cost), NO_LIMIT), self.rows, self.groups)
-
-
-def outdone_from(key: Array, use: Array) -> Array:
-    """The least key from which on an option of one group is outdone: another one uses no more of anything.
-
-    Args:
-        key: Shape (options,).
-        use: Shape (options, resources).
-
-    Returns:
-        Shape (options,); `NO_LIMIT` where no option of the group uses as little.
-    """
-    no_more = (use[:, None, :] <= use[None, :, :]).all(axis=2)  # [i, j]: i uses no more than j
-    # Of options with equal use, the one with the smaller key stays, then the first.
-    first = np.lexsort((np.arange(len(key)), key))
-    rank = np.empty(len(key), dtype=np.int64)
-    rank[first] = np.arange(len(key))
-    outdoes = no_more & (~no_more.T | (rank[:, None] < rank[None, :]))
-    until: Array = np.where(outdoes, key[:, None], NO_LIMIT).min(axis=0, initial=NO_LIMIT)
-    return until
 
 
 @dataclass(frozen=True)
@@ -177,18 +117,29 @@ class Problem:
         self.starts = np.searchsorted(choices.group, np.arange(choices.groups))
 
     @classmethod
-    def of(cls, choices: Choices | None, budgets: Array, answers: Answers | None = None) -> Problem | None:
-        """The problem, or None if a group has no option within the budgets."""
-        if choices is None:
-            return None
-        is_within: Mask = np.asarray((choices.use <= budgets).all(axis=1))
-        fitting = choices.only(is_within)
+    def of(cls, choices: Choices, budgets: Array, limit: int, answers: Answers | None = None) -> Problem | None:
+        """The problem of keys up to a limit, or None if a group has no option within it and the budgets."""
+        keep: Mask = choices.key <= limit
+        for taken, budget in zip(choices.use.T, budgets.tolist(), strict=True):
+            keep &= taken <= budget
+        fitting = choices.only(keep)
         return None if fitting is None else cls(fitting, budgets, answers)
 
     def up_to(self, limit: int) -> Problem | None:
         """The problem where no key may be larger than `limit`; None if a group has no such option."""
         choices = self.choices.up_to(limit)
         return None if choices is None else Problem(choices, self.budgets, self.answers)
+
+    def binding(self, most: float) -> Array:
+        """Numbers of the budgets that a choice can exceed whose sum of keys is at most `most`."""
+        use, largest = self.choices.use, np.maximum.reduceat(self.choices.use, self.starts).sum(axis=0)
+        is_within = (use <= self.choices.key[:, None]).all(axis=0) & (most <= self.budgets)
+        return np.flatnonzero(~is_within & (largest > self.budgets))
+
+    def of_budgets(self, numbers: Array) -> Problem:
+        """The problem where only these budgets count."""
+        choices = replace(self.choices, use=self.choices.use[:, numbers])
+        return Problem(choices, self.budgets[numbers])
 
     def at_rows(self, rows: Sequence[int]) -> Array | None:
         """The choice with these rows, or None if one of them is not among the options."""
@@ -218,12 +169,33 @@ class Problem:
             low, high = (low, middle) if is_open(middle) else (middle + 1, high)
         return high
 
+    def first_possible(self, grid: Array, pool: Floats) -> tuple[int, Floats]:
+        """The first limit that none of some prices excludes, `len(grid)` if there is none; and the tightest of them.
+
+        Args:
+            grid: Limits, ascending.
+            pool: Shape (prices, resources), each of sum 1.
+        """
+        low, weights = self.first_open(grid, 0, pool[-1]), pool[-1]
+        while low < len(grid):
+            part = self.up_to(int(grid[low]))
+            assert part is not None
+            fill = np.minimum.reduceat(part.share @ pool.T, part.starts).sum(axis=0)
+            tightest = int(fill.argmax())
+            weights = pool[tightest]
+            if fill[tightest] <= 1 + TINY:
+                break
+            low = self.first_open(grid, low + 1, weights)
+        return low, weights
+
     def cheapest(self, priced: Floats) -> Array:
         """Index of each group's cheapest option."""
         group = self.choices.group
         least = np.minimum.reduceat(priced, self.starts)
-        is_least = np.flatnonzero(priced <= least[group])
-        first: Array = is_least[np.searchsorted(group[is_least], np.arange(len(self.starts)))]
+        is_least: Array = (priced <= least.take(group)).nonzero()[0]
+        if len(is_least) == len(least):
+            return is_least
+        first: Array = is_least[np.searchsorted(group[is_least], np.arange(len(least)))]
         return first
 
     def _cheapest_of(self, priced: Floats) -> Array:
@@ -306,17 +278,22 @@ class Problem:
         most = STEEPEST * max(1.0, float(np.maximum.reduceat(key, self.starts).sum()))
         game, columns = Game(len(price) + 1), list[Array]()
         lower, mixture, best = -np.inf, np.inf, price
+        takes = np.column_stack([self.share, key])
+        payoffs = np.empty(len(price) + 1)
         for _ in range(STEPS):
-            priced = key + self.share @ price
-            chosen = self.cheapest(priced)
-            bound = float(priced[chosen].sum() - price.sum())
+            chosen = self.cheapest(takes @ np.append(price, 1.0))
+            columns.append(chosen)
+            taken = takes[chosen].sum(axis=0)
+            used, cost = taken[:-1], float(taken[-1])
+            bound = cost + float((used - 1) @ price)
             if bound > lower:
                 lower, best = bound, price
-            columns.append(chosen)
             if ceil(lower - 1e-6) >= upper * (1 - gap) or lower >= mixture - NEAR * abs(mixture):
                 break
-            cost, used = float(key[chosen].sum()) / most, self.share[chosen].sum(axis=0)
-            weights, value = game.add(np.append(cost + used, cost + 1) + 1)  # payoffs have to be positive
+            # Payoffs have to be positive.
+            payoffs[:-1] = used + (cost / most + 1)
+            payoffs[-1] = cost / most + 2
+            weights, value = game.add(payoffs)
             price, mixture = most * weights[:-1], most * (value - 2)
         mixed = self._mixed(columns, game) if len(columns) > 1 else columns[0]
         return Relaxed(lower, best, np.array([best]), np.array(columns), mixed)
@@ -331,26 +308,45 @@ class Problem:
         core = np.sort(order[:PAIR_OPTIONS])
         core = core[np.bincount(group[core], minlength=len(self.starts))[group[core]] > 1]
 
-        def by_pairs(chosen: Array) -> Array:
-            paired = descended_by_pairs(key, self.share, group, core, chosen, penalty)
-            improved: Array = descended(key, self.share, group, paired[None], penalty)[0]
-            return improved
+        def by_pairs(chosen: Array, penalty: float = penalty) -> Array:
+            return descended_by_pairs(key, self.share, group, core, chosen, penalty)
 
-        yield by_pairs(relaxed.mixed)
-        spread = NOISE * slack * np.arange(1, starts + 1) / starts
-        noisy = self._cheapest_of(extra - spread[:, None] * _noise(starts, len(key)))
         wide = np.sort(order[: len(self.starts) + DESCENT_OPTIONS])
-        begins = np.array([relaxed.mixed, *relaxed.columns[-STARTS:], *noisy])
         place = np.full(len(key), -1)
         place[wide] = np.arange(len(wide))
-        begins = place[begins]
-        begins = np.unique(begins[(begins >= 0).all(axis=1)], axis=0)
-        found = wide[descended(key[wide], self.share[wide], group[wide], begins, penalty)]
-        over = np.maximum(0.0, self.share[found].sum(axis=1) - 1).sum(axis=1)
-        _, first = np.unique(key[found].sum(axis=1) + penalty * over, return_index=True)
-        yield from found[first]
-        for chosen in found[first[:polished]]:
-            yield by_pairs(chosen)
+
+        def by_singles(begins: Array, penalty: float = penalty) -> Array:
+            """Different choices, best first, that single exchanges reach from some others, shape (choices, groups)."""
+            begins = place[begins]
+            begins = begins[(begins >= 0).all(axis=1)]
+            if not len(begins):
+                return begins
+            found = wide[descended(key[wide], self.share[wide], group[wide], _distinct(begins), penalty)]
+            over = np.maximum(0.0, self.share[found].sum(axis=1) - 1).sum(axis=1)
+            _, first = np.unique(key[found].sum(axis=1) + penalty * over, return_index=True)
+            best: Array = found[first]
+            return best
+
+        mixed = by_pairs(relaxed.mixed)
+        yield mixed
+        spread = NOISE * slack * np.arange(1, starts + 1) / starts
+        noisy = self._cheapest_of(extra - spread[:, None] * _noise(starts, len(key)))
+        found = by_singles(np.array([mixed, relaxed.mixed, *relaxed.columns[-STARTS:], *noisy]))
+        yield from found
+        if not len(found):
+            return
+        better = by_singles(np.array([by_pairs(chosen) for chosen in found[:polished]]))
+        yield from better
+        # What exceeds a budget by little may be far from what keeps it.
+        over = np.array([chosen for chosen in (*better, *found[:OVER]) if not self.fits(chosen)])
+        if not len(over):
+            return
+        firm = by_singles(over, FIRM * penalty)
+        yield from firm
+        if not any(self.fits(chosen) for chosen in (*found, *better, *firm)):
+            yield from by_singles(
+                np.array([by_pairs(chosen, FIRM * penalty) for chosen in firm[:OVER]]), FIRM * penalty
+            )
 
     def repaired(self, chosen: Array) -> Array:
         """A choice with as little excess over the budgets as exchanges of single options reach."""
@@ -416,6 +412,11 @@ class Problem:
         return None if found is None else allowed[found], is_proven
 
 
+def _distinct(rows: Array) -> Array:
+    """The different ones of some rows."""
+    return np.array(list({row.tobytes(): row for row in rows}.values()))
+
+
 def nearby(prices: Floats) -> Floats:
     """Some prices of sum 1, and others near them in which one is higher or lower; of shape (prices, resources)."""
     near = [prices]
@@ -427,7 +428,11 @@ def nearby(prices: Floats) -> Floats:
     return together
 
 
-@lru_cache(maxsize=2048)
 def _noise(starts: int, options: int) -> Floats:
     """Gumbel noise, always the same, shape (starts, options)."""
+    return _block_of_noise(starts, -(-options // NOISE_BLOCK) * NOISE_BLOCK)[:, :options]
+
+
+@lru_cache(maxsize=64)
+def _block_of_noise(starts: int, options: int) -> Floats:
     return np.random.default_rng(0).gumbel(size=(starts, options))

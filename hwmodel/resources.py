@@ -393,7 +393,13 @@ def shared_array(need: SharedLayer, pe: Count, simd: Count, multiplier: Multipli
     if not np.any(need.weight_bit_width):
         return ArrayUse(0, 0)
     array = mac_array(pe, simd, need.weight_bit_width, need.act_bit_width, need.sum_bits, multiplier, family)
-    lut = array.lut + CONTROL_LUTS + pe * RESCALE_LUTS
-    lut += pe * need.lane_multipliers * lutram_luts(need.lane_window, need.act_bit_width, family)
-    lut += (need.norm_dsp > 0) * (simd * NORM_LANE_LUTS + ROOT_LUTS)
-    return ArrayUse(lut, array.dsp + pe + pe * need.lane_multipliers + simd * need.norm_dsp)
+    beside = beside_shared_array(need, pe, simd, family)
+    return ArrayUse(array.lut + beside.lut, array.dsp + beside.dsp)
+
+
+def beside_shared_array(need: SharedLayer, pe: Count, simd: Count, family: str) -> ArrayUse:
+    """LUTs and DSP slices of the shared engine beside its array: control, rescaling, sparse lanes, normalisations."""
+    lut = CONTROL_LUTS + pe * RESCALE_LUTS
+    lut = lut + pe * need.lane_multipliers * lutram_luts(need.lane_window, need.act_bit_width, family)
+    lut = lut + (need.norm_dsp > 0) * (simd * NORM_LANE_LUTS + ROOT_LUTS)
+    return ArrayUse(lut, pe + pe * need.lane_multipliers + simd * need.norm_dsp)

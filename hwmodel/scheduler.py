@@ -22,6 +22,7 @@ bound where exchanges reach that.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil, floor, isfinite
@@ -29,25 +30,30 @@ from math import ceil, floor, isfinite
 import numpy as np
 
 from hwmodel.board import Board, load_boards
-from hwmodel.bounds import OpenSplits
+from hwmodel.bounds import OpenSplits, reaching
 from hwmodel.chains import Candidate, Split
+from hwmodel.choices import NO_LIMIT, Choices
 from hwmodel.cost import dram_cycles
 from hwmodel.cuts import Cuts
 from hwmodel.dataflow import Schedule
 from hwmodel.errors import BudgetError, SpecError
 from hwmodel.exchanges import TINY, Floats
 from hwmodel.knapsack import NOTHING, Solution, any_choice, cheapest, least_bottleneck
+from hwmodel.layers import OptionCache
 from hwmodel.network import NetworkSpec
 from hwmodel.options import RESOURCES, Options, Space
 from hwmodel.precision import NetworkConfig
-from hwmodel.problem import NO_LIMIT, PROVEN_GROUPS, Answers, Choices
-from hwmodel.segments import OptionCache, Segments
+from hwmodel.problem import PROVEN_GROUPS, Answers
+from hwmodel.segments import Segments
 
 SPLITS_TOGETHER = 16
 """Splits whose options are made in one go."""
 
 LEANING = 1 / 16
 """Share of the resources together in prices to begin with that are nearly those of one alone."""
+
+AMPLE = 2
+"""Doublings of an interval at which there likely is a choice if prices leave the interval."""
 
 BRAM_GAP = 0.004
 """Share of the bound of a split at which its block RAM is good enough with many engines."""
@@ -81,6 +87,8 @@ class Best:
 
 class Scheduler:
     """Schedules configurations of one network on one board; keeps the options of layers that it has seen.
+
+    They make later schedules quicker, not different: each depends on its configuration alone.
 
     Args:
         network: The network.
@@ -193,12 +201,12 @@ class _Search:
 
     def least_traffic(self) -> tuple[list[Split], Reached, int] | None:
         """The splits of fewest off-chip bits whose engines may fit, a choice of one of them, and its cycles."""
-        candidates = self.segments.candidates
-        first = Cuts(self.segments, [self._all_resident(candidates[0])], self.longest, self.longest)
+        segments, candidates = self.segments, self.segments.candidates
+        first = Cuts(segments, [segments.engine.all_resident(candidates[0])], self.longest, self.longest)
         reached, is_proven = self._any_choice(first, [0])
         if reached is not None:
             least = candidates[0].map_bits
-            return [self._all_resident(one) for one in candidates if one.map_bits == least], *reached
+            return [segments.engine.all_resident(one) for one in candidates if one.map_bits == least], *reached
         best, open_bound = NO_LIMIT, NO_LIMIT if is_proven else candidates[0].map_bits
         found: tuple[Reached, int] | None = None
         reaching: list[Split] = []
@@ -233,13 +241,11 @@ class _Search:
         candidates, least = segments.candidates, segments.candidates[0].map_bits
         if stage == 0:
             return [one for one in candidates if one.map_bits == least]
-        cuts = segments.engine.reaching([one for one in candidates if one.spilled], self.budgets, limit)
+        spilled = [one for one in candidates if one.spilled]
+        cuts = reaching(segments.engine, spilled, self.budgets, limit)
         if stage == 1:
             return [one for one in cuts if one.map_bits > least]
         return [one for cut in cuts for one in segments.loading(cut)]
-
-    def _all_resident(self, candidate: Candidate) -> Split:
-        return Split(candidate, len(self.segments.engine.residency(candidate)), candidate.map_bits)
 
     def _fill(self, cuts: Cuts, limit: int = NO_LIMIT) -> Floats:
         """`Cuts.fill` at all prices so far."""
@@ -267,29 +273,33 @@ class _Search:
 
     # -- frame interval ---------------------------------------------------------------------------------------------
 
-    def fastest(self, splits: list[Split], start: Reached, longest: int) -> tuple[int, list[Reached]]:
+    def fastest(self, splits: list[Split], start: Reached, longest: int) -> tuple[int, Cuts, list[Reached]]:
         """The shortest interval of splits of equal off-chip bits, and those that may reach it.
 
         Args:
             splits: The splits.
             start: A choice of one of them.
             longest: The cycles of this choice.
+
+        Returns:
+            The interval; splits with options for it; those among them that may reach it, first one that does.
         """
         floor = max(1, dram_cycles(splits[0].offchip_bits, self.board))
-        bounds = np.array([max(floor, self.segments.least_cycles(split.candidate)) for split in splits])
-        shortest, best, open_bound = int(bounds.min()), max(floor, longest), NO_LIMIT
+        bounds = [max(floor, self.segments.least_cycles(split.candidate)) for split in splits]
+        shortest, best, open_bound = min(bounds), max(floor, longest), NO_LIMIT
         found = start
-        # The first one's search starts from a limit that is easy to meet, if need be longer than what is known.
-        solution = self._easy_first(start.split, shortest, floor, best)
+        cuts = Cuts(self.segments, [start.split], shortest, best)
+        solution = self._easy_first(cuts, shortest, floor, best)
         open_bound = min(open_bound, solution.bound)
-        if solution.value <= best:
+        if solution.is_found:
             best, found = solution.value, Reached(start.split, solution.rows)
         left = [number for number, split in enumerate(splits) if bounds[number] <= best and split != start.split]
-        cuts = Cuts(self.segments, [splits[number] for number in left], shortest, best)
-        waiting = [place for place, number in enumerate(left) if bounds[number] < best]
+        if left:
+            cuts = Cuts(self.segments, [start.split, *(splits[number] for number in left)], shortest, best)
+        waiting = [place for place, number in enumerate(left, 1) if bounds[number] < best]
         while waiting:
             fill = self._fill(cuts, best - 1)
-            waiting = [place for place in waiting if fill[place] <= 1 + TINY and bounds[left[place]] < best]
+            waiting = [place for place in waiting if fill[place] <= 1 + TINY and bounds[left[place - 1]] < best]
             if not waiting:
                 break
             place = min(waiting, key=fill.__getitem__)
@@ -300,49 +310,52 @@ class _Search:
                 best, found = solution.value, Reached(cuts.splits[place], solution.rows)
         self.is_proven &= open_bound >= best
         # The next goal finds out which of the others are as good.
+        cuts = cuts.at(best, best)
         fill = self._fill(cuts, best)
-        others = [split for split, least in zip(cuts.splits, fill, strict=True) if least <= 1 + TINY]
-        others = [split for split in (start.split, *others) if split != found.split]
-        return best, [found, *map(Reached, others)]
+        others = [Reached(one) for one, least in zip(cuts.splits, fill, strict=True) if least <= 1 + TINY]
+        return best, cuts, [found, *(one for one in others if one.split != found.split)]
 
-    def _easy_first(self, split: Split, shortest: int, floor: int, longest: int) -> Solution:
-        """The shortest interval of a split, by a search that starts from a limit that is easy to meet.
+    def _easy_first(self, cuts: Cuts, shortest: int, floor: int, longest: int) -> Solution:
+        """The shortest interval of a split, by a search that starts from limits that are easy to meet.
 
         Args:
-            split: The split.
+            cuts: The split.
             shortest: The least interval that is asked about.
             floor: Intervals below count as this.
-            longest: An interval that it reaches.
+            longest: The largest interval.
         """
-        near = shortest
-        cuts = Cuts(self.segments, [split], shortest)
-        while near < longest and self._fill(cuts, near)[0] > 1 + TINY:
-            near *= 2
+        limits = [shortest]
+        while 2 * limits[-1] < longest:
+            limits.append(2 * limits[-1])
+        near = bisect_left(limits, True, key=lambda limit: bool(self._fill(cuts, limit)[0] <= 1 + TINY))
         # Up to a limit that the prices so far leave ample there likely is a choice, of few options.
-        choices = cuts.choices(0)
-        solution = self._least_bottleneck(choices, floor, 2 * near)
-        return solution if solution.is_found else self._least_bottleneck(choices, floor)
+        if near + AMPLE < len(limits):
+            low, ample = limits[max(0, near - 1)], limits[near + AMPLE]
+            solution = self._least_bottleneck(cuts.at(low, ample).choices(0), floor, ample)
+            if solution.is_found:
+                return solution
+        return self._least_bottleneck(cuts.choices(0), floor, longest)
 
     def _least_bottleneck(self, choices: Choices | None, floor: int, limit: int = NO_LIMIT) -> Solution:
         if choices is None:
             return NOTHING
-        solution = least_bottleneck(choices, self.budgets, floor, limit, self._answers)
+        solution = least_bottleneck(choices, self.budgets, floor, limit, self._answers, np.array(self._prices))
         if solution.prices:
             self._prices.append(np.array(solution.prices))
         return solution
 
     # -- block RAM --------------------------------------------------------------------------------------------------
 
-    def leanest(self, interval: int, reaching: list[Reached]) -> Best:
+    def leanest(self, interval: int, cuts: Cuts, reaching: list[Reached]) -> Best:
         """The least block RAM of these splits at this interval."""
-        cuts = Cuts(self.segments, [one.split for one in reaching], interval, interval)
+        numbers = [cuts.splits.index(one.split) for one in reaching]
         bram18, best = NO_LIMIT, reaching[0]
         prices: tuple[float, ...] = ()
         left = list(range(len(reaching)))
         bounds = np.zeros(len(reaching))
         while left:
             number = left.pop(0)
-            choices = cuts.choices(number)
+            choices = cuts.choices(numbers[number])
             if choices is None:
                 continue
             gap = SPLIT_GAP if choices.groups > PROVEN_GROUPS else 0.0
@@ -355,7 +368,8 @@ class _Search:
                 bram18, best = solution.value, replace(reaching[number], rows=solution.rows)
             if solution.prices:
                 prices = solution.prices
-                bounds = np.maximum(bounds, cuts.cost(RESOURCES.index("bram18"), self.budgets, np.array(prices)))
+                least = cuts.cost(RESOURCES.index("bram18"), self.budgets, np.array(prices))
+                bounds = np.maximum(bounds, least[numbers])
                 left.sort(key=bounds.__getitem__)
         groups, picks = cuts.picked(best.split, best.rows)
         return Best(best.split.offchip_bits, interval, bram18, self.is_proven, best.split.candidate, groups, picks)

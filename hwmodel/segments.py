@@ -5,34 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 
 from hwmodel.board import Board
 from hwmodel.chains import Candidate, SharedRows, Split
+from hwmodel.choices import Choices
 from hwmodel.cost import operation_bit_width, pipelined_operation_memories
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
+from hwmodel.layers import OptionCache, layer_facts
 from hwmodel.network import LayerSpec, NetworkSpec
 from hwmodel.options import (
     Array,
     Options,
     Space,
     column,
-    geometry,
     join,
     operation_options,
     undominated_blocks,
-    weighted_options,
 )
 from hwmodel.precision import NetworkConfig, ofm_bit_widths
-from hwmodel.problem import Choices
 from hwmodel.shared import SharedEngine
-from hwmodel.storage import WeightStorage, weight_storage
 from hwmodel.traffic import Placement, place, tensor_bits
-
-OptionCache = dict[Any, Any]
-"""Options by layer geometry and precision: valid for one network, device family, set of places and space."""
 
 
 class Segments:
@@ -63,17 +57,22 @@ class Segments:
         self.places = (WeightPlace.BRAM, WeightPlace.URAM) if board.uram else (WeightPlace.BRAM,)
         self.widths = ofm_bit_widths(network, config)
         self.cache: OptionCache = {} if cache is None else cache
-        self.storages = {layer.name: self._storage(layer) for layer in network.weighted}
+        self.facts = {
+            index: layer_facts(
+                layer,
+                network.followers[layer.name],
+                config[layer.name],
+                board.family,
+                self.places,
+                space,
+                self.cache,
+            )
+            for index, layer in enumerate(network.layers)
+            if layer.has_weights
+        }
         self.engine = SharedEngine(
-            network, config, self.storages, self.widths, board, self.places, space, self._placement, self.cache
+            network, self.facts, self.widths, board, self.places, space, self._placement, self.cache
         )
-
-    def _storage(self, layer: LayerSpec) -> WeightStorage:
-        key = ("storage", layer.name, self.config[layer.name])
-        if key not in self.cache:
-            self.cache[key] = weight_storage(layer, self.config[layer.name])
-        stored: WeightStorage = self.cache[key]
-        return stored
 
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -106,8 +105,7 @@ class Segments:
 
     def least_cycles(self, candidate: Candidate) -> int:
         """Cycles per frame that no choice of options is faster than."""
-        shared = int(self.engine.cycles(candidate).min())
-        return max(int(self._own_cycles[candidate.pipelined]), shared)
+        return max(int(self._own_cycles[candidate.pipelined]), self.engine.least_cycles(candidate))
 
     @cached_property
     def _own_cycles(self) -> Array:
@@ -159,7 +157,10 @@ class Segments:
     @cached_property
     def own_options(self) -> tuple[Options, ...]:
         """Options of each layer as a pipelined one."""
-        return tuple(self._pipelined(layer) for layer in self.network.layers)
+        return tuple(
+            self.facts[index].pipelined if index in self.facts else self._operation(layer)
+            for index, layer in enumerate(self.network.layers)
+        )
 
     def write(self, candidate: Candidate, groups: Sequence[Options], picks: Sequence[int]) -> Schedule:
         """The schedule that takes the picked option of each group."""
@@ -187,26 +188,11 @@ class Segments:
         rest = len(self.network.layers) - pipelined - spilled
         return (DataFlow.ROW_PIXEL,) * pipelined + (DataFlow.SPILLED,) * spilled + (DataFlow.FRAME,) * rest
 
-    def _pipelined(self, layer: LayerSpec) -> Options:
-        if layer.has_weights:
-            key: Any = ("pipelined", layer.name, self.config[layer.name])
-        else:
-            key = ("pipelined", layer.name, operation_bit_width(layer, self.config, self.widths))
+    def _operation(self, layer: LayerSpec) -> Options:
+        bit_width = operation_bit_width(layer, self.config, self.widths)
+        key = ("operation", layer.name, bit_width)
         if key not in self.cache:
-            self.cache[key] = self._pipelined_options(layer)
-        options: Options = self.cache[key]
-        return options
-
-    def _pipelined_options(self, layer: LayerSpec) -> Options:
-        if not layer.has_weights:
-            bit_width = operation_bit_width(layer, self.config, self.widths)
             memories_of = partial(pipelined_operation_memories, self.network, layer, bit_width)
-            return operation_options(layer, bit_width, memories_of, self.board.family, self.space)
-        config, storage = self.config[layer.name], self.storages[layer.name]
-        key = (geometry(layer), config)  # layers of equal geometry share their options
-        if key not in self.cache:
-            self.cache[key] = weighted_options(
-                key[0], config, storage, True, self.board.family, self.places, self.space
-            )
+            self.cache[key] = operation_options(layer, bit_width, memories_of, self.board.family, self.space)
         options: Options = self.cache[key]
         return options

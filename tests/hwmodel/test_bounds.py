@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from hwmodel import LayerConfig, NetworkConfig, NetworkSpec, WeightFormat, load_board, load_network, uniform
-from hwmodel.bounds import OpenSplits
+from hwmodel.bounds import OpenSplits, reaching
 from hwmodel.chains import Split
+from hwmodel.choices import NO_LIMIT
 from hwmodel.cuts import Cuts
 from hwmodel.options import RESOURCES
-from hwmodel.problem import NO_LIMIT
 from hwmodel.scheduler import Scheduler
 
 
@@ -71,7 +71,7 @@ def test_no_cut_is_left_out_that_reaches_a_limit(board: str, end_bits: int, shar
             budgets = np.array([getattr(device, name) for name in RESOURCES]) // tight
             fitting = [splits[number] for number in np.unique(rows.split[(rows.use <= budgets).all(axis=1)])]
             for limit in sorted({split.offchip_bits for split in fitting})[::5]:
-                kept = {one.spilled for one in engine.reaching(cuts, budgets, limit)}
+                kept = {one.spilled for one in reaching(engine, cuts, budgets, limit)}
                 assert {one.candidate.spilled for one in fitting if one.offchip_bits <= limit} <= kept
                 left_out += len(cuts) - len(kept)
     assert left_out

@@ -8,10 +8,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwmodel.choices import NO_LIMIT, Choices
 from hwmodel.enumeration import any_within, least_of
 from hwmodel.exchanges import Array, Floats
 from hwmodel.knapsack import least_bottleneck
-from hwmodel.problem import Choices, Problem
+from hwmodel.problem import Problem
 
 
 def random_shares(pick: np.random.Generator) -> tuple[Floats, Array]:
@@ -87,5 +88,5 @@ def test_options_that_prices_exclude_are_in_no_choice_that_fits(seed: int) -> No
     )
     assert solution.is_proven
     assert (solution.value if solution.is_found else None) == want
-    problem = Problem.of(Choices.of(keys, uses), budgets)
+    problem = Problem.of(Choices.of(keys, uses), budgets, NO_LIMIT)
     assert (problem is None) <= (want is None)

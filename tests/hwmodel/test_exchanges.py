@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwmodel import LayerConfig, NetworkConfig, WeightFormat, highs, load_board, load_network, problem
+from hwmodel.choices import Choices
 from hwmodel.exchanges import Array, Floats, descended, descended_by_pairs, repaired
 from hwmodel.knapsack import least_bottleneck
-from hwmodel.problem import Choices
 from hwmodel.scheduler import Scheduler, search
 
 PENALTY = 50.0

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwmodel.choices import NO_LIMIT, Choices, outdone_from
 from hwmodel.knapsack import NOTHING, Solution, cheapest, least_bottleneck
-from hwmodel.problem import NO_LIMIT, PROVEN_GROUPS, Choices, outdone_from
+from hwmodel.problem import PROVEN_GROUPS
 
 
 def random_problem(seed: int) -> tuple[Choices, np.ndarray]:

@@ -25,6 +25,7 @@ from hwmodel import (
     Op,
     Schedule,
     SpecError,
+    WeightFormat,
     WeightPlace,
     estimate,
     load_board,
@@ -430,3 +431,31 @@ def test_every_mix_of_a_large_network_that_streams_gets_a_schedule_that_fits() -
         report = cost_of(network, config, board, scheduler.schedule(config))
         assert report.fits
         assert report.offchip_weight_bits > 0
+
+
+def test_schedule_does_not_depend_on_what_was_scheduled_before() -> None:
+    network, board = load_network("resnet20"), load_board("zcu102")
+    choices = [LayerConfig(bits, 4) for bits in (1, 2, 4, 8)]
+    mixes = np.random.default_rng(0).integers(0, len(choices), (4, len(network.weighted)))
+    configs = [
+        NetworkConfig(tuple((one.name, choices[pick]) for one, pick in zip(network.weighted, mix, strict=True)))
+        for mix in mixes
+    ]
+    used = Scheduler(network, board)
+    found = [used.schedule(config) for config in configs]
+    assert [Scheduler(network, board).schedule(config) for config in configs] == found
+
+
+def test_block_ram_where_logic_is_nearly_full() -> None:
+    """Exchanges that end a little above the budget of LUTs go on: else only the fastest choice is left, of 4,732."""
+    network, board = load_network("resnet18"), load_board("u250")
+    choices = [
+        *(LayerConfig(bits, 4) for bits in (1, 2, 3, 4, 6, 8)),
+        *(LayerConfig(1, 4, sparsity, WeightFormat.BINARY_PLUS_SPARSE) for sparsity in (0.98, 0.95, 0.9, 0.8)),
+    ]
+    mix = np.random.default_rng(7).integers(0, len(choices), (10, len(network.weighted)))[3]
+    pairs = tuple((one.name, choices[pick]) for one, pick in zip(network.weighted, mix, strict=True))
+    best = search(Scheduler(network, board).segments(NetworkConfig(pairs)), board)
+    assert best is not None
+    assert (best.offchip_bits, best.interval_cycles) == (1_220_224, 52_900)
+    assert best.bram18 <= 1_337
