@@ -103,7 +103,9 @@ class OpenSplits:
         ]
 
 
-def reaching(engine: SharedEngine, candidates: Sequence[Candidate], budgets: Array, limit: int) -> list[Candidate]:
+def cuts_that_may_reach(
+    engine: SharedEngine, candidates: Sequence[Candidate], budgets: Array, limit: int
+) -> list[Candidate]:
     """The cuts, nothing pipelined before them, that may have no more off-chip bits than this within the budgets."""
     left = np.arange(len(candidates))
     map_bits = np.array([one.map_bits for one in candidates], dtype=np.int64)

@@ -200,10 +200,10 @@ def cheapest(
         # An option is out if the bound with it is no better than the best choice.
         priced = key + problem.share @ best_price
         extra = priced - np.minimum.reduceat(priced, problem.starts)[problem.choices.group]
-        better, _ = problem.branch_and_cut(key, np.flatnonzero(extra <= upper - 1 - lower + 1e-6))
+        better, is_certain = problem.branch_and_cut(key, np.flatnonzero(extra <= upper - 1 - lower + 1e-6))
         if better is not None and key[better].sum() < upper:
             best, upper = better, float(key[better].sum())
-        proven = upper
+        proven = upper if is_certain else proven
     all_prices = np.zeros(len(budgets))
     all_prices[binding] = best_price
     found_prices = tuple(all_prices.tolist())

@@ -30,7 +30,7 @@ from math import ceil, floor, isfinite
 import numpy as np
 
 from hwmodel.board import Board, load_boards
-from hwmodel.bounds import OpenSplits, reaching
+from hwmodel.bounds import OpenSplits, cuts_that_may_reach
 from hwmodel.chains import Candidate, Split
 from hwmodel.choices import NO_LIMIT, Choices
 from hwmodel.cost import dram_cycles
@@ -209,7 +209,7 @@ class _Search:
             return [segments.engine.all_resident(one) for one in candidates if one.map_bits == least], *reached
         best, open_bound = NO_LIMIT, NO_LIMIT if is_proven else candidates[0].map_bits
         found: tuple[Reached, int] | None = None
-        reaching: list[Split] = []
+        stages: list[OpenSplits] = []
         for stage in range(3):
             group = self._cuts_of_stage(stage, best)
             splits = OpenSplits(self.segments, self.budgets, self.board.uram > 0, group, best, self.longest)
@@ -223,13 +223,14 @@ class _Search:
                 for bits, same in groupby(left, key=lambda number: cuts.splits[number].offchip_bits):
                     reached, is_proven = self._any_choice(cuts, list(same))
                     if reached is not None:
-                        best, found, reaching = bits, reached, []
+                        best, found = bits, reached
                         break
                     open_bound = min(open_bound, NO_LIMIT if is_proven else bits)
                 splits.exclude(self._prices[known:])
-            reaching += splits.of(best)
+            stages.append(splits)
         self.is_proven &= open_bound >= best
-        return None if found is None else (reaching, *found)
+        # Of earlier stages too: what could not be decided there may have no more bits, and be faster.
+        return None if found is None else ([split for splits in stages for split in splits.of(best)], *found)
 
     def _cuts_of_stage(self, stage: int, limit: int) -> list[Candidate]:
         """Cuts that may have no more off-chip bits than this: what earlier ones reach excludes most of the later.
@@ -242,7 +243,7 @@ class _Search:
         if stage == 0:
             return [one for one in candidates if one.map_bits == least]
         spilled = [one for one in candidates if one.spilled]
-        cuts = reaching(segments.engine, spilled, self.budgets, limit)
+        cuts = cuts_that_may_reach(segments.engine, spilled, self.budgets, limit)
         if stage == 1:
             return [one for one in cuts if one.map_bits > least]
         return [one for cut in cuts for one in segments.loading(cut)]
@@ -250,6 +251,11 @@ class _Search:
     def _fill(self, cuts: Cuts, limit: int = NO_LIMIT) -> Floats:
         """`Cuts.fill` at all prices so far."""
         return cuts.fill(self.budgets, np.array(self._prices), limit)
+
+    def _remember(self, prices: Floats) -> None:
+        """Keeps prices that excluded something; many searches end with the same."""
+        if not any(np.array_equal(prices, known) for known in self._prices):
+            self._prices.append(prices)
 
     def _any_choice(self, cuts: Cuts, left: list[int]) -> tuple[tuple[Reached, int] | None, bool]:
         """Any choice of some cuts within the budgets, and its cycles; or None, and if that is certain."""
@@ -267,7 +273,7 @@ class _Search:
                 cycles = int(choices.key[np.isin(choices.rows, solution.rows)].max())
                 return (Reached(cuts.splits[number], solution.rows), cycles), True
             if solution == NOTHING:
-                self._prices.append(weights)
+                self._remember(weights)
             is_proven &= solution == NOTHING
         return None, is_proven
 
@@ -341,7 +347,7 @@ class _Search:
             return NOTHING
         solution = least_bottleneck(choices, self.budgets, floor, limit, self._answers, np.array(self._prices))
         if solution.prices:
-            self._prices.append(np.array(solution.prices))
+            self._remember(np.array(solution.prices))
         return solution
 
     # -- block RAM --------------------------------------------------------------------------------------------------
@@ -415,8 +421,8 @@ def _too_slow(segments: Segments, board: Board, min_fps: float, longest: int, po
     fps = floor(1000 * board.clock_hz / possible) / 1000  # not rounded up, so that it can be asked for
     return (
         f"network {segments.network.name!r} on board {board.name!r}: min_fps={min_fps:g} needs an interval of at most "
-        f"{longest} cycles, the fastest schedule that fits takes {possible} cycles, {fps} frames/s; ask for no more "
-        "than that, store fewer bits or take a larger board"
+        f"{longest} cycles, the fastest schedule found that fits takes {possible} cycles, {fps} frames/s; ask for no "
+        "more than that, store fewer bits or take a larger board"
     )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from hwmodel import LayerConfig, NetworkConfig, NetworkSpec, WeightFormat, load_board, load_network, uniform
-from hwmodel.bounds import OpenSplits, reaching
+from hwmodel.bounds import OpenSplits, cuts_that_may_reach
 from hwmodel.chains import Split
 from hwmodel.choices import NO_LIMIT
 from hwmodel.cuts import Cuts
-from hwmodel.options import RESOURCES
+from hwmodel.options import RESOURCES, Space
 from hwmodel.scheduler import Scheduler
+from hwmodel.segments import Segments
 
 
 @pytest.mark.parametrize("board", ["zcu102", "kv260"])
@@ -38,10 +41,13 @@ def test_no_split_is_excluded_that_its_options_do_not_exclude(board: str, seed: 
 
 
 @pytest.mark.parametrize("board", ["zcu102", "kv260"])
-def test_no_split_that_loads_weights_is_excluded_that_fits(board: str) -> None:
+@pytest.mark.parametrize("planes", [False, True])
+def test_no_split_that_loads_weights_is_excluded_that_fits(board: str, planes: bool) -> None:
     network, device = load_network("resnet20"), load_board(board)
-    config = NetworkConfig(tuple((layer.name, LayerConfig(4, 4)) for layer in network.weighted))
-    segments = Scheduler(network, device).segments(config)
+    layer_config = LayerConfig(1, 4, 0.6, "binary_plus_sparse") if planes else LayerConfig(4, 4)
+    config = NetworkConfig(tuple((layer.name, layer_config) for layer in network.weighted))
+    space = replace(Space(), shared_simd=(1,)) if planes else Space()  # memories of significant values count most
+    segments = Segments(network, config, device, space)
     cuts = [one for one in segments.candidates if one.spilled][::4]
     candidates = [one for cut in cuts for one in segments.loading(cut)]
     splits = [split for candidate in candidates for split in segments.engine.splits(candidate)]
@@ -71,7 +77,7 @@ def test_no_cut_is_left_out_that_reaches_a_limit(board: str, end_bits: int, shar
             budgets = np.array([getattr(device, name) for name in RESOURCES]) // tight
             fitting = [splits[number] for number in np.unique(rows.split[(rows.use <= budgets).all(axis=1)])]
             for limit in sorted({split.offchip_bits for split in fitting})[::5]:
-                kept = {one.spilled for one in reaching(engine, cuts, budgets, limit)}
+                kept = {one.spilled for one in cuts_that_may_reach(engine, cuts, budgets, limit)}
                 assert {one.candidate.spilled for one in fitting if one.offchip_bits <= limit} <= kept
                 left_out += len(cuts) - len(kept)
     assert left_out

@@ -34,9 +34,12 @@ from hwmodel import (
     uniform,
     weight_storage,
 )
+from hwmodel import scheduler as scheduler_module
 from hwmodel.chains import Candidate
+from hwmodel.choices import NO_LIMIT
 from hwmodel.cost import cost_of, dram_cycles
 from hwmodel.folding import ingest_channels, pipelined_foldings
+from hwmodel.knapsack import Solution, any_choice
 from hwmodel.options import RESOURCES, Space
 from hwmodel.scheduler import Scheduler, search
 from hwmodel.segments import Segments
@@ -169,6 +172,43 @@ def test_equals_exhaustive_search(seed: int) -> None:
     check_equals_exhaustive(*random_problem(np.random.default_rng(seed)))
 
 
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_equals_exhaustive_search_from_few_options(seed: int) -> None:
+    """As networks of many layers are searched: first among the few options of some limits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler_module, "AMPLE", 0)
+        check_equals_exhaustive(*random_problem(np.random.default_rng(seed)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_nothing_is_called_proven_that_was_not_decided(seed: int) -> None:
+    """Where half of the searches for any choice give up, what is proven is still true."""
+    segments, board = random_tall_problem(np.random.default_rng(seed))
+    pick = np.random.default_rng(seed)
+
+    def gives_up(*args: object) -> tuple[Solution, object]:
+        solution, weights = any_choice(*args)  # type: ignore[arg-type]
+        return (Solution(NO_LIMIT, 0) if pick.random() < 0.5 else solution), weights
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler_module, "any_choice", gives_up)
+        best = search(segments, board)
+    if best is not None and best.is_proven:
+        want = exhaustive(segments, board)
+        assert want is not None and (best.offchip_bits, best.interval_cycles) == want[:2]
+
+
+def test_prices_are_remembered_once() -> None:
+    segments, board = random_tall_problem(np.random.default_rng(1))
+    for small in (replace(board, bram18=bram18) for bram18 in range(2, 12)):
+        problem = scheduler_module._Search(Segments(segments.network, segments.config, small, segments.space), small)
+        problem.best()
+        prices = [one.tobytes() for one in problem._prices]
+        assert len(set(prices)) == len(prices)
+
+
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_equals_exhaustive_search_where_weights_may_be_loaded(seed: int) -> None:
@@ -233,7 +273,7 @@ def test_refusal_names_the_fastest_schedule(seed: int) -> None:
     scheduler = Scheduler(segments.network, board, segments.space)
     reached = scheduler.schedule(segments.config, board.clock_hz / fastest)
     assert cost_of(segments.network, segments.config, board, reached).interval_cycles == fastest
-    with pytest.raises(BudgetError, match=f"the fastest schedule that fits takes {fastest} cycles"):
+    with pytest.raises(BudgetError, match=f"the fastest schedule found that fits takes {fastest} cycles"):
         scheduler.schedule(segments.config, board.clock_hz / (fastest - 0.5))
 
 
@@ -434,16 +474,35 @@ def test_every_mix_of_a_large_network_that_streams_gets_a_schedule_that_fits() -
 
 
 def test_schedule_does_not_depend_on_what_was_scheduled_before() -> None:
-    network, board = load_network("resnet20"), load_board("zcu102")
-    choices = [LayerConfig(bits, 4) for bits in (1, 2, 4, 8)]
-    mixes = np.random.default_rng(0).integers(0, len(choices), (4, len(network.weighted)))
-    configs = [
-        NetworkConfig(tuple((one.name, choices[pick]) for one, pick in zip(network.weighted, mix, strict=True)))
-        for mix in mixes
+    """Formats and widths of all kinds, on a board on which weights are read from off chip."""
+    network = load_network("resnet20")
+    board = replace(load_board("zcu102"), bram18=24, dsp=200)
+    choices = [
+        *(LayerConfig(bits, act_bits) for bits in (1, 4, 8) for act_bits in (2, 4, 8)),
+        *(LayerConfig(bits, 4, 0.7, "sparse") for bits in (1, 4)),
+        *(LayerConfig(1, act_bits, 0.9, "binary_plus_sparse") for act_bits in (2, 8)),
     ]
+    mixes = np.random.default_rng(0).integers(0, len(choices), (8, len(network.weighted)))
+    configs = [
+        NetworkConfig(
+            tuple((one.name, choices[pick]) for one, pick in zip(network.weighted, mix, strict=True)),
+            sum_bit_width=4 if number % 2 else 8,
+        )
+        for number, mix in enumerate(mixes)
+    ]
+
+    def goals(scheduler: Scheduler, config: NetworkConfig) -> tuple[int, int, int, Schedule]:
+        segments = scheduler.segments(config)
+        best = search(segments, board)
+        assert best is not None
+        plan = segments.write(best.candidate, best.groups, best.picks)
+        report = cost_of(network, config, board, plan)
+        found = (best.offchip_bits, best.interval_cycles, best.bram18)
+        assert found == (report.offchip_bits, report.interval_cycles, report.bram18)
+        return *found, plan
+
     used = Scheduler(network, board)
-    found = [used.schedule(config) for config in configs]
-    assert [Scheduler(network, board).schedule(config) for config in configs] == found
+    assert [goals(used, one) for one in configs] == [goals(Scheduler(network, board), one) for one in configs]
 
 
 def test_block_ram_where_logic_is_nearly_full() -> None:
