@@ -366,7 +366,8 @@ def main() -> None:
             print(f"\n{problem}, {goal}\n\n{table(curves, goal)}")
         plot(found, arguments.figure)
     if not arguments.collect and not arguments.report:
-        if arguments.workers > 1:
+        one_thread = all(os.environ.get(name) == "1" for name in THREAD_VARIABLES)
+        if arguments.workers > 1 or not one_thread:  # sums by several threads come in another order
             sys.exit(run_in_processes(arguments.workers))
         run(arguments.folder, arguments)
 
