@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from hwmodel.chains import prefixes
 from hwmodel.dataflow import WeightPlace
-from hwmodel.layers import FIXED, LayerFacts
+from hwmodel.layers import FIXED, LayerFacts, OptionCache
 from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
 from hwmodel.network import NetworkSpec
 from hwmodel.options import Array, Space, resource_use, shared_array_uses
@@ -65,7 +64,7 @@ class EngineUses:
         has_uram: bool,
         space: Space,
         placement: Callable[[int, int], Placement],
-        cache: dict[Any, Any],
+        cache: OptionCache,
     ) -> None:
         self._network = network
         self._facts = facts

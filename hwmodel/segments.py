@@ -13,6 +13,7 @@ from hwmodel.chains import Candidate, SharedRows, Split
 from hwmodel.choices import Choices
 from hwmodel.cost import operation_bit_width, pipelined_operation_memories
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
+from hwmodel.engines import EngineUses
 from hwmodel.layers import OptionCache, layer_facts
 from hwmodel.network import LayerSpec, NetworkSpec
 from hwmodel.options import (
@@ -70,9 +71,9 @@ class Segments:
             for index, layer in enumerate(network.layers)
             if layer.has_weights
         }
-        self.engine = SharedEngine(
-            network, self.facts, self.widths, board, self.places, space, self._placement, self.cache
-        )
+        has_uram = WeightPlace.URAM in self.places
+        uses = EngineUses(network, self.facts, self.widths, board.family, has_uram, space, self._placement, self.cache)
+        self.engine = SharedEngine(network, self.facts, board, self.places, space, uses, self.cache)
 
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:

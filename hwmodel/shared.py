@@ -7,10 +7,9 @@ and before p, and a maximum over the layers from c or from p on: both are accumu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -21,12 +20,11 @@ from hwmodel.cost import dram_cycles
 from hwmodel.dataflow import WeightPlace
 from hwmodel.engines import EngineUses
 from hwmodel.exchanges import Floats
-from hwmodel.layers import WEIGHTS, LayerFacts
+from hwmodel.layers import WEIGHTS, LayerFacts, OptionCache
 from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, URAM_SHAPE, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
 from hwmodel.network import NetworkSpec
 from hwmodel.options import Array, Space, resource_use
 from hwmodel.resources import BUFFERED, CODE_BITS, SPARSE_WORD_BITS, SharedLayer, shared_memories
-from hwmodel.traffic import Placement
 
 
 class SharedEngine:
@@ -35,11 +33,10 @@ class SharedEngine:
     Args:
         network: The network.
         facts: By index: the layers with weights.
-        widths: Bit width of each tensor.
         board: The board.
         places: Where weights may lie on chip.
         space: Which executions are tried.
-        placement: The feature maps of a cut, by its pipelined and spilled layers.
+        uses: What engines take beside memories of weights.
         cache: What earlier configurations left; it is added to.
     """
 
@@ -47,19 +44,17 @@ class SharedEngine:
         self,
         network: NetworkSpec,
         facts: Mapping[int, LayerFacts],
-        widths: Mapping[str, int],
         board: Board,
         places: Sequence[WeightPlace],
         space: Space,
-        placement: Callable[[int, int], Placement],
-        cache: dict[Any, Any],
+        uses: EngineUses,
+        cache: OptionCache,
     ) -> None:
         self.network = network
         self.board = board
         self.grid = space.shared_grid
         self.kinds = tuple((multiplier, place) for multiplier in space.multipliers for place in places)
-        has_uram = WeightPlace.URAM in places
-        self.uses = EngineUses(network, facts, widths, board.family, has_uram, space, placement, cache)
+        self.uses = uses
         self._facts = facts
         self._places = tuple(places)
         self._cache = cache
