@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hwmodel.chains import Candidate, Split
-from hwmodel.choices import NO_LIMIT
+from hwmodel.choices import NO_LIMIT, Mask
 from hwmodel.cuts import Cuts
 from hwmodel.engines import Cut
 from hwmodel.exchanges import TINY, Array, Floats
@@ -18,18 +16,22 @@ from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
 from hwmodel.segments import Segments
 from hwmodel.shared import SharedEngine
 
+CHECKED = 64
+"""Splits that are looked at more closely in one go."""
+
 
 class OpenSplits:
     """Splits that no prices have excluded so far, fewest off-chip bits first.
 
-    A split takes at least what is cheapest for its pipelined layers, the frame buffers of the shared engine, and the
-    block RAM or UltraRAM of the resident weights.
+    A split takes at least what is cheapest for its pipelined layers, what an engine takes beside its weights, and the
+    block RAM or UltraRAM of the resident ones.
 
     Args:
         segments: Options of all parts.
         budgets: Shape (resources,).
         has_uram: Whether weights may lie in UltraRAM.
         candidates: The cuts.
+        prices: Prices of the budgets, each of sum 1.
         limit: Most off-chip bits.
         longest: Most cycles of an engine.
     """
@@ -40,60 +42,71 @@ class OpenSplits:
         budgets: Array,
         has_uram: bool,
         candidates: Sequence[Candidate],
+        prices: Sequence[Floats],
         limit: int,
         longest: int = NO_LIMIT - 1,
     ) -> None:
-        self._longest = longest
         self._cuts = Cuts(segments, (), longest, longest)
+        self._engine = segments.engine
         self._budgets = budgets
         self._has_uram = has_uram
         if longest < NO_LIMIT - 1:
-            candidates = [one for one in candidates if segments.least_cycles(one) <= longest]
-        self._candidates = tuple(candidates)
-        self._depth = np.array([one.pipelined for one in candidates], dtype=np.int64)
-        engine = segments.engine
-        found = engine.weight_memories(candidates, budgets, limit, longest)
+            is_slow = segments.least_cycles(candidates) > longest
+            candidates = [one for one, slow in zip(candidates, is_slow.tolist(), strict=True) if not slow]
+        fill = self._cuts.before(self._scaled(prices)).max(axis=1)
+        self._candidates = [one for one in candidates if fill[one.pipelined] <= 1 + TINY]
+        self._uses = self._engine.uses.fixed_of_all([(one.pipelined, one.spilled) for one in self._candidates])
+        self._rooms = self._rooms_at(prices)
+        if longest < NO_LIMIT - 1:
+            for number, one in enumerate(self._candidates):
+                self._rooms[number, self._engine.cycles(one) > longest] = -1
+        found = self._engine.with_room(self._candidates, self._rooms, limit)
         order = np.argsort(found[2], kind="stable")
-        self._number, self._resident, self._bits, self._memory = (column[order] for column in found)
-        self._is_open = np.ones(len(order), dtype=bool)
+        self._number, self._resident, self._bits = (column[order] for column in found)
         self._next = 0
 
-    @cached_property
-    def _buffers(self) -> Array:
-        """Shape (candidates, engines, resources)."""
-        return self._cuts.segments.engine.uses.buffers([(one.pipelined, one.spilled) for one in self._candidates])
+    def _scaled(self, prices: Sequence[Floats]) -> Floats:
+        """What a unit of each resource costs, shape (resources, prices)."""
+        return (np.array(prices) / np.maximum(self._budgets, 1)).T
 
-    @cached_property
-    def _is_slow(self) -> NDArray[np.bool_]:
-        """Shape (candidates, engines)."""
-        engine = self._cuts.segments.engine
-        return np.array([engine.cycles(one) > self._longest for one in self._candidates])
+    def _rooms_at(self, prices: Sequence[Floats]) -> Floats:
+        """Bits that weights may take at some prices, shape (cuts, engines); negative if not even none may stay."""
+        scaled = self._scaled(prices)
+        cuts, engines, multipliers, _ = self._uses.shape
+        uses = (scaled.T @ self._uses.reshape(-1, len(scaled)).T).reshape(len(prices), cuts, engines * multipliers)
+        depth = np.array([one.pipelined for one in self._candidates], dtype=np.int64)
+        left = 1 + TINY - self._cuts.before(scaled)[depth].T[:, :, None] - uses
+        places = [scaled[0] / RAMB18_BITS, *([scaled[1] / prod(URAM_SHAPE)] if self._has_uram else [])]
+        # All weights lie in memories of one kind.
+        rooms = [(left / np.maximum(per_bit, 1 / NO_LIMIT)[:, None, None]).min(axis=0) for per_bit in places]
+        most: Floats = np.max(rooms, axis=0).reshape(self._uses.shape[:3]).max(axis=2)
+        return most
 
     def exclude(self, prices: Sequence[Floats]) -> None:
         """Leaves out what is over budget at some prices of the budgets, each of sum 1."""
-        if not len(prices) or not len(self._bits):
-            return
-        scaled = (np.array(prices) / np.maximum(self._budgets, 1)).T
-        per_bit = scaled[0] / RAMB18_BITS
-        if self._has_uram:
-            per_bit = np.minimum(per_bit, scaled[1] / prod(URAM_SHAPE))
-        fixed = self._cuts.before(scaled)[self._depth]
-        buffers = self._buffers @ scaled
-        if self._longest < NO_LIMIT - 1:
-            buffers[self._is_slow] = np.inf
-        fixed += buffers.min(axis=1)
-        self._is_open &= (fixed[self._number] + self._memory[:, None] * per_bit).max(axis=1) <= 1 + TINY
+        if len(prices):
+            np.minimum(self._rooms, self._rooms_at(prices), out=self._rooms)
 
-    def take(self, count: int, limit: int) -> list[Split]:
-        """The next open splits of fewer off-chip bits than `limit`, `count` at most."""
-        ahead = self._next + np.flatnonzero((self._is_open & (self._bits < limit))[self._next :])[:count]
-        if len(ahead):
-            self._next = int(ahead[-1]) + 1
-        return self._splits(ahead)
+    def take(self, count: int, limit: int) -> tuple[list[Split], Mask]:
+        """The next open splits of fewer off-chip bits than `limit`, `count` at most, and which engines are open."""
+        end = int(np.searchsorted(self._bits, limit))
+        while True:
+            ahead = np.arange(self._next, min(self._next + CHECKED, end))
+            has_room = self._has_room(ahead)
+            kept = np.flatnonzero(has_room.any(axis=1))[:count]
+            self._next = int(ahead[kept[-1]]) + 1 if len(kept) == count else self._next + len(ahead)
+            if len(kept) or not len(ahead):
+                return self._splits(ahead[kept]), has_room[kept]
 
     def of(self, bits: int) -> list[Split]:
         """The open splits of exactly these off-chip bits."""
-        return self._splits(np.flatnonzero(self._is_open & (self._bits == bits)))
+        places = np.arange(*np.searchsorted(self._bits, [bits, bits + 1]))
+        return self._splits(places[self._has_room(places).any(axis=1)])
+
+    def _has_room(self, places: Array) -> Mask:
+        """Which engines of some splits have room for their weights, shape (places, engines)."""
+        found: Mask = self._engine.room_taken(self._splits(places)) <= self._rooms[self._number[places]]
+        return found
 
     def _splits(self, places: Array) -> list[Split]:
         columns = (self._number[places], self._resident[places], self._bits[places])

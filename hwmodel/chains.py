@@ -74,20 +74,18 @@ class Chain:
     @cached_property
     def before(self) -> Array:
         """Shape (layers + 1, `KEPT`, engines): sums over the layers before one."""
-        rows = self._stacked[:, [WEIGHTS.index(name) for name in KEPT]]
-        return prefixes(np.cumsum(rows, axis=0))
+        return accumulated(np.add, self._stacked[:, [WEIGHTS.index(name) for name in KEPT]])
 
     @cached_property
     def after(self) -> Array:
         """Shape (layers + 1, `BUFFERED`, engines): maxima over the layers from one on."""
-        rows = self._stacked[::-1, [WEIGHTS.index(name) for name in BUFFERED]]
-        return prefixes(np.maximum.accumulate(rows, axis=0))[::-1]
+        return accumulated(np.maximum, self._stacked[::-1, [WEIGHTS.index(name) for name in BUFFERED]])[::-1]
 
     @cached_property
     def cycles(self) -> Array:
         """Shape (layers + 1, engines): cycles of the layers from one on."""
         rows = np.array(self.layer_cycles, dtype=np.int64).reshape(-1, self.engines)
-        return prefixes(np.cumsum(rows[::-1], axis=0))[::-1]
+        return accumulated(np.add, rows[::-1])[::-1]
 
     @cached_property
     def least_cycles(self) -> Array:
@@ -130,6 +128,10 @@ class SharedRows:
         return SharedRows(*(column[keep] for column in columns))
 
 
-def prefixes(accumulated: Array) -> Array:
-    """Accumulated values with a row of zeros, for no layer, before them."""
-    return np.concatenate([np.zeros_like(accumulated[:1], shape=(1, *accumulated.shape[1:])), accumulated])
+def accumulated(ufunc: np.ufunc, rows: Array) -> Array:
+    """Sums or maxima, not negative, of no row, the first row, the first two, and so on."""
+    found = np.zeros((len(rows) + 1, *rows.shape[1:]), dtype=np.int64)
+    # Row by row: `ufunc.accumulate` goes along the first axis, with large steps, for each of the others.
+    for row, before, after in zip(rows, found[:-1], found[1:], strict=True):
+        ufunc(before, row, out=after)
+    return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel.exchanges import Array
+from hwmodel.exchanges import Array, starts_of
 
 Mask = NDArray[np.bool_]
 
@@ -25,7 +25,7 @@ class Choices:
         group: Shape (options,), ascending: the group of each option.
         until: Shape (options,): at limits of the key from this one on another option of the group uses no more of
             anything, so that this one need not be looked at; see `outdone_from`.
-        rows: Shape (options,): where an option stood before others were left out.
+        rows: Shape (options,), ascending: where an option stood before others were left out.
         groups: Number of groups.
     """
 
@@ -47,7 +47,7 @@ class Choices:
         """The options where `keep` is true; None if a group has none."""
         index = np.flatnonzero(keep)
         group = self.group[index]
-        if not len(index) or np.count_nonzero(np.diff(group)) + 1 < self.groups:
+        if len(starts_of(group)) < self.groups:
             return None
         return Choices(self.key[index], self.use[index], group, self.until[index], self.rows[index], self.groups)
 

@@ -12,8 +12,8 @@ from copy import copy
 import numpy as np
 
 from hwmodel.chains import SharedRows, Split
-from hwmodel.choices import NO_LIMIT, Choices
-from hwmodel.exchanges import Array, Floats
+from hwmodel.choices import NO_LIMIT, Choices, Mask
+from hwmodel.exchanges import Array, Floats, starts_of
 from hwmodel.options import Options
 from hwmodel.segments import Segments
 
@@ -26,10 +26,16 @@ class Cuts:
         splits: The splits.
         shortest: The least frame interval that is asked about.
         longest: The largest one: options that count for none in between are left out.
+        has_room: Shape (splits, engines): the shared engines that are looked at, as in `SharedEngine.rows`.
     """
 
     def __init__(
-        self, segments: Segments, splits: Sequence[Split], shortest: int = NO_LIMIT - 1, longest: int = NO_LIMIT - 1
+        self,
+        segments: Segments,
+        splits: Sequence[Split],
+        shortest: int = NO_LIMIT - 1,
+        longest: int = NO_LIMIT - 1,
+        has_room: Mask | None = None,
     ) -> None:
         self.segments = segments
         self.splits = tuple(splits)
@@ -41,7 +47,8 @@ class Cuts:
         with_engine = np.flatnonzero(self.depth < self._layers)
         self.rows: SharedRows | None = None
         if len(with_engine):
-            rows = segments.engine.rows([self.splits[number] for number in with_engine], longest)
+            engines = None if has_room is None else has_room[with_engine]
+            rows = segments.engine.rows([self.splits[number] for number in with_engine], longest, engines)
             self.rows = SharedRows(with_engine[rows.split], rows.cycles, rows.use, rows.engine, rows.kind)
 
     def at(self, shortest: int, longest: int) -> Cuts:
@@ -56,7 +63,7 @@ class Cuts:
         """The options of one split: of each pipelined layer, then of the shared engine; None if a group has none."""
         depth = int(self.depth[number])
         own = slice(0, int(np.searchsorted(self.own.group, depth)))
-        if np.count_nonzero(np.diff(self.own.group[own], prepend=-1)) < depth:
+        if len(starts_of(self.own.group[own])) < depth:
             return None
         parts = [(self.own.key[own], self.own.use[own], self.own.group[own], self.own.until[own], self.own.rows[own])]
         if self.rows is not None and depth < self._layers:
@@ -100,7 +107,7 @@ class Cuts:
         """`before`, with the price of each option, shape (options, prices), and its group."""
         sums = np.zeros((self._layers + 1, own_prices.shape[1]))
         sums[1:] = np.inf
-        starts = np.flatnonzero(np.diff(group, prepend=-1))
+        starts = starts_of(group)
         if len(starts):
             sums[1 + group[starts]] = np.minimum.reduceat(own_prices, starts, axis=0)
         return np.cumsum(sums, axis=0)
@@ -111,7 +118,7 @@ class Cuts:
         if self.rows is not None:
             shared = np.full_like(least, np.inf)
             shared[self.depth == self._layers] = 0
-            starts = np.flatnonzero(np.diff(self.rows.split, prepend=-1))
+            starts = starts_of(self.rows.split)
             if len(starts):
                 shared[self.rows.split[starts]] = np.minimum.reduceat(shared_prices, starts, axis=0)
             least += shared

@@ -9,12 +9,13 @@ from math import prod
 
 import numpy as np
 
-from hwmodel.chains import prefixes
+from hwmodel.chains import accumulated
 from hwmodel.dataflow import WeightPlace
+from hwmodel.exchanges import starts_of
 from hwmodel.layers import FIXED, LayerFacts, OptionCache
 from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
 from hwmodel.network import NetworkSpec
-from hwmodel.options import Array, Space, resource_use, shared_array_uses
+from hwmodel.options import RESOURCES, Array, Space, resource_use, shared_array_uses
 from hwmodel.resources import FRAME_ENGINE, Memory, SharedLayer, frame_buffer_shape, shared_memories
 from hwmodel.traffic import Placement, elements
 
@@ -122,7 +123,8 @@ class EngineUses:
             cut, engine = np.repeat(np.arange(len(missing)), engines), np.tile(np.arange(engines), len(missing))
             uses = self.fixed(missing, cut, engine)
             self._all.update(zip(missing, uses.reshape(len(missing), engines, *uses.shape[1:]), strict=True))
-        return np.array([self._all[cut] for cut in cuts])
+        shape = (len(cuts), len(self._space.shared_grid[0]), len(self._space.multipliers), len(RESOURCES))
+        return np.array([self._all[cut] for cut in cuts], dtype=np.int64).reshape(shape)
 
     def buffers(self, cuts: Sequence[Cut]) -> Array:
         """Resources of the frame buffers of each engine, shape (cuts, engines, resources)."""
@@ -143,7 +145,7 @@ class EngineUses:
             depth, width = (np.broadcast_to(one, (len(sizes), len(simd))).ravel() for one in shape)
             memory = Memory(FRAME_ENGINE, "frame_buffer", depth, width)
             uses = resource_use([memory], 0, 0, self._family, len(depth)).reshape(*shape[0].shape, 4)
-            first = np.flatnonzero(np.diff(held.cuts, prepend=-1))
+            first = starts_of(held.cuts)
             found[held.cuts[first]] = np.add.reduceat(uses[size], first)
         return found[:, of_engine]
 
@@ -186,12 +188,12 @@ class EngineUses:
     @cached_property
     def _frame_needs(self) -> Array:
         """Shape (layers with weights + 1, `FIXED`, engines): maxima over the layers from one on, frame-based."""
-        return prefixes(np.maximum.accumulate(self._fixed(is_spilled=False)[::-1], axis=0))[::-1]
+        return accumulated(np.maximum, self._fixed(is_spilled=False)[::-1])[::-1]
 
     @cached_property
     def _spilled_needs(self) -> Array:
         """Shape (layers with weights + 1, `FIXED`, engines): maxima over the layers before one, spilled."""
-        return prefixes(np.maximum.accumulate(self._fixed(is_spilled=True), axis=0))
+        return accumulated(np.maximum, self._fixed(is_spilled=True))
 
     def _fixed(self, *, is_spilled: bool) -> Array:
         """Shape (layers with weights, `FIXED`, engines)."""
@@ -203,7 +205,7 @@ class EngineUses:
         """Shape (layers with weights + 1, engines): parameter words of the layers from one on."""
         pe, _ = self._space.shared_grid
         channels = np.array([layer.out_channels for layer in self._network.weighted])
-        return prefixes(np.cumsum(-(-channels[::-1, None] // pe), axis=0))[::-1]
+        return accumulated(np.add, -(-channels[::-1, None] // pe))[::-1]
 
     @cached_property
     def _tensor_widths(self) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel.exchanges import TINY, Array, Floats
+from hwmodel.exchanges import TINY, Array, Floats, starts_of
 
 ROUNDING = 1e-12
 """Difference between sums of shares that counts as none."""
@@ -14,7 +14,7 @@ COMPARED = 64
 """Partial choices that all others are compared with at once."""
 
 
-def any_within(share: Floats, group: Array, weights: Floats, most: int) -> tuple[Array | None, bool]:
+def any_within(share: Floats, group: Array, weights: Floats, most: int, *, gives_up: bool) -> tuple[Array | None, bool]:
     """A choice of one option per group within the budgets, and whether it is certain that there is none if none came.
 
     Groups are gone through one after the other.  Of the partial choices those stay that the cheapest options of the
@@ -24,37 +24,44 @@ def any_within(share: Floats, group: Array, weights: Floats, most: int) -> tuple
         share: Shape (options, resources): what an option takes of each budget.
         group: Shape (options,), ascending: the group of each option; every group has one.
         weights: Shape (prices, resources), each of sum 1: prices of whole budgets.
-        most: Partial choices at which this is given up.
+        most: Most partial choices that are kept.
+        gives_up: Whether it ends where there are more; otherwise those that may leave most of the budgets are kept.
 
     Returns:
         The option of each group, or None; and whether the answer is certain.
     """
     priced = share @ weights.T
-    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    starts = starts_of(group)
     sizes = np.diff(starts, append=len(group))
     least = np.minimum.reduceat(priced, starts)
     extra = (priced - np.repeat(least, sizes, axis=0)).max(axis=1)
     # Groups whose options differ most come first: there fewest are left.
-    order = np.argsort(-np.add.reduceat(extra, starts) / sizes, kind="stable").tolist()
-    sums, rest = np.zeros((1, share.shape[1])), least.sum(axis=0)
+    order = np.argsort(-np.add.reduceat(extra, starts) / sizes, kind="stable")
+    is_one = sizes == 1
+    sums, rest = share[starts[is_one]].sum(axis=0)[None], least[~is_one].sum(axis=0)
     steps: list[tuple[int, Array, Array]] = []
-    for of in order:
+    is_certain = True
+    for of in order[~is_one[order]].tolist():
         rest = rest - least[of]
         low, high = int(starts[of]), int(starts[of] + sizes[of])
         # The first price alone leaves few enough for all of them.
         first = (sums @ weights[0])[:, None] + priced[low:high, 0]
         partial, option = np.nonzero(first <= 1 + TINY - rest[0])
         sums = sums[partial] + share[low + option]
-        kept = np.flatnonzero((sums @ weights.T <= 1 + TINY - rest).all(axis=1))
-        kept = kept[least_of(sums[kept])]
+        fill = (sums @ weights.T + rest).max(axis=1)
+        kept = np.flatnonzero(fill <= 1 + TINY)
+        if gives_up or len(kept) > most:
+            kept = kept[least_of(sums[kept])]
         if len(kept) > most:
-            return None, False
+            if gives_up:
+                return None, False
+            kept, is_certain = kept[np.argsort(fill[kept], kind="stable")[:most]], False
         sums = sums[kept]
         steps.append((of, partial[kept], low + option[kept]))
     fitting = np.flatnonzero((sums <= 1 + TINY).all(axis=1))
     if not len(fitting):
-        return None, True
-    chosen, place = np.empty(len(starts), dtype=np.int64), int(fitting[0])
+        return None, is_certain
+    chosen, place = starts.copy(), int(fitting[0])
     for of, partial, option in reversed(steps):
         chosen[of], place = option[place], partial[place]
     return chosen, True

@@ -12,6 +12,19 @@ TINY = 1e-9
 """Slack for rounding, relative to the budgets."""
 
 
+def starts_of(group: Array) -> Array:
+    """Where the options of each group start, those of one group following those of another; shape (groups,).
+
+    >>> starts_of(np.array([0, 0, 3, 3, 3, 4])).tolist()
+    [0, 2, 5]
+    """
+    is_first = np.empty(len(group), dtype=bool)
+    is_first[:1] = True
+    np.not_equal(group[1:], group[:-1], out=is_first[1:])
+    starts: Array = is_first.nonzero()[0]
+    return starts
+
+
 def repaired(key: Array, share: Floats, group: Array, chosen: Array) -> Array:
     """A choice with as little excess over the budgets as exchanges of single options reach.
 
@@ -78,27 +91,30 @@ def descended(key: Floats, share: Floats, group: Array, starts: Array, penalty: 
     over = penalty * (share[chosen][:, :, columns].sum(axis=1) - 1).T
     # What each exchange changes, shape (values, starts, options).
     change = values[:, None, :] - values[:, chosen[:, np.append(group, 0)]]
-    total, part = np.empty(change.shape[1:]), np.empty(change.shape[1:])
+    part, total = np.empty_like(change[1:]), np.empty_like(change[0])
     for _ in range(2 * chosen.shape[1]):
-        np.copyto(total, change[0])
-        for excess, takes in zip(over, change[1:], strict=True):
-            np.add(takes, excess[:, None], out=part)
-            np.maximum(part, 0.0, out=part)
-            np.add(total, part, out=total)
+        np.add(change[1:], over[:, :, None], out=part)
+        np.maximum(part, 0.0, out=part)
+        np.add.reduce(part, axis=0, out=total)
+        np.add(total, change[0], out=total)
         pick = total[:, :size].argmin(axis=1)
         row = np.arange(len(left))
-        lower = total[row, pick] < np.maximum(0.0, over).sum(axis=0) - TINY * penalty
-        if not lower.all():
-            kept = np.flatnonzero(lower)
-            if not len(kept):
+        lower = (total[row, pick] < np.maximum(0.0, over).sum(axis=0) - TINY * penalty).nonzero()[0]
+        if 2 * len(lower) <= len(left):  # fewer copies than at each start that is done
+            if not len(lower):
                 break
-            left, pick, row, over, change = left[kept], pick[kept], row[: len(kept)], over[:, kept], change[:, kept]
-            total, part = total[: len(kept)], part[: len(kept)]
-        over += change[1:, row, pick]
+            left, pick, over, change = left[lower], pick[lower], over[:, lower], change[:, lower]
+            lower = row[: len(left)]
+            part, total = part[:, : len(left)], total[: len(left)]
+        else:
+            pick = pick[lower]
+        over[:, lower] += change[1:, lower, pick]
         of = group[pick]
-        chosen[left, of] = pick
+        chosen[left[lower], of] = pick
         same = members[of]
-        change[:, row[:, None], same] = values[:, same] - values[:, pick, None]
+        renewed = values.take(same, axis=1)
+        renewed -= values.take(pick, axis=1)[:, :, None]
+        change[:, lower[:, None], same] = renewed
     return chosen
 
 

@@ -24,11 +24,16 @@ from math import ceil
 import numpy as np
 
 from hwmodel.choices import NO_LIMIT, Choices
+from hwmodel.descent import Exchanges
 from hwmodel.exchanges import Array, Floats
-from hwmodel.problem import COARSE, POLISHED, PROVEN_GROUPS, QUICK_STARTS, STARTS, Answers, Problem
+from hwmodel.problem import FEW_PARTIAL, MOST_PARTIAL, PROVEN_GROUPS, Answers, Problem
 
 STRIDE = 4
 """How much further each step goes on the way to a limit with a choice."""
+
+
+FAR = 0.05
+"""Share of a sum by which it is so far above its bound that exchanges set out from more choices."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +101,17 @@ def least_bottleneck(
     high, unproven = len(grid), NO_LIMIT
     while low < high:
         part = problem.up_to(int(grid[index]))
-        found, is_proven, may_solve = None, True, best is not None or index == last
+        found, is_proven = None, True
+        most = MOST_PARTIAL if best is not None or index == last else 0
+        if index == low and not most:  # mostly the first limit that prices leave has a choice
+            most = FEW_PARTIAL
         if part is not None:
-            found, weights, is_proven = part.any_choice(weights, may_solve=may_solve)
+            found, weights, is_proven = part.any_choice(weights, most)
         if found is not None:
             # The choice may keep a smaller limit than the one it was asked to keep.
-            slowest = int(keys[np.isin(problem.choices.rows, found)].max())
+            slowest = int(keys[np.searchsorted(problem.choices.rows, found)].max())
             best, high = found, int(np.searchsorted(grid, max(floor, slowest)))
-        elif not is_proven and may_solve:
+        elif not is_proven and most == MOST_PARTIAL:
             # What is possible at a smaller limit is possible at this one: all from the lowest on are open.
             low, unproven = index + 1, min(unproven, int(grid[low]))
         else:
@@ -139,7 +147,7 @@ def any_choice(choices: Choices, budgets: Array, weights: Floats) -> tuple[Solut
     problem = Problem.of(choices, budgets, NO_LIMIT)
     if problem is None:
         return NOTHING, weights
-    rows, weights, is_proven = problem.any_choice(weights, may_solve=True)
+    rows, weights, is_proven = problem.any_choice(weights, MOST_PARTIAL)
     if rows is None:
         return NOTHING if is_proven else Solution(NO_LIMIT, 0), weights
     return Solution(0, 0, tuple(rows.tolist())), weights
@@ -151,9 +159,6 @@ def cheapest(
     limit: int = NO_LIMIT,
     gap: float = 0.0,
     start: Sequence[int] = (),
-    prices: Sequence[float] = (),
-    *,
-    is_quick: bool = False,
 ) -> Solution:
     """The choice whose sum of keys is least.
 
@@ -163,8 +168,6 @@ def cheapest(
         limit: Only sums up to this are taken.
         gap: With more than `PROVEN_GROUPS` groups, a choice within this share of the bound is good enough.
         start: Rows of a choice within the budgets, to begin with.
-        prices: Prices to begin with, such as those of a similar problem.
-        is_quick: Whether exchanges set out from few choices: where a similar problem has a choice of about this limit.
 
     Returns:
         The best choice found within budgets and limit.
@@ -181,20 +184,23 @@ def cheapest(
         if found is not None and key[found].sum() < upper and whole.fits(found):
             best, upper = found, float(key[found].sum())
 
-    offer(whole.at_rows(start))
+    if start:
+        offer(whole.at_rows(start, key))
     gap = 0.0 if is_small else gap
-    first_price = np.array(prices) if prices else np.zeros(len(budgets))
     # Of what is better than the best so far, all is within the other budgets.
     binding = whole.binding(upper - 1)
     problem = whole.of_budgets(binding)
-    relaxed = problem.priced(key, first_price[binding], upper, gap)
+    relaxed = problem.priced(key, upper, gap)
     lower, best_price = relaxed.bound, relaxed.prices
     if ceil(lower - 1e-6) < upper * (1 - gap):
-        effort = (QUICK_STARTS, 1) if is_quick else (STARTS, POLISHED)
-        for found in problem.descended(key, relaxed, min(upper - lower, COARSE * upper), *effort):
+        exchanges = Exchanges(key, problem.share, problem.choices.group, best_price)
+        for found in exchanges.from_relaxed(relaxed):
             offer(found)
-            if ceil(lower - 1e-6) >= upper * (1 - gap):
-                break
+        if lower < upper * (1 - FAR):
+            for found in exchanges.from_many(relaxed, FAR * upper):
+                offer(found)
+                if lower >= upper * (1 - FAR):
+                    break
     proven = min(ceil(lower - 1e-6), upper)
     if proven < upper and is_small:
         # An option is out if the bound with it is no better than the best choice.
@@ -210,3 +216,25 @@ def cheapest(
     if best is None:
         return Solution(NO_LIMIT, NO_LIMIT if proven > limit else round(proven), (), found_prices)
     return Solution(round(upper), round(proven), tuple(problem.choices.rows[best].tolist()), found_prices)
+
+
+def exchanged(choices: Choices, budgets: Array, limit: int, start: Sequence[int], prices: Sequence[float]) -> Solution:
+    """A choice of no larger sum of keys than a limit that exchanges reach from a choice of a similar problem.
+
+    Args:
+        choices: The options.
+        budgets: Shape (resources,), integers >= 0.
+        limit: The largest sum.
+        start: Rows of the choice; groups that have none of them begin with their cheapest option.
+        prices: Prices at which that problem is solved, as in `Solution`.
+    """
+    problem = Problem.of(choices, budgets, limit)
+    if problem is None:
+        return NOTHING
+    key, price = problem.choices.key.astype(np.float64), np.array(prices)
+    begin = problem.at_rows(start, key + problem.share @ price)
+    exchanges = Exchanges(key, problem.share, problem.choices.group, price)
+    for found in (*exchanges.by_singles(begin[None]), begin):
+        if key[found].sum() <= limit and problem.fits(found):
+            return Solution(round(key[found].sum()), 0, tuple(problem.choices.rows[found].tolist()))
+    return Solution(NO_LIMIT, 0)

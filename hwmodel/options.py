@@ -127,17 +127,28 @@ def weighted_options(
     """Executions of a pipelined layer with weights."""
     pe, simd, ingest = _pipelined_grid(layer, space.pipelined_pe, space.pipelined_products)
     lanes = sparse_lanes(layer, config, storage, pe, simd)
+    multipliers = space.multipliers if config.weight_bit_width > 1 else space.multipliers[:1]
+
+    def grid_of(flow: DataFlow, multiplier: Multiplier, place: WeightPlace) -> Foldings:
+        return Foldings(flow, pe, simd, ingest, multiplier, place)
+
+    # What each choice takes adds up; data flow and place of the weights do not depend on each other.
+    weights = []
+    for place in places:
+        grid = grid_of(space.data_flows[0], multipliers[0], place)
+        weights.append(resource_use(weight_memories(layer, config, storage, lanes, grid), 0, 0, family, len(pe)))
     parts = []
     for flow in space.data_flows:
-        for multiplier in space.multipliers if config.weight_bit_width > 1 else space.multipliers[:1]:
-            for place in places:
-                grid = Foldings(flow, pe, simd, ingest, multiplier, place)
-                array = pipelined_array(layer, config, lanes, grid, rescales, family)
-                memories = weight_memories(layer, config, storage, lanes, grid)
-                memories += pipelined_memories(layer, config, grid)
-                use = resource_use(memories, array.lut, array.dsp, family, len(pe))
+        grid = grid_of(flow, multipliers[0], places[0])
+        buffers = resource_use(pipelined_memories(layer, config, grid), 0, 0, family, len(pe))
+        cycles = layer_cycles(layer, grid)
+        for multiplier in multipliers:
+            array = pipelined_array(layer, config, lanes, grid_of(flow, multiplier, places[0]), rescales, family)
+            beside = buffers + resource_use((), array.lut, array.dsp, family, len(pe))
+            for place, taken in zip(places, weights, strict=True):
                 streamed = storage.weight_bits * layer.out_height if place is WeightPlace.STREAMED else 0
-                parts.append(_options(layer_cycles(layer, grid), use, np.full(len(pe), streamed), grid))
+                grid = grid_of(flow, multiplier, place)
+                parts.append(_options(cycles, beside + taken, np.full(len(pe), streamed), grid))
     return undominated(join(parts))
 
 

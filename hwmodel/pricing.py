@@ -12,6 +12,8 @@ Source:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from hwmodel.exchanges import Array, Floats
@@ -24,6 +26,25 @@ CAPACITY = 32
 
 ROUNDING = 1e-9
 """Reduced gain that counts as none."""
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """The linear relaxation of a problem with costs.
+
+    Args:
+        bound: Lower bound of the sum of costs.
+        prices: Of whole budgets, that gave it.
+        tried: Shape (prices, resources): all prices that were tried.
+        columns: Shape (columns, groups): choices that were cheapest at some prices.
+        mixed: Shape (groups,): the options with the largest share of the best mix of them.
+    """
+
+    bound: float
+    prices: Floats
+    tried: Floats
+    columns: Array
+    mixed: Array
 
 
 class Game:

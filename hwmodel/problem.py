@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil
 
 import numpy as np
 
 from hwmodel.choices import Choices, Mask
+from hwmodel.descent import Exchanges
 from hwmodel.enumeration import any_within
-from hwmodel.exchanges import TINY, Array, Floats, descended, descended_by_pairs, repaired
+from hwmodel.exchanges import TINY, Array, Floats, repaired, starts_of
 from hwmodel.highs import branch_and_cut
-from hwmodel.pricing import Game
+from hwmodel.pricing import Game, Relaxed
 
 Answers = dict[bytes, tuple[Array | None, bool]]
 """By shares and groups of the options that prices left: any choice of them or None, and whether that is proven."""
@@ -32,38 +31,8 @@ NEAR = 1e-4
 STEEPEST = 40
 """Largest sum of prices of whole budgets, in units of the largest sum of costs."""
 
-PENALTY = 3.0
-"""What exceeding a budget costs exchanges, in units of the sum of prices."""
-
-FIRM = 10.0
-"""How much more it costs exchanges that set out from choices that exceed a budget still."""
-
-OVER = 16
-"""Choices of single exchanges from which these set out."""
-
-PAIR_OPTIONS = 160
-"""Options of which pairs are exchanged."""
-
-DESCENT_OPTIONS = 400
-"""Options beside one of each group that are exchanged one by one."""
-
-STARTS = 8
-"""Choices from which exchanges set out: as many with noise, and as many of the relaxation."""
-
-QUICK_STARTS = 4
-"""As many with noise where a similar problem has been solved."""
-
-NOISE = 0.5
-"""Noise of the prices of the last of them, in shares of what a choice may be dearer than the bound."""
-
-NOISE_BLOCK = 1024
-"""Options that noise is made for in one go."""
-
-COARSE = 0.05
-"""The most that this is taken for, in shares of the best sum."""
-
-POLISHED = 3
-"""Choices of those that exchanges of single options have found from which exchanges of pairs set out."""
+REPAIRED = 8
+"""Choices at the last prices that are repaired where enumeration leaves open whether there is any."""
 
 PRICES = 12
 """The last prices that were tried, those that count beside the best to exclude options."""
@@ -71,33 +40,11 @@ PRICES = 12
 NEARBY = (0.02, 0.05, 0.1, 0.2)
 """Shares by which prices near the best ones differ from them: they exclude other options."""
 
-QUICK = 2 + 3 * STARTS
-"""Choices of exchanges that are looked at before enumeration goes on."""
-
-FEW_PARTIAL = 16
-"""Partial choices at which enumeration is given up before exchanges are tried."""
+FEW_PARTIAL = 32
+"""Partial choices that enumeration keeps at first: where there is a choice, mostly one of them leads to it."""
 
 MOST_PARTIAL = 2_000
-"""Partial choices at which it is given up afterwards."""
-
-
-@dataclass(frozen=True)
-class Relaxed:
-    """The linear relaxation of a problem with costs.
-
-    Args:
-        bound: Lower bound of the sum of costs.
-        prices: Of whole budgets, that gave it.
-        tried: Shape (prices, resources): all prices that were tried.
-        columns: Shape (columns, groups): choices that were cheapest at some prices.
-        mixed: Shape (groups,): the options with the largest share of the best mix of them.
-    """
-
-    bound: float
-    prices: Floats
-    tried: Floats
-    columns: Array
-    mixed: Array
+"""Partial choices at which it is given up."""
 
 
 class Problem:
@@ -141,12 +88,13 @@ class Problem:
         choices = replace(self.choices, use=self.choices.use[:, numbers])
         return Problem(choices, self.budgets[numbers])
 
-    def at_rows(self, rows: Sequence[int]) -> Array | None:
-        """The choice with these rows, or None if one of them is not among the options."""
-        place = {row: index for index, row in enumerate(self.choices.rows.tolist())} if rows else {}
-        if not rows or any(row not in place for row in rows):
-            return None
-        return np.array([place[row] for row in rows])
+    def at_rows(self, rows: Sequence[int], priced: Floats) -> Array:
+        """The choice with these rows; the cheapest of a group's options where it has none of them."""
+        chosen, wanted = self.cheapest(priced), np.array(rows, dtype=np.int64)
+        place = np.minimum(np.searchsorted(self.choices.rows, wanted), len(self.choices.rows) - 1)
+        place = place[self.choices.rows[place] == wanted]
+        chosen[self.choices.group[place]] = place
+        return chosen
 
     def fits(self, chosen: Array) -> bool:
         """Whether a choice is within all budgets."""
@@ -198,20 +146,13 @@ class Problem:
         first: Array = is_least[np.searchsorted(group[is_least], np.arange(len(least)))]
         return first
 
-    def _cheapest_of(self, priced: Floats) -> Array:
-        """Index of each group's cheapest option at several prices of the options: shape (prices, groups)."""
-        group = self.choices.group
-        least = np.minimum.reduceat(priced, self.starts, axis=1)
-        prices, options = np.nonzero(priced <= least[:, group])
-        is_first = np.diff(prices * len(self.starts) + group[options], prepend=-1) > 0
-        return options[is_first].reshape(len(priced), -1)
-
-    def any_choice(self, weights: Floats, *, may_solve: bool) -> tuple[Array | None, Floats, bool]:
+    def any_choice(self, weights: Floats, most: int) -> tuple[Array | None, Floats, bool]:
         """Any choice within the budgets.
 
         Args:
             weights: Prices to begin with, of sum 1.
-            may_solve: Whether HiGHS may be asked.
+            most: Partial choices that may be kept to decide what prices leave open: 0, `FEW_PARTIAL` or `MOST_PARTIAL`;
+                with these HiGHS may be asked too.
 
         Returns:
             Rows of the choice; the last prices; whether it is proven that there is none, if none was found.
@@ -240,22 +181,15 @@ class Problem:
             weights = (weights + best_weights) / 2
         weights = best_weights
         assert nearest is not None
-        found, is_proven = self._fitting([nearest]), False
-        if found is None and columns:
-            found = self._fitting([self._mixed(columns, game), chosen])
-            if found is None and may_solve:
-                found, is_proven = self._decided(
-                    Relaxed(largest, weights, np.array(tried), np.array(columns), self._mixed(columns, game))
-                )
-        return None if found is None else self.choices.rows[found], weights, is_proven
-
-    def _fitting(self, starts: Sequence[Array]) -> Array | None:
-        """The first choice within the budgets that exchanges of single options make of some others."""
-        for start in starts:
-            found = self.repaired(start)
-            if self.fits(found):
-                return found
-        return None
+        found, is_proven = self.repaired(nearest), False
+        if self.fits(found):
+            return self.choices.rows[found], weights, False
+        answer = None
+        if columns and most:
+            mixed = self._mixed(columns, game)
+            relaxed = Relaxed(largest, weights, np.array(tried), np.array(columns), mixed)
+            answer, is_proven = self._decided(relaxed, most)
+        return None if answer is None else self.choices.rows[answer], weights, is_proven
 
     def _mixed(self, columns: Sequence[Array], game: Game) -> Array:
         """Of each group the option that has the largest share of a mix of choices."""
@@ -265,23 +199,24 @@ class Problem:
             weight[columns[number]] += share
         return self.cheapest(-weight)
 
-    def priced(self, key: Floats, price: Floats, upper: float, gap: float) -> Relaxed:
+    def priced(self, key: Floats, upper: float, gap: float) -> Relaxed:
         """Prices of the budgets at which the bound of the sum of keys is nearly as large as it can be.
 
         Args:
             key: Shape (options,).
-            price: Prices of whole budgets to begin with, shape (resources,).
             upper: The sum of a known choice, or more than is allowed.
             gap: Share of `upper` up to which a bound is good enough.
         """
         # No prices of a larger sum are looked for.  The last row is the rest of that sum.
         most = STEEPEST * max(1.0, float(np.maximum.reduceat(key, self.starts).sum()))
+        price = np.zeros(self.share.shape[1])
         game, columns = Game(len(price) + 1), list[Array]()
         lower, mixture, best = -np.inf, np.inf, price
         takes = np.column_stack([self.share, key])
-        payoffs = np.empty(len(price) + 1)
+        payoffs, weights = np.empty(len(price) + 1), np.ones(len(price) + 1)
         for _ in range(STEPS):
-            chosen = self.cheapest(takes @ np.append(price, 1.0))
+            weights[:-1] = price
+            chosen = self.cheapest(takes @ weights)
             columns.append(chosen)
             taken = takes[chosen].sum(axis=0)
             used, cost = taken[:-1], float(taken[-1])
@@ -293,80 +228,33 @@ class Problem:
             # Payoffs have to be positive.
             payoffs[:-1] = used + (cost / most + 1)
             payoffs[-1] = cost / most + 2
-            weights, value = game.add(payoffs)
-            price, mixture = most * weights[:-1], most * (value - 2)
+            shares, value = game.add(payoffs)
+            price, mixture = most * shares[:-1], most * (value - 2)
         mixed = self._mixed(columns, game) if len(columns) > 1 else columns[0]
         return Relaxed(lower, best, np.array([best]), np.array(columns), mixed)
-
-    def descended(self, key: Floats, relaxed: Relaxed, slack: float, starts: int, polished: int) -> Iterator[Array]:
-        """Choices that exchanges reach from those that a relaxation suggests, better ones later."""
-        group = self.choices.group
-        priced = key + self.share @ relaxed.prices
-        extra = priced - np.minimum.reduceat(priced, self.starts)[group]
-        order = np.argsort(extra, kind="stable")
-        penalty = PENALTY * max(float(relaxed.prices.sum()), float(key.sum()) / len(key), 1.0)
-        core = np.sort(order[:PAIR_OPTIONS])
-        core = core[np.bincount(group[core], minlength=len(self.starts))[group[core]] > 1]
-
-        def by_pairs(chosen: Array, penalty: float = penalty) -> Array:
-            return descended_by_pairs(key, self.share, group, core, chosen, penalty)
-
-        wide = np.sort(order[: len(self.starts) + DESCENT_OPTIONS])
-        place = np.full(len(key), -1)
-        place[wide] = np.arange(len(wide))
-
-        def by_singles(begins: Array, penalty: float = penalty) -> Array:
-            """Different choices, best first, that single exchanges reach from some others, shape (choices, groups)."""
-            begins = place[begins]
-            begins = begins[(begins >= 0).all(axis=1)]
-            if not len(begins):
-                return begins
-            found = wide[descended(key[wide], self.share[wide], group[wide], _distinct(begins), penalty)]
-            over = np.maximum(0.0, self.share[found].sum(axis=1) - 1).sum(axis=1)
-            _, first = np.unique(key[found].sum(axis=1) + penalty * over, return_index=True)
-            best: Array = found[first]
-            return best
-
-        mixed = by_pairs(relaxed.mixed)
-        yield mixed
-        spread = NOISE * slack * np.arange(1, starts + 1) / starts
-        noisy = self._cheapest_of(extra - spread[:, None] * _noise(starts, len(key)))
-        found = by_singles(np.array([mixed, relaxed.mixed, *relaxed.columns[-STARTS:], *noisy]))
-        yield from found
-        if not len(found):
-            return
-        better = by_singles(np.array([by_pairs(chosen) for chosen in found[:polished]]))
-        yield from better
-        # What exceeds a budget by little may be far from what keeps it.
-        over = np.array([chosen for chosen in (*better, *found[:OVER]) if not self.fits(chosen)])
-        if not len(over):
-            return
-        firm = by_singles(over, FIRM * penalty)
-        yield from firm
-        if not any(self.fits(chosen) for chosen in (*found, *better, *firm)):
-            yield from by_singles(
-                np.array([by_pairs(chosen, FIRM * penalty) for chosen in firm[:OVER]]), FIRM * penalty
-            )
 
     def repaired(self, chosen: Array) -> Array:
         """A choice with as little excess over the budgets as exchanges of single options reach."""
         return repaired(self.choices.key, self.share, self.choices.group, chosen)
 
-    def _decided(self, relaxed: Relaxed) -> tuple[Array | None, bool]:
+    def _decided(self, relaxed: Relaxed, most: int) -> tuple[Array | None, bool]:
         """Any choice within the budgets, and whether it is proven that there is none.
 
         Args:
             relaxed: The linear relaxation without costs.
+            most: See `any_choice`.
         """
         core, weights = self._core(relaxed)
-        if np.count_nonzero(np.diff(self.choices.group[core], prepend=-1)) < len(self.starts):
+        if len(starts_of(self.choices.group[core])) < len(self.starts):
             return None, True
         # Neighbouring limits often leave the same options.
         question = self.share[core].tobytes() + self.choices.group[core].tobytes()
         if question not in self.answers:
-            found, is_proven = self._searched(relaxed, core, weights)
+            found, is_proven = self._searched(relaxed, core, weights, most)
             if found is not None and not np.isin(found, core).all():
                 return found, False
+            if found is None and not is_proven and most < MOST_PARTIAL:
+                return None, False
             self.answers[question] = None if found is None else np.searchsorted(core, found), is_proven
         answer, is_proven = self.answers[question]
         return None if answer is None else core[answer], is_proven
@@ -378,7 +266,7 @@ class Problem:
         while True:
             priced = self.share[core] @ weights.T
             group = self.choices.group[core]
-            starts = np.flatnonzero(np.diff(group, prepend=-1))
+            starts = starts_of(group)
             least = np.minimum.reduceat(priced, starts)
             extra = priced - np.repeat(least, np.diff(starts, append=len(core)), axis=0)
             kept = (extra <= 1 - least.sum(axis=0) + 1e-6).all(axis=1)
@@ -386,22 +274,26 @@ class Problem:
                 return core[kept], weights
             core = core[kept]
 
-    def _searched(self, relaxed: Relaxed, core: Array, weights: Floats) -> tuple[Array | None, bool]:
+    def _searched(self, relaxed: Relaxed, core: Array, weights: Floats, most: int) -> tuple[Array | None, bool]:
         """A choice of the options of a core within the budgets, and whether it is proven that there is none."""
+        # What costs little comes first.
+        exchanged = self.repaired(relaxed.mixed)
+        if not self.fits(exchanged):
+            key = np.zeros(len(self.share))
+            exchanged = Exchanges(key, self.share, self.choices.group, relaxed.prices).by_pairs(relaxed.mixed)
+        if self.fits(exchanged):
+            return exchanged, False
         share, group = self.share[core], self.choices.group[core]
-        found, is_proven = any_within(share, group, weights, FEW_PARTIAL)
-        if not is_proven:
-            for exchanged in islice(self._exchanged(relaxed), QUICK):
+        found, is_proven = any_within(share, group, weights, FEW_PARTIAL, gives_up=False)
+        if not is_proven and most > FEW_PARTIAL:
+            for start in relaxed.columns[-REPAIRED:]:
+                exchanged = self.repaired(start)
                 if self.fits(exchanged):
                     return exchanged, False
-            found, is_proven = any_within(share, group, weights, MOST_PARTIAL)
-        if not is_proven and len(self.starts) <= PROVEN_GROUPS:
-            return self.branch_and_cut(np.zeros(len(self.share)), core)
+            found, is_proven = any_within(share, group, weights, most, gives_up=True)
+            if not is_proven and len(self.starts) <= PROVEN_GROUPS:
+                return self.branch_and_cut(np.zeros(len(self.share)), core)
         return None if found is None else core[found], is_proven
-
-    def _exchanged(self, relaxed: Relaxed) -> Iterator[Array]:
-        """Choices that exchanges find, without costs."""
-        return self.descended(np.zeros(len(self.share)), relaxed, 1 - relaxed.bound, 2 * STARTS, 3 * STARTS)
 
     def branch_and_cut(self, cost: Floats, allowed: Array) -> tuple[Array | None, bool]:
         """`hwmodel.highs.branch_and_cut` of the allowed options; the choice as indices of all."""
@@ -410,11 +302,6 @@ class Problem:
             cost[allowed], choices.use[allowed], choices.group[allowed], self.budgets, choices.groups
         )
         return None if found is None else allowed[found], is_proven
-
-
-def _distinct(rows: Array) -> Array:
-    """The different ones of some rows."""
-    return np.array(list({row.tobytes(): row for row in rows}.values()))
 
 
 def nearby(prices: Floats) -> Floats:
@@ -426,13 +313,3 @@ def nearby(prices: Floats) -> Floats:
     found = found[found.sum(axis=1) > TINY]
     together: Floats = found / found.sum(axis=1, keepdims=True)
     return together
-
-
-def _noise(starts: int, options: int) -> Floats:
-    """Gumbel noise, always the same, shape (starts, options)."""
-    return _block_of_noise(starts, -(-options // NOISE_BLOCK) * NOISE_BLOCK)[:, :options]
-
-
-@lru_cache(maxsize=64)
-def _block_of_noise(starts: int, options: int) -> Floats:
-    return np.random.default_rng(0).gumbel(size=(starts, options))

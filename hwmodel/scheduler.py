@@ -23,6 +23,7 @@ bound where exchanges reach that.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil, floor, isfinite
@@ -38,7 +39,7 @@ from hwmodel.cuts import Cuts
 from hwmodel.dataflow import Schedule
 from hwmodel.errors import BudgetError, SpecError
 from hwmodel.exchanges import TINY, Floats
-from hwmodel.knapsack import NOTHING, Solution, any_choice, cheapest, least_bottleneck
+from hwmodel.knapsack import NOTHING, Solution, any_choice, cheapest, exchanged, least_bottleneck
 from hwmodel.layers import OptionCache
 from hwmodel.network import NetworkSpec
 from hwmodel.options import RESOURCES, Options, Space
@@ -203,25 +204,30 @@ class _Search:
         """The splits of fewest off-chip bits whose engines may fit, a choice of one of them, and its cycles."""
         segments, candidates = self.segments, self.segments.candidates
         first = Cuts(segments, [segments.engine.all_resident(candidates[0])], self.longest, self.longest)
-        reached, is_proven = self._any_choice(first, [0])
+        reached, is_proven = self._any_choice(first, self._fill(first), [0])
         if reached is not None:
             least = candidates[0].map_bits
             return [segments.engine.all_resident(one) for one in candidates if one.map_bits == least], *reached
         best, open_bound = NO_LIMIT, NO_LIMIT if is_proven else candidates[0].map_bits
         found: tuple[Reached, int] | None = None
         stages: list[OpenSplits] = []
+        spilled = [one for one in candidates if one.spilled]
         for stage in range(3):
-            group = self._cuts_of_stage(stage, best)
-            splits = OpenSplits(self.segments, self.budgets, self.board.uram > 0, group, best, self.longest)
-            splits.exclude(self._prices)
-            while part := splits.take(SPLITS_TOGETHER, best):
-                if dram_cycles(part[0].offchip_bits, self.board) > self.longest:
+            if stage:
+                spilled = cuts_that_may_reach(segments.engine, spilled, self.budgets, best)
+            group = self._cuts_of_stage(stage, spilled)
+            if not group:
+                continue
+            splits = OpenSplits(segments, self.budgets, self.board.uram > 0, group, self._prices, best, self.longest)
+            while (part := splits.take(SPLITS_TOGETHER, best))[0]:
+                if dram_cycles(part[0][0].offchip_bits, self.board) > self.longest:
                     break  # and so do all that follow, which have no fewer bits
                 known = len(self._prices)
-                cuts = Cuts(self.segments, part, self.longest, self.longest)
-                left = np.flatnonzero(self._fill(cuts) <= 1 + TINY).tolist()
+                cuts = Cuts(segments, part[0], self.longest, self.longest, part[1])
+                fill = self._fill(cuts)
+                left = np.flatnonzero(fill <= 1 + TINY).tolist()
                 for bits, same in groupby(left, key=lambda number: cuts.splits[number].offchip_bits):
-                    reached, is_proven = self._any_choice(cuts, list(same))
+                    reached, is_proven = self._any_choice(cuts, fill, list(same))
                     if reached is not None:
                         best, found = bits, reached
                         break
@@ -232,21 +238,23 @@ class _Search:
         # Of earlier stages too: what could not be decided there may have no more bits, and be faster.
         return None if found is None else ([split for splits in stages for split in splits.of(best)], *found)
 
-    def _cuts_of_stage(self, stage: int, limit: int) -> list[Candidate]:
-        """Cuts that may have no more off-chip bits than this: what earlier ones reach excludes most of the later.
+    def _cuts_of_stage(self, stage: int, spilled: Sequence[Candidate]) -> list[Candidate]:
+        """Cuts to be looked at together: what earlier ones reach excludes most of the later.
 
         First those with the least traffic of feature maps, all pipelined ones among them; then the other spilled ones;
         then those that load weights.
+
+        Args:
+            stage: 0, 1 or 2.
+            spilled: Spilled cuts that may have no more off-chip bits than what is reached.
         """
         segments = self.segments
-        candidates, least = segments.candidates, segments.candidates[0].map_bits
+        least = segments.candidates[0].map_bits
         if stage == 0:
-            return [one for one in candidates if one.map_bits == least]
-        spilled = [one for one in candidates if one.spilled]
-        cuts = cuts_that_may_reach(segments.engine, spilled, self.budgets, limit)
+            return [one for one in segments.candidates if one.map_bits == least]
         if stage == 1:
-            return [one for one in cuts if one.map_bits > least]
-        return [one for cut in cuts for one in segments.loading(cut)]
+            return [one for one in spilled if one.map_bits > least]
+        return [one for cut in spilled for one in segments.loading(cut)]
 
     def _fill(self, cuts: Cuts, limit: int = NO_LIMIT) -> Floats:
         """`Cuts.fill` at all prices so far."""
@@ -257,23 +265,26 @@ class _Search:
         if not any(np.array_equal(prices, known) for known in self._prices):
             self._prices.append(prices)
 
-    def _any_choice(self, cuts: Cuts, left: list[int]) -> tuple[tuple[Reached, int] | None, bool]:
-        """Any choice of some cuts within the budgets, and its cycles; or None, and if that is certain."""
+    def _any_choice(self, cuts: Cuts, fill: Floats, left: list[int]) -> tuple[tuple[Reached, int] | None, bool]:
+        """Any choice of some cuts within the budgets, and its cycles; or None, and if that is certain.
+
+        Args:
+            cuts: The cuts.
+            fill: Their `Cuts.fill` at all prices so far; new prices raise it.
+            left: Numbers of those that are asked about.
+        """
         is_proven = True
-        while left:
-            fill = self._fill(cuts)
-            left = sorted((number for number in left if fill[number] <= 1 + TINY), key=lambda number: fill[number])
-            if not left:
-                break
+        while left := sorted((number for number in left if fill[number] <= 1 + TINY), key=fill.__getitem__):
             number = left.pop(0)
             choices = cuts.choices(number)
             assert choices is not None  # the bound of a group without options is infinite
             solution, weights = any_choice(choices.at_cost(np.zeros_like(choices.key)), self.budgets, self._prices[-1])
             if solution.is_found:
-                cycles = int(choices.key[np.isin(choices.rows, solution.rows)].max())
+                cycles = int(choices.key[np.searchsorted(choices.rows, solution.rows)].max())
                 return (Reached(cuts.splits[number], solution.rows), cycles), True
             if solution == NOTHING:
                 self._remember(weights)
+                np.maximum(fill, cuts.fill(self.budgets, weights[None]), out=fill)
             is_proven &= solution == NOTHING
         return None, is_proven
 
@@ -291,7 +302,7 @@ class _Search:
             The interval; splits with options for it; those among them that may reach it, first one that does.
         """
         floor = max(1, dram_cycles(splits[0].offchip_bits, self.board))
-        bounds = [max(floor, self.segments.least_cycles(split.candidate)) for split in splits]
+        bounds = np.maximum(floor, self.segments.least_cycles([split.candidate for split in splits])).tolist()
         shortest, best, open_bound = min(bounds), max(floor, longest), NO_LIMIT
         found = start
         cuts = Cuts(self.segments, [start.split], shortest, best)
@@ -368,8 +379,10 @@ class _Search:
             if ceil(bounds[number] - 1e-6) >= bram18 * (1 - gap):
                 continue
             choices = choices.at_cost(choices.use[:, RESOURCES.index("bram18")])
-            rows, is_quick = reaching[number].rows, bram18 < NO_LIMIT
-            solution = cheapest(choices, self.budgets, bram18 - 1, BRAM_GAP, rows, prices, is_quick=is_quick)
+            if prices and choices.groups > PROVEN_GROUPS:
+                solution = exchanged(choices, self.budgets, bram18 - 1, best.rows, prices)
+            else:
+                solution = cheapest(choices, self.budgets, bram18 - 1, BRAM_GAP, reaching[number].rows)
             if solution.is_found:
                 bram18, best = solution.value, replace(reaching[number], rows=solution.rows)
             if solution.prices:

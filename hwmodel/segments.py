@@ -104,9 +104,10 @@ class Segments:
         found: Placement = self.cache[key]
         return found
 
-    def least_cycles(self, candidate: Candidate) -> int:
-        """Cycles per frame that no choice of options is faster than."""
-        return max(int(self._own_cycles[candidate.pipelined]), self.engine.least_cycles(candidate))
+    def least_cycles(self, candidates: Sequence[Candidate]) -> Array:
+        """Cycles per frame that no choice of options of a cut is faster than, shape (candidates,)."""
+        own = self._own_cycles[[one.pipelined for one in candidates]]
+        return np.maximum(own, self.engine.least_cycles(candidates))
 
     @cached_property
     def _own_cycles(self) -> Array:

@@ -8,10 +8,10 @@ and before p, and a maximum over the layers from c or from p on: both are accumu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hwmodel.board import Board
 from hwmodel.chains import KEPT, LOADED, Candidate, Chain, SharedRows, Split
@@ -59,15 +59,12 @@ class SharedEngine:
         self._places = tuple(places)
         self._cache = cache
         self._chains: dict[tuple[int, int, int], Chain] = {}
-        self._made: dict[Split, tuple[SharedRows, int, int]] = {}
         self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
 
     def chain(self, candidate: Candidate) -> tuple[Chain, int]:
         """The layers of the shared engine at a cut, and where in their order they start."""
-        cut = candidate.pipelined
-        if candidate.spilled or self._shares_weights:
-            return self._chain_of(cut, candidate.spilled, candidate.loaded_bits), 0
-        return self._chain_of(0, 0, 0), int(self.uses.weighted_before[cut])
+        start = 0 if self._shares_weights else int(self.uses.weighted_before[candidate.pipelined])
+        return self._chain_of(*self._chain_key(candidate)), start
 
     def loadable_bits(self, spilled: int) -> list[int]:
         """Each number of bits that some of the first layers, spilled, can load whole and read more than once."""
@@ -95,54 +92,61 @@ class SharedEngine:
         cycles: Array = chain.cycles[start]
         return cycles
 
-    def least_cycles(self, candidate: Candidate) -> int:
-        """`cycles` of the fastest engine."""
-        chain, start = self.chain(candidate)
-        return int(chain.least_cycles[start])
+    def least_cycles(self, candidates: Sequence[Candidate]) -> Array:
+        """`cycles` of the fastest engine of each cut, shape (candidates,)."""
+        found = np.empty(len(candidates), dtype=np.int64)
+        for chain, numbers, start in self._by_chain(candidates):
+            found[numbers] = chain.least_cycles[start]
+        return found
 
-    def weight_memories(
-        self, candidates: Sequence[Candidate], budgets: Array, limit: int, longest: int = NO_LIMIT
-    ) -> tuple[Array, Array, Array, Array]:
-        """What weights of each split take at least, of splits that may fit.
+    def with_room(self, candidates: Sequence[Candidate], rooms: Floats, limit: int) -> tuple[Array, Array, Array]:
+        """Splits that may have room for their weights on some engine; `room_taken` leaves out some more.
 
         Args:
             candidates: Cuts with a shared engine.
-            budgets: Shape (resources,): where weights are loaded, what nothing of fits is left out.
+            rooms: Shape (candidates, engines): bits that weights may take.
             limit: Most off-chip bits of a split.
-            longest: Engines with more cycles than this are left out.
 
         Returns:
-            Shape (splits,) each, those of one cut after those of another: the number of its cut, its resident layers,
-            its off-chip bits, and bits of block RAM or UltraRAM that weights take.
+            Shape (splits,) each: the number of its cut, its resident layers and its off-chip bits.
         """
-        parts = [np.zeros((4, 0), dtype=np.int64)]
-        whole = [Split(one, 0, one.map_bits) for one in candidates]
-        for chain, numbers, start, _ in self._by_chain(whole):
-            size = len(chain.order)
-            maps = np.array([candidates[number].map_bits for number in numbers])
-            bits = chain.streamed_bits + maps[:, None]
-            cut, end = np.nonzero((np.arange(size + 1) >= start[:, None]) & (bits <= limit))
-            loads = candidates[numbers[0]].loaded_bits
-            memory = np.zeros((len(cut), len(self.grid[0])), dtype=np.int64)
-            for column, (taken, most_in_luts) in enumerate(self._weight_memories):
-                words = chain.before[end, column] - chain.before[start[cut], column]
-                if loads:
-                    words += chain.after[end, LOADED[column]]
-                part = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * taken
-                part[words <= most_in_luts] = 0
-                memory += part
-            if loads:  # one cut, as each that loads weights has a chain of its own
-                uses = self.uses.fixed_of_all([(0, candidates[numbers[0]].spilled)])
-                memory[memory > self.uses.rooms(uses, budgets)[0]] = NO_LIMIT
-            if longest < NO_LIMIT - 1:
-                memory[(chain.cycles[start] > longest)[cut]] = NO_LIMIT
-            least = memory.min(axis=1, initial=NO_LIMIT)
-            kept = least < NO_LIMIT if loads else np.ones(len(cut), dtype=bool)
-            columns = (numbers[cut], end - start[cut], bits[cut, end], least)
-            parts.append(np.array([column[kept] for column in columns]))
-        found = np.concatenate(parts, axis=1)
-        number, resident, bits, least = found[:, np.argsort(found[0], kind="stable")]
-        return number, resident, bits, least
+        parts = [np.zeros((3, 0), dtype=np.int64)]
+        map_bits = np.array([one.map_bits for one in candidates])
+        for chain, numbers, start in self._by_chain(candidates):
+            ends = np.arange(len(chain.order) + 1)
+            if len(numbers) == 1:
+                taken = self._taken(chain, start, ends, candidates[numbers[0]].loaded_bits > 0)
+                has_room = np.array([(taken <= rooms[numbers]).any(axis=1)])
+            else:
+                # Few numbers for many cuts: as if LUTs held all that they may, and memories had any depth.
+                per_word, in_luts = np.swapaxes(self._weight_memories, 0, 1)
+                bits, spare = (chain.before * per_word).sum(axis=1), (in_luts * per_word).sum(axis=0)
+                has_room = (bits <= (rooms[numbers] + bits[start] + spare)[:, None]).any(axis=2)
+            offchip = chain.streamed_bits + map_bits[numbers, None]
+            cut, end = np.nonzero(has_room & (ends >= start[:, None]) & (offchip <= limit))
+            parts.append(np.array([numbers[cut], end - start[cut], offchip[cut, end]]))
+        number, resident, offchip_bits = np.concatenate(parts, axis=1)
+        return number, resident, offchip_bits
+
+    def room_taken(self, splits: Sequence[Split]) -> Array:
+        """Bits of block RAM or UltraRAM that weights take at least, shape (splits, engines)."""
+        found = np.empty((len(splits), len(self.grid[0])), dtype=np.int64)
+        resident = np.array([split.resident for split in splits], dtype=np.int64)
+        for chain, numbers, start in self._by_chain([split.candidate for split in splits]):
+            loads = splits[numbers[0]].candidate.loaded_bits > 0  # and so do all, as such a cut has a chain of its own
+            found[numbers] = self._taken(chain, start, start + resident[numbers], loads)
+        return found
+
+    def _taken(self, chain: Chain, start: Array, stop: Array, loads: bool) -> Array:
+        """`room_taken` where layers of a chain from `start` to before `stop` stay, shape (starts, engines)."""
+        taken = np.zeros((len(stop), len(self.grid[0])), dtype=np.int64)
+        for column, (per_word, most_in_luts) in enumerate(self._weight_memories):
+            words = chain.before[stop, column] - chain.before[start, column]
+            if loads:
+                words += chain.after[stop, LOADED[column]]
+            bits = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * per_word
+            taken += np.where(words > most_in_luts, bits, 0)
+        return taken
 
     @cached_property
     def weights_by_users(self) -> tuple[Array, Array]:
@@ -181,26 +185,25 @@ class SharedEngine:
             found.append((np.floor(taken).astype(np.int64), in_luts.astype(np.int64)))
         return found
 
-    def rows(self, splits: Sequence[Split], longest: int = NO_LIMIT) -> SharedRows:
-        """Options of some splits with no more than `longest` cycles."""
-        if len(splits) == 1 and splits[0] in self._made:
-            made, number, most = self._made[splits[0]]
-            if longest <= most:
-                found = made.where((made.split == number) & (made.cycles <= longest))
-                return replace(found, split=np.zeros_like(found.split))
-        found = self._made_rows(splits, longest)
-        self._made.update({split: (found, number, longest) for number, split in enumerate(splits)})
-        return found
+    def rows(
+        self, splits: Sequence[Split], longest: int = NO_LIMIT, has_room: NDArray[np.bool_] | None = None
+    ) -> SharedRows:
+        """Options of some splits.
 
-    def _made_rows(self, splits: Sequence[Split], longest: int) -> SharedRows:
-        """`rows`, not from memory."""
+        Args:
+            splits: The splits.
+            longest: Options with more cycles are left out.
+            has_room: Shape (splits, engines): those that are looked at; all if it is None.
+        """
         cycles = np.empty((len(splits), len(self.grid[0])), dtype=np.int64)
         words = np.empty((len(WEIGHTS), *cycles.shape), dtype=np.int64)
-        for chain, numbers, start, stop in self._by_chain(splits):
+        resident = np.array([split.resident for split in splits])
+        for chain, numbers, start in self._by_chain([split.candidate for split in splits]):
+            stop = start + resident[numbers]
             cycles[numbers] = chain.cycles[start] + chain.loading_cycles[stop][:, None]
             kept, buffered = chain.before[stop] - chain.before[start], chain.after[stop]
             words[:, numbers] = np.concatenate([kept, buffered], axis=1).transpose(1, 0, 2)
-        split, engine = np.nonzero(cycles <= longest)
+        split, engine = np.nonzero(cycles <= longest if has_room is None else has_room & (cycles <= longest))
         need = SharedLayer(**dict(zip((*KEPT, *BUFFERED), words[:, split, engine], strict=True)))
         pe, simd = (values[engine] for values in self.grid)
         placed = [
@@ -223,13 +226,19 @@ class SharedEngine:
         chain, start = self.chain(candidate)
         return chain.order[start:]
 
-    def _by_chain(self, splits: Sequence[Split]) -> list[tuple[Chain, Array, Array, Array]]:
-        """By chain: the numbers of its splits, where their layers start and where their resident ones end."""
-        found: dict[int, tuple[Chain, list[tuple[int, int, int]]]] = {}
-        for number, split in enumerate(splits):
-            chain, start = self.chain(split.candidate)
-            found.setdefault(id(chain), (chain, []))[1].append((number, start, start + split.resident))
-        return [(chain, *np.array(rows, dtype=np.int64).T) for chain, rows in found.values()]
+    def _by_chain(self, candidates: Sequence[Candidate]) -> list[tuple[Chain, Array, Array]]:
+        """By chain: the numbers of its cuts, and where their layers start."""
+        found: dict[tuple[int, int, int], list[int]] = {}
+        for number, one in enumerate(candidates):
+            found.setdefault(self._chain_key(one), []).append(number)
+        starts = self.uses.weighted_before[[one.pipelined for one in candidates]] * (not self._shares_weights)
+        return [(self._chain_of(*key), np.array(numbers), starts[numbers]) for key, numbers in found.items()]
+
+    def _chain_key(self, candidate: Candidate) -> tuple[int, int, int]:
+        """What `_chain_of` is asked for at a cut."""
+        if candidate.spilled or self._shares_weights:
+            return candidate.pipelined, candidate.spilled, candidate.loaded_bits
+        return 0, 0, 0
 
     def _chain_of(self, pipelined: int, spilled: int, loaded_bits: int) -> Chain:
         key = (pipelined, spilled, loaded_bits)

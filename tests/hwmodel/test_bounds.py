@@ -10,7 +10,7 @@ import pytest
 from hwmodel import LayerConfig, NetworkConfig, NetworkSpec, WeightFormat, load_board, load_network, uniform
 from hwmodel.bounds import OpenSplits, cuts_that_may_reach
 from hwmodel.chains import Split
-from hwmodel.choices import NO_LIMIT
+from hwmodel.choices import NO_LIMIT, Mask
 from hwmodel.cuts import Cuts
 from hwmodel.options import RESOURCES, Space
 from hwmodel.scheduler import Scheduler
@@ -31,13 +31,30 @@ def test_no_split_is_excluded_that_its_options_do_not_exclude(board: str, seed: 
     for tight in (8, 32, 128):
         budgets = np.array([getattr(device, name) for name in RESOURCES]) // tight
         prices = pick.dirichlet(np.full(len(RESOURCES), 0.5), 4)
-        opened = OpenSplits(segments, budgets, device.uram > 0, candidates, NO_LIMIT)
-        opened.exclude(list(prices))
-        kept = opened.take(len(splits), NO_LIMIT)
-        fill = Cuts(segments, splits).fill(budgets, prices)
-        assert {split for split, least in zip(splits, fill, strict=True) if least <= 1} <= set(kept)
+        opened = OpenSplits(segments, budgets, device.uram > 0, candidates, list(prices[:2]), NO_LIMIT)
+        opened.exclude(list(prices[2:]))
+        kept = _all_of(opened)
+        cuts = Cuts(segments, splits)
+        no_engine = cuts.depth == len(network.layers)
+        may_fit = np.flatnonzero(no_engine & (cuts.fill(budgets, prices) <= 1))
+        assert {splits[number] for number in may_fit} <= kept.keys()
+        # What rows of the shared engine leave to the cheapest options of the pipelined layers, at all prices.
+        assert cuts.rows is not None
+        scaled = (prices / np.maximum(budgets, 1)).T
+        fits = (cuts.before(scaled)[cuts.depth[cuts.rows.split]] + cuts.rows.use @ scaled <= 1).all(axis=1)
+        may_fit_on = zip(cuts.rows.split[fits].tolist(), cuts.rows.engine[fits].tolist(), strict=True)
+        open_on = {(split, engine) for split, has_room in kept.items() for engine in np.flatnonzero(has_room)}
+        assert {(splits[number], engine) for number, engine in may_fit_on} <= open_on
         excluded += len(splits) - len(kept)
     assert excluded
+
+
+def _all_of(opened: OpenSplits) -> dict[Split, Mask]:
+    """All open splits, and which engines of each are open."""
+    found: dict[Split, Mask] = {}
+    while (part := opened.take(100, NO_LIMIT))[0]:
+        found.update(zip(*part, strict=True))
+    return found
 
 
 @pytest.mark.parametrize("board", ["zcu102", "kv260"])
@@ -57,8 +74,9 @@ def test_no_split_that_loads_weights_is_excluded_that_fits(board: str, planes: b
         budgets = np.array([getattr(device, name) for name in RESOURCES]) // tight
         fits = (rows.use <= budgets).all(axis=1)
         fitting = {splits[number] for number in np.unique(rows.split[fits])}
-        kept = OpenSplits(segments, budgets, device.uram > 0, candidates, NO_LIMIT).take(len(splits), NO_LIMIT)
-        assert fitting <= set(kept)
+        opened = OpenSplits(segments, budgets, device.uram > 0, candidates, list(np.eye(len(RESOURCES))), NO_LIMIT)
+        kept = _all_of(opened)
+        assert fitting <= kept.keys()
         counts.append((len(fitting), len(kept)))
     assert 0 < counts[1][0] <= counts[1][1] < len(splits)
 
@@ -90,9 +108,10 @@ def test_open_splits_come_once_and_in_the_order_of_their_off_chip_bits() -> None
     candidates = segments.candidates[::9]
     want = sorted(split.offchip_bits for one in candidates for split in segments.engine.splits(one))
     limit = want[len(want) // 2]
-    opened = OpenSplits(segments, np.full(len(RESOURCES), NO_LIMIT), True, candidates, limit)
+    budgets, prices = np.full(len(RESOURCES), NO_LIMIT), list(np.eye(len(RESOURCES)))
+    opened = OpenSplits(segments, budgets, True, candidates, prices, limit)
     found: list[Split] = []
-    while part := opened.take(5, limit):
+    while part := opened.take(5, limit)[0]:
         found += part
     assert len(set(found)) == len(found)
     assert [split.offchip_bits for split in found] == [bits for bits in want if bits < limit]

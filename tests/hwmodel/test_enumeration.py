@@ -23,17 +23,22 @@ def random_shares(pick: np.random.Generator) -> tuple[Floats, Array]:
 
 
 @settings(max_examples=400, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1.0, 1.5, 2.0]))
-def test_a_choice_is_found_if_there_is_one(seed: int, scale: float) -> None:
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.sampled_from([1.0, 1.5, 2.0]),
+    most=st.sampled_from([1, 4, 10**6]),
+    gives_up=st.booleans(),
+)
+def test_a_choice_is_found_if_there_is_one(seed: int, scale: float, most: int, gives_up: bool) -> None:
     pick = np.random.default_rng(seed)
     share, group = random_shares(pick)
     share = np.ceil(share * scale * 20) / 20 if seed % 2 else share * scale  # many equal sums, or none
     weights = pick.dirichlet(np.ones(share.shape[1]), int(pick.integers(1, 6)))
-    found, is_certain = any_within(share, group, weights, 10**6)
-    assert is_certain
+    found, is_certain = any_within(share, group, weights, most, gives_up=gives_up)
+    assert is_certain or most < 10**6
     members = [np.flatnonzero(group == one).tolist() for one in range(group[-1] + 1)]
     fits = [(share[list(choice)].sum(axis=0) <= 1 + 1e-9).all() for choice in product(*members)]
-    assert (found is not None) == any(fits)
+    assert (found is not None) == any(fits) or not is_certain
     if found is not None:
         assert group[found].tolist() == list(range(len(members)))
         assert (share[found].sum(axis=0) <= 1 + 1e-9).all()
@@ -49,10 +54,11 @@ def test_is_given_up_where_there_is_too_much(seed: int) -> None:
     gain = np.ravel([[0.0, 2.0**-one] for one in range(groups)])[:, None]
     share = (np.hstack([gain, -gain]) + 2) / (20 * groups)
     share = share[np.argsort(2 * group + pick.random(2 * groups), kind="stable")]
-    assert any_within(share, group, np.eye(2), 2**groups - 1) == (None, False)
-    found, is_certain = any_within(share, group, np.eye(2), 2**groups)
-    assert is_certain
-    assert found is not None
+    assert any_within(share, group, np.eye(2), 2**groups - 1, gives_up=True) == (None, False)
+    for most, gives_up in ((2**groups, True), (2**groups - 1, False)):
+        found, is_certain = any_within(share, group, np.eye(2), most, gives_up=gives_up)
+        assert is_certain
+        assert found is not None
 
 
 @settings(max_examples=100, deadline=None)

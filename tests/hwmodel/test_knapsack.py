@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwmodel.choices import NO_LIMIT, Choices, outdone_from
-from hwmodel.knapsack import NOTHING, Solution, cheapest, least_bottleneck
+from hwmodel.knapsack import NOTHING, Solution, cheapest, exchanged, least_bottleneck
 from hwmodel.problem import PROVEN_GROUPS
 
 
@@ -71,6 +71,22 @@ def test_least_bottleneck(seed: int, limit: int, floor: int) -> None:
     assert (not solution.is_found) == (not largest)
     if solution.is_found:
         assert solution.value == min(largest) == max(floor, *check(solution, choices, budgets))
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), better=st.integers(0, 3))
+def test_exchanges_keep_what_they_are_given_or_find_something_better(seed: int, better: int) -> None:
+    choices, budgets = random_problem(seed)
+    start = least_bottleneck(choices, budgets)
+    if not start.is_found:
+        return
+    sums = [sum(keys) for keys in possible_keys(choices, budgets)]
+    limit = int(choices.key[list(start.rows)].sum()) - better
+    # A row that is not among the options stands for none.
+    solution = exchanged(choices, budgets, limit, (*start.rows, len(choices.key) + 5), (0.0,) * len(budgets))
+    assert solution.is_found or better
+    if solution.is_found:
+        assert min(sums) <= solution.value == sum(check(solution, choices, budgets)) <= limit
 
 
 @settings(max_examples=100, deadline=None)
