@@ -7,14 +7,13 @@ from math import prod
 
 import numpy as np
 
-from hwmodel.chains import Candidate, Split
+from hwmodel.chains import Cut, Depths, Split
 from hwmodel.choices import NO_LIMIT, Mask
-from hwmodel.cuts import Cuts
-from hwmodel.engines import Cut
 from hwmodel.exchanges import TINY, Array, Floats
 from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
 from hwmodel.segments import Segments
 from hwmodel.shared import SharedEngine
+from hwmodel.split_options import SplitOptions
 
 CHECKED = 64
 """Splits that are looked at more closely in one go."""
@@ -30,7 +29,7 @@ class OpenSplits:
         segments: Options of all parts.
         budgets: Shape (resources,).
         has_uram: Whether weights may lie in UltraRAM.
-        candidates: The cuts.
+        cuts: The cuts.
         prices: Prices of the budgets, each of sum 1.
         limit: Most off-chip bits.
         longest: Most cycles of an engine.
@@ -41,26 +40,26 @@ class OpenSplits:
         segments: Segments,
         budgets: Array,
         has_uram: bool,
-        candidates: Sequence[Candidate],
+        cuts: Sequence[Cut],
         prices: Sequence[Floats],
         limit: int,
         longest: int = NO_LIMIT - 1,
     ) -> None:
-        self._cuts = Cuts(segments, (), longest, longest)
+        self._options = SplitOptions(segments, (), longest, longest)
         self._engine = segments.engine
         self._budgets = budgets
         self._has_uram = has_uram
         if longest < NO_LIMIT - 1:
-            is_slow = segments.least_cycles(candidates) > longest
-            candidates = [one for one, slow in zip(candidates, is_slow.tolist(), strict=True) if not slow]
-        fill = self._cuts.before(self._scaled(prices)).max(axis=1)
-        self._candidates = [one for one in candidates if fill[one.pipelined] <= 1 + TINY]
-        self._uses = self._engine.uses.fixed_of_all([(one.pipelined, one.spilled) for one in self._candidates])
+            is_slow = segments.least_cycles(cuts) > longest
+            cuts = [one for one, slow in zip(cuts, is_slow.tolist(), strict=True) if not slow]
+        fill = self._options.before(self._scaled(prices)).max(axis=1)
+        self._cuts = [one for one in cuts if fill[one.pipelined] <= 1 + TINY]
+        self._uses = self._engine.uses.fixed_of_all([one.depths for one in self._cuts])
         self._rooms = self._rooms_at(prices)
         if longest < NO_LIMIT - 1:
-            for number, one in enumerate(self._candidates):
+            for number, one in enumerate(self._cuts):
                 self._rooms[number, self._engine.cycles(one) > longest] = -1
-        found = self._engine.with_room(self._candidates, self._rooms, limit)
+        found = self._engine.with_room(self._cuts, self._rooms, limit)
         order = np.argsort(found[2], kind="stable")
         self._number, self._resident, self._bits = (column[order] for column in found)
         self._next = 0
@@ -74,8 +73,8 @@ class OpenSplits:
         scaled = self._scaled(prices)
         cuts, engines, multipliers, _ = self._uses.shape
         uses = (scaled.T @ self._uses.reshape(-1, len(scaled)).T).reshape(len(prices), cuts, engines * multipliers)
-        depth = np.array([one.pipelined for one in self._candidates], dtype=np.int64)
-        left = 1 + TINY - self._cuts.before(scaled)[depth].T[:, :, None] - uses
+        depth = np.array([one.pipelined for one in self._cuts], dtype=np.int64)
+        left = 1 + TINY - self._options.before(scaled)[depth].T[:, :, None] - uses
         places = [scaled[0] / RAMB18_BITS, *([scaled[1] / prod(URAM_SHAPE)] if self._has_uram else [])]
         # All weights lie in memories of one kind.
         rooms = [(left / np.maximum(per_bit, 1 / NO_LIMIT)[:, None, None]).min(axis=0) for per_bit in places]
@@ -111,26 +110,24 @@ class OpenSplits:
     def _splits(self, places: Array) -> list[Split]:
         columns = (self._number[places], self._resident[places], self._bits[places])
         return [
-            Split(self._candidates[number], resident, bits)
+            Split(self._cuts[number], resident, bits)
             for number, resident, bits in zip(*(column.tolist() for column in columns), strict=True)
         ]
 
 
-def cuts_that_may_reach(
-    engine: SharedEngine, candidates: Sequence[Candidate], budgets: Array, limit: int
-) -> list[Candidate]:
+def cuts_that_may_reach(engine: SharedEngine, cuts: Sequence[Cut], budgets: Array, limit: int) -> list[Cut]:
     """The cuts, nothing pipelined before them, that may have no more off-chip bits than this within the budgets."""
-    left = np.arange(len(candidates))
-    map_bits = np.array([one.map_bits for one in candidates], dtype=np.int64)
-    cuts = [(one.pipelined, one.spilled) for one in candidates]
+    left = np.arange(len(cuts))
+    map_bits = np.array([one.map_bits for one in cuts], dtype=np.int64)
+    depths = [one.depths for one in cuts]
     # What costs little leaves out most.
     for uses in (_no_uses, engine.uses.buffers, engine.uses.fixed_of_all):
         if len(left):
-            found = uses([cuts[number] for number in left.tolist()])
+            found = uses([depths[number] for number in left.tolist()])
             rooms = engine.uses.rooms(found.reshape(*found.shape[:2], -1, len(budgets)), budgets)
             most = np.where(rooms >= 0, rooms + engine.most_in_luts, -1).max(axis=1)
             left = left[(most >= 0) & (map_bits[left] + _least_weight_bits(engine, most) <= limit)]
-    return [candidates[number] for number in left.tolist()]
+    return [cuts[number] for number in left.tolist()]
 
 
 def _least_weight_bits(engine: SharedEngine, memory_bits: Array) -> Array:
@@ -140,5 +137,5 @@ def _least_weight_bits(engine: SharedEngine, memory_bits: Array) -> Array:
     return least
 
 
-def _no_uses(cuts: Sequence[Cut]) -> Array:
+def _no_uses(cuts: Sequence[Depths]) -> Array:
     return np.zeros((len(cuts), 1, 4), dtype=np.int64)

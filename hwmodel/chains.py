@@ -19,8 +19,12 @@ LOADED = tuple(BUFFERED.index(name) for name in ("loaded_words", "loaded_sparse_
 """Of each of them: the number of the field that counts where weights are loaded."""
 
 
+Depths = tuple[int, int]
+"""Pipelined and spilled layers before the frame-based ones; one of the two is 0."""
+
+
 @dataclass(frozen=True)
-class Candidate:
+class Cut:
     """A cut of the network: layers before it, then the rest on the shared engine.
 
     Args:
@@ -35,18 +39,23 @@ class Candidate:
     map_bits: int
     loaded_bits: int = 0
 
+    @property
+    def depths(self) -> Depths:
+        """Where it is: cuts that differ in nothing but what is loaded have them in common."""
+        return self.pipelined, self.spilled
+
 
 @dataclass(frozen=True)
 class Split:
     """A cut, and how many layers on the shared engine have resident weights; the others load or stream theirs.
 
     Args:
-        candidate: The cut.
+        cut: The cut.
         resident: Layers with resident weights.
         offchip_bits: Bits of feature maps and weights that cross the chip's border per frame.
     """
 
-    candidate: Candidate
+    cut: Cut
     resident: int
     offchip_bits: int
 

@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from hwmodel.chains import accumulated
+from hwmodel.chains import Depths, accumulated
 from hwmodel.dataflow import WeightPlace
 from hwmodel.exchanges import starts_of
 from hwmodel.layers import FIXED, LayerFacts, OptionCache
@@ -18,9 +18,6 @@ from hwmodel.network import NetworkSpec
 from hwmodel.options import RESOURCES, Array, Space, resource_use, shared_array_uses
 from hwmodel.resources import FRAME_ENGINE, Memory, SharedLayer, frame_buffer_shape, shared_memories
 from hwmodel.traffic import Placement, elements
-
-Cut = tuple[int, int]
-"""Pipelined and spilled layers before the frame-based ones; one of the two is 0."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class _Held:
         values: Shape (tensors,): how many values they have.
     """
 
-    numbers: dict[Cut, int]
+    numbers: dict[Depths, int]
     cuts: Array
     starts: Array
     tensors: Array
@@ -75,7 +72,7 @@ class EngineUses:
         self._space = space
         self._placement = placement
         self._cache = cache
-        self._all: dict[Cut, Array] = {}
+        self._all: dict[Depths, Array] = {}
 
     @cached_property
     def weighted_before(self) -> Array:
@@ -86,11 +83,11 @@ class EngineUses:
         found: Array = self._cache["weighted before"]
         return found
 
-    def fixed(self, cuts: Sequence[Cut], cut: Array, engine: Array) -> Array:
+    def fixed(self, cuts: Sequence[Depths], cut: Array, engine: Array) -> Array:
         """What engines take beside memories of weights.
 
         Args:
-            cuts: Cuts.
+            cuts: SplitOptions.
             cut: Shape (pairs,): numbers of cuts.
             engine: Shape (pairs,): numbers of engines.
 
@@ -115,7 +112,7 @@ class EngineUses:
         uses += (self.buffers(cuts)[cut, engine] + resource_use(memories, 0, 0, self._family, len(engine)))[:, None]
         return uses
 
-    def fixed_of_all(self, cuts: Sequence[Cut]) -> Array:
+    def fixed_of_all(self, cuts: Sequence[Depths]) -> Array:
         """What every engine takes beside memories of weights, shape (cuts, engines, multipliers, resources)."""
         missing = [cut for cut in dict.fromkeys(cuts) if cut not in self._all]
         if missing:
@@ -126,7 +123,7 @@ class EngineUses:
         shape = (len(cuts), len(self._space.shared_grid[0]), len(self._space.multipliers), len(RESOURCES))
         return np.array([self._all[cut] for cut in cuts], dtype=np.int64).reshape(shape)
 
-    def buffers(self, cuts: Sequence[Cut]) -> Array:
+    def buffers(self, cuts: Sequence[Depths]) -> Array:
         """Resources of the frame buffers of each engine, shape (cuts, engines, resources)."""
         numbers = self._held.numbers
         return self._buffers[[numbers[cut] for cut in cuts]]

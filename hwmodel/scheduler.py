@@ -32,10 +32,9 @@ import numpy as np
 
 from hwmodel.board import Board, load_boards
 from hwmodel.bounds import OpenSplits, cuts_that_may_reach
-from hwmodel.chains import Candidate, Split
+from hwmodel.chains import Cut, Split
 from hwmodel.choices import NO_LIMIT, Choices
 from hwmodel.cost import dram_cycles
-from hwmodel.cuts import Cuts
 from hwmodel.dataflow import Schedule
 from hwmodel.errors import BudgetError, SpecError
 from hwmodel.exchanges import TINY, Floats
@@ -46,6 +45,7 @@ from hwmodel.options import RESOURCES, Options, Space
 from hwmodel.precision import NetworkConfig
 from hwmodel.problem import PROVEN_GROUPS, Answers
 from hwmodel.segments import Segments
+from hwmodel.split_options import SplitOptions
 
 SPLITS_TOGETHER = 16
 """Splits whose options are made in one go."""
@@ -72,7 +72,7 @@ class Best:
         interval_cycles: Frame interval.
         bram18: Block RAM.
         is_proven: Whether no schedule of the space has fewer off-chip bits or, with as few, a shorter interval.
-        candidate: The cut.
+        cut: The cut.
         groups: Options of each engine.
         picks: The option of each engine.
     """
@@ -81,7 +81,7 @@ class Best:
     interval_cycles: int
     bram18: int
     is_proven: bool
-    candidate: Candidate
+    cut: Cut
     groups: tuple[Options, ...]
     picks: tuple[int, ...]
 
@@ -114,7 +114,7 @@ class Scheduler:
             if slow is None:
                 raise BudgetError(_why_not(segments, self.board))
             raise BudgetError(_too_slow(segments, self.board, min_fps, longest, slow.interval_cycles))
-        return segments.write(best.candidate, best.groups, best.picks)
+        return segments.write(best.cut, best.groups, best.picks)
 
     def segments(self, config: NetworkConfig) -> Segments:
         """Cuts and options of a configuration."""
@@ -159,7 +159,7 @@ class Reached:
 
     Args:
         split: The split.
-        rows: Rows of its options that reach them, as in `Cuts.choices`; none if that is open.
+        rows: Rows of its options that reach them, as in `SplitOptions.choices`; none if that is open.
     """
 
     split: Split
@@ -202,16 +202,16 @@ class _Search:
 
     def least_traffic(self) -> tuple[list[Split], Reached, int] | None:
         """The splits of fewest off-chip bits whose engines may fit, a choice of one of them, and its cycles."""
-        segments, candidates = self.segments, self.segments.candidates
-        first = Cuts(segments, [segments.engine.all_resident(candidates[0])], self.longest, self.longest)
+        segments, cuts = self.segments, self.segments.cuts
+        first = SplitOptions(segments, [segments.engine.all_resident(cuts[0])], self.longest, self.longest)
         reached, is_proven = self._any_choice(first, self._fill(first), [0])
         if reached is not None:
-            least = candidates[0].map_bits
-            return [segments.engine.all_resident(one) for one in candidates if one.map_bits == least], *reached
-        best, open_bound = NO_LIMIT, NO_LIMIT if is_proven else candidates[0].map_bits
+            least = cuts[0].map_bits
+            return [segments.engine.all_resident(one) for one in cuts if one.map_bits == least], *reached
+        best, open_bound = NO_LIMIT, NO_LIMIT if is_proven else cuts[0].map_bits
         found: tuple[Reached, int] | None = None
         stages: list[OpenSplits] = []
-        spilled = [one for one in candidates if one.spilled]
+        spilled = [one for one in cuts if one.spilled]
         for stage in range(3):
             if stage:
                 spilled = cuts_that_may_reach(segments.engine, spilled, self.budgets, best)
@@ -223,11 +223,11 @@ class _Search:
                 if dram_cycles(part[0][0].offchip_bits, self.board) > self.longest:
                     break  # and so do all that follow, which have no fewer bits
                 known = len(self._prices)
-                cuts = Cuts(segments, part[0], self.longest, self.longest, part[1])
-                fill = self._fill(cuts)
+                options = SplitOptions(segments, part[0], self.longest, self.longest, part[1])
+                fill = self._fill(options)
                 left = np.flatnonzero(fill <= 1 + TINY).tolist()
-                for bits, same in groupby(left, key=lambda number: cuts.splits[number].offchip_bits):
-                    reached, is_proven = self._any_choice(cuts, fill, list(same))
+                for bits, same in groupby(left, key=lambda number: options.splits[number].offchip_bits):
+                    reached, is_proven = self._any_choice(options, fill, list(same))
                     if reached is not None:
                         best, found = bits, reached
                         break
@@ -238,7 +238,7 @@ class _Search:
         # Of earlier stages too: what could not be decided there may have no more bits, and be faster.
         return None if found is None else ([split for splits in stages for split in splits.of(best)], *found)
 
-    def _cuts_of_stage(self, stage: int, spilled: Sequence[Candidate]) -> list[Candidate]:
+    def _cuts_of_stage(self, stage: int, spilled: Sequence[Cut]) -> list[Cut]:
         """Cuts to be looked at together: what earlier ones reach excludes most of the later.
 
         First those with the least traffic of feature maps, all pipelined ones among them; then the other spilled ones;
@@ -249,48 +249,50 @@ class _Search:
             spilled: Spilled cuts that may have no more off-chip bits than what is reached.
         """
         segments = self.segments
-        least = segments.candidates[0].map_bits
+        least = segments.cuts[0].map_bits
         if stage == 0:
-            return [one for one in segments.candidates if one.map_bits == least]
+            return [one for one in segments.cuts if one.map_bits == least]
         if stage == 1:
             return [one for one in spilled if one.map_bits > least]
         return [one for cut in spilled for one in segments.loading(cut)]
 
-    def _fill(self, cuts: Cuts, limit: int = NO_LIMIT) -> Floats:
-        """`Cuts.fill` at all prices so far."""
-        return cuts.fill(self.budgets, np.array(self._prices), limit)
+    def _fill(self, options: SplitOptions, limit: int = NO_LIMIT) -> Floats:
+        """`SplitOptions.fill` at all prices so far."""
+        return options.fill(self.budgets, np.array(self._prices), limit)
 
     def _remember(self, prices: Floats) -> None:
         """Keeps prices that excluded something; many searches end with the same."""
         if not any(np.array_equal(prices, known) for known in self._prices):
             self._prices.append(prices)
 
-    def _any_choice(self, cuts: Cuts, fill: Floats, left: list[int]) -> tuple[tuple[Reached, int] | None, bool]:
-        """Any choice of some cuts within the budgets, and its cycles; or None, and if that is certain.
+    def _any_choice(
+        self, options: SplitOptions, fill: Floats, left: list[int]
+    ) -> tuple[tuple[Reached, int] | None, bool]:
+        """Any choice of some splits within the budgets, and its cycles; or None, and if that is certain.
 
         Args:
-            cuts: The cuts.
-            fill: Their `Cuts.fill` at all prices so far; new prices raise it.
+            options: The splits.
+            fill: Their `SplitOptions.fill` at all prices so far; new prices raise it.
             left: Numbers of those that are asked about.
         """
         is_proven = True
         while left := sorted((number for number in left if fill[number] <= 1 + TINY), key=fill.__getitem__):
             number = left.pop(0)
-            choices = cuts.choices(number)
+            choices = options.choices(number)
             assert choices is not None  # the bound of a group without options is infinite
             solution, weights = any_choice(choices.at_cost(np.zeros_like(choices.key)), self.budgets, self._prices[-1])
             if solution.is_found:
                 cycles = int(choices.key[np.searchsorted(choices.rows, solution.rows)].max())
-                return (Reached(cuts.splits[number], solution.rows), cycles), True
+                return (Reached(options.splits[number], solution.rows), cycles), True
             if solution == NOTHING:
                 self._remember(weights)
-                np.maximum(fill, cuts.fill(self.budgets, weights[None]), out=fill)
+                np.maximum(fill, options.fill(self.budgets, weights[None]), out=fill)
             is_proven &= solution == NOTHING
         return None, is_proven
 
     # -- frame interval ---------------------------------------------------------------------------------------------
 
-    def fastest(self, splits: list[Split], start: Reached, longest: int) -> tuple[int, Cuts, list[Reached]]:
+    def fastest(self, splits: list[Split], start: Reached, longest: int) -> tuple[int, SplitOptions, list[Reached]]:
         """The shortest interval of splits of equal off-chip bits, and those that may reach it.
 
         Args:
@@ -302,41 +304,41 @@ class _Search:
             The interval; splits with options for it; those among them that may reach it, first one that does.
         """
         floor = max(1, dram_cycles(splits[0].offchip_bits, self.board))
-        bounds = np.maximum(floor, self.segments.least_cycles([split.candidate for split in splits])).tolist()
+        bounds = np.maximum(floor, self.segments.least_cycles([split.cut for split in splits])).tolist()
         shortest, best, open_bound = min(bounds), max(floor, longest), NO_LIMIT
         found = start
-        cuts = Cuts(self.segments, [start.split], shortest, best)
-        solution = self._easy_first(cuts, shortest, floor, best)
+        options = SplitOptions(self.segments, [start.split], shortest, best)
+        solution = self._easy_first(options, shortest, floor, best)
         open_bound = min(open_bound, solution.bound)
         if solution.is_found:
             best, found = solution.value, Reached(start.split, solution.rows)
         left = [number for number, split in enumerate(splits) if bounds[number] <= best and split != start.split]
         if left:
-            cuts = Cuts(self.segments, [start.split, *(splits[number] for number in left)], shortest, best)
+            options = SplitOptions(self.segments, [start.split, *(splits[number] for number in left)], shortest, best)
         waiting = [place for place, number in enumerate(left, 1) if bounds[number] < best]
         while waiting:
-            fill = self._fill(cuts, best - 1)
+            fill = self._fill(options, best - 1)
             waiting = [place for place in waiting if fill[place] <= 1 + TINY and bounds[left[place - 1]] < best]
             if not waiting:
                 break
             place = min(waiting, key=fill.__getitem__)
             waiting.remove(place)
-            solution = self._least_bottleneck(cuts.choices(place), floor, best - 1)
+            solution = self._least_bottleneck(options.choices(place), floor, best - 1)
             open_bound = min(open_bound, solution.bound)
             if solution.value < best:
-                best, found = solution.value, Reached(cuts.splits[place], solution.rows)
+                best, found = solution.value, Reached(options.splits[place], solution.rows)
         self.is_proven &= open_bound >= best
         # The next goal finds out which of the others are as good.
-        cuts = cuts.at(best, best)
-        fill = self._fill(cuts, best)
-        others = [Reached(one) for one, least in zip(cuts.splits, fill, strict=True) if least <= 1 + TINY]
-        return best, cuts, [found, *(one for one in others if one.split != found.split)]
+        options = options.at(best, best)
+        fill = self._fill(options, best)
+        others = [Reached(one) for one, least in zip(options.splits, fill, strict=True) if least <= 1 + TINY]
+        return best, options, [found, *(one for one in others if one.split != found.split)]
 
-    def _easy_first(self, cuts: Cuts, shortest: int, floor: int, longest: int) -> Solution:
+    def _easy_first(self, options: SplitOptions, shortest: int, floor: int, longest: int) -> Solution:
         """The shortest interval of a split, by a search that starts from limits that are easy to meet.
 
         Args:
-            cuts: The split.
+            options: The split.
             shortest: The least interval that is asked about.
             floor: Intervals below count as this.
             longest: The largest interval.
@@ -344,14 +346,14 @@ class _Search:
         limits = [shortest]
         while 2 * limits[-1] < longest:
             limits.append(2 * limits[-1])
-        near = bisect_left(limits, True, key=lambda limit: bool(self._fill(cuts, limit)[0] <= 1 + TINY))
+        near = bisect_left(limits, True, key=lambda limit: bool(self._fill(options, limit)[0] <= 1 + TINY))
         # Up to a limit that the prices so far leave ample there likely is a choice, of few options.
         if near + AMPLE < len(limits):
             low, ample = limits[max(0, near - 1)], limits[near + AMPLE]
-            solution = self._least_bottleneck(cuts.at(low, ample).choices(0), floor, ample)
+            solution = self._least_bottleneck(options.at(low, ample).choices(0), floor, ample)
             if solution.is_found:
                 return solution
-        return self._least_bottleneck(cuts.choices(0), floor, longest)
+        return self._least_bottleneck(options.choices(0), floor, longest)
 
     def _least_bottleneck(self, choices: Choices | None, floor: int, limit: int = NO_LIMIT) -> Solution:
         if choices is None:
@@ -363,16 +365,16 @@ class _Search:
 
     # -- block RAM --------------------------------------------------------------------------------------------------
 
-    def leanest(self, interval: int, cuts: Cuts, reaching: list[Reached]) -> Best:
+    def leanest(self, interval: int, options: SplitOptions, reaching: list[Reached]) -> Best:
         """The least block RAM of these splits at this interval."""
-        numbers = [cuts.splits.index(one.split) for one in reaching]
+        numbers = [options.splits.index(one.split) for one in reaching]
         bram18, best = NO_LIMIT, reaching[0]
         prices: tuple[float, ...] = ()
         left = list(range(len(reaching)))
         bounds = np.zeros(len(reaching))
         while left:
             number = left.pop(0)
-            choices = cuts.choices(numbers[number])
+            choices = options.choices(numbers[number])
             if choices is None:
                 continue
             gap = SPLIT_GAP if choices.groups > PROVEN_GROUPS else 0.0
@@ -387,11 +389,11 @@ class _Search:
                 bram18, best = solution.value, replace(reaching[number], rows=solution.rows)
             if solution.prices:
                 prices = solution.prices
-                least = cuts.cost(RESOURCES.index("bram18"), self.budgets, np.array(prices))
+                least = options.cost(RESOURCES.index("bram18"), self.budgets, np.array(prices))
                 bounds = np.maximum(bounds, least[numbers])
                 left.sort(key=bounds.__getitem__)
-        groups, picks = cuts.picked(best.split, best.rows)
-        return Best(best.split.offchip_bits, interval, bram18, self.is_proven, best.split.candidate, groups, picks)
+        groups, picks = options.picked(best.split, best.rows)
+        return Best(best.split.offchip_bits, interval, bram18, self.is_proven, best.split.cut, groups, picks)
 
 
 def _why_not(segments: Segments, board: Board) -> str:
@@ -447,10 +449,10 @@ def _binding(segments: Segments, board: Board) -> tuple[str, int]:
     for column, name in enumerate(RESOURCES):
         relaxed = budgets.copy()
         relaxed[column] = NO_LIMIT
-        for candidate in segments.candidates:
-            cuts = Cuts(segments, segments.engine.splits(candidate))
-            for number in range(len(cuts.splits)):
-                choices = cuts.choices(number)
+        for cut in segments.cuts:
+            options = SplitOptions(segments, segments.engine.splits(cut))
+            for number in range(len(options.splits)):
+                choices = options.choices(number)
                 assert choices is not None  # each group has an option that none outdoes
                 limit = NO_LIMIT if shortest is None else int(shortest[0] * max(1, budgets[column])) - 1
                 solution = cheapest(choices.at_cost(choices.use[:, column]), relaxed, limit)
@@ -461,8 +463,8 @@ def _binding(segments: Segments, board: Board) -> tuple[str, int]:
     # Several budgets are missed at once: name the one that is missed most by the leanest choice of each layer.
     least = {
         name: min(
-            sum(int(group.use[:, column].min()) for group in segments.groups(candidate, streams=True))
-            for candidate in segments.candidates
+            sum(int(group.use[:, column].min()) for group in segments.groups(cut, streams=True))
+            for cut in segments.cuts
         )
         for column, name in enumerate(RESOURCES)
     }

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from hwmodel.board import Board
-from hwmodel.chains import Candidate, SharedRows, Split
+from hwmodel.chains import Cut, SharedRows, Split
 from hwmodel.choices import Choices
 from hwmodel.cost import operation_bit_width, pipelined_operation_memories
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
@@ -76,26 +76,26 @@ class Segments:
         self.engine = SharedEngine(network, self.facts, board, self.places, space, uses, self.cache)
 
     @cached_property
-    def candidates(self) -> tuple[Candidate, ...]:
+    def cuts(self) -> tuple[Cut, ...]:
         """Every cut, nothing loaded; least traffic of feature maps first, of equal ones the longest pipeline."""
-        key = ("candidates", *self.widths.values())
+        key = ("cuts", *self.widths.values())
         if key not in self.cache:
             end = len(self.network.layers)
-            cuts = (0, *(i for i, layer in enumerate(self.network.layers) if layer.has_weights and i), end)
-            found = [self._candidate(cut, 0) for cut in cuts] + [self._candidate(0, cut) for cut in cuts[1:]]
+            before = (0, *(i for i, layer in enumerate(self.network.layers) if layer.has_weights and i), end)
+            found = [self._cut(layers, 0) for layers in before] + [self._cut(0, layers) for layers in before[1:]]
             self.cache[key] = tuple(sorted(found, key=lambda one: (one.map_bits, -one.pipelined)))
-        candidates: tuple[Candidate, ...] = self.cache[key]
-        return candidates
+        cuts: tuple[Cut, ...] = self.cache[key]
+        return cuts
 
-    def loading(self, candidate: Candidate) -> list[Candidate]:
+    def loading(self, cut: Cut) -> list[Cut]:
         """The same cut where spilled layers load weights of up to some bits whole, for each number that matters."""
-        return [replace(candidate, loaded_bits=bits) for bits in self.engine.loadable_bits(candidate.spilled)]
+        return [replace(cut, loaded_bits=bits) for bits in self.engine.loadable_bits(cut.spilled)]
 
-    def _candidate(self, pipelined: int, spilled: int) -> Candidate:
+    def _cut(self, pipelined: int, spilled: int) -> Cut:
         host = HostInterface()
         transfers = self._placement(pipelined, spilled).transfers
         bits = sum(tensor_bits(self.network, t.tensor, self.widths[t.tensor], host) for t in transfers)
-        return Candidate(pipelined, spilled, bits)
+        return Cut(pipelined, spilled, bits)
 
     def _placement(self, pipelined: int, spilled: int) -> Placement:
         key = ("placement", pipelined, spilled)
@@ -104,10 +104,10 @@ class Segments:
         found: Placement = self.cache[key]
         return found
 
-    def least_cycles(self, candidates: Sequence[Candidate]) -> Array:
-        """Cycles per frame that no choice of options of a cut is faster than, shape (candidates,)."""
-        own = self._own_cycles[[one.pipelined for one in candidates]]
-        return np.maximum(own, self.engine.least_cycles(candidates))
+    def least_cycles(self, cuts: Sequence[Cut]) -> Array:
+        """Cycles per frame that no choice of options of a cut is faster than, shape (cuts,)."""
+        own = self._own_cycles[[one.pipelined for one in cuts]]
+        return np.maximum(own, self.engine.least_cycles(cuts))
 
     @cached_property
     def _own_cycles(self) -> Array:
@@ -115,16 +115,16 @@ class Segments:
         least = [int(options.cycles[0]) for options in self.own_options]
         return np.maximum.accumulate(np.array([0, *least]))
 
-    def groups(self, candidate: Candidate, *, streams: bool) -> tuple[Options, ...]:
+    def groups(self, cut: Cut, *, streams: bool) -> tuple[Options, ...]:
         """Options of each pipelined layer, then of the shared engine if there is one.
 
         Args:
-            candidate: The cut.
+            cut: The cut.
             streams: Whether layers on the shared engine may read their weights from off chip.
         """
-        groups = self.own_options[: candidate.pipelined]
-        if candidate.pipelined < len(self.network.layers):
-            splits = self.engine.splits(candidate)
+        groups = self.own_options[: cut.pipelined]
+        if cut.pipelined < len(self.network.layers):
+            splits = self.engine.splits(cut)
             splits = splits if streams else splits[:1]
             rows = self.engine.rows(splits)
             parts = []
@@ -138,7 +138,7 @@ class Segments:
         """Some rows of the shared engine as options."""
         pe, simd = (values[rows.engine[kept]] for values in self.engine.grid)
         resident = np.array([split.resident for split in splits], dtype=np.int64)[rows.split[kept]]
-        streamed = np.array([one.offchip_bits - one.candidate.map_bits for one in splits], dtype=np.int64)
+        streamed = np.array([one.offchip_bits - one.cut.map_bits for one in splits], dtype=np.int64)
         kinds = np.empty((len(self.engine.kinds), 2), dtype=object)
         kinds[:] = self.engine.kinds
         multiplier, where = kinds[rows.kind[kept]].T
@@ -164,22 +164,22 @@ class Segments:
             for index, layer in enumerate(self.network.layers)
         )
 
-    def write(self, candidate: Candidate, groups: Sequence[Options], picks: Sequence[int]) -> Schedule:
+    def write(self, cut: Cut, groups: Sequence[Options], picks: Sequence[int]) -> Schedule:
         """The schedule that takes the picked option of each group."""
         layers = self.network.layers
         plans = [
             group.plan(layer.name, pick)
-            for layer, group, pick in zip(layers[: candidate.pipelined], groups, picks, strict=False)
+            for layer, group, pick in zip(layers[: cut.pipelined], groups, picks, strict=False)
         ]
-        if candidate.pipelined < len(layers):
+        if cut.pipelined < len(layers):
             _, pe, simd, resident, multiplier, where = (values[picks[-1]] for values in groups[-1].plans)
-            order = self.engine.residency(candidate)
+            order = self.engine.residency(cut)
             streamed = set(order[int(resident) :])
-            flows = self._flows(candidate.pipelined, candidate.spilled)
-            for index in range(candidate.pipelined, len(layers)):
+            flows = self._flows(cut.pipelined, cut.spilled)
+            for index in range(cut.pipelined, len(layers)):
                 weights = where if layers[index].has_weights else WeightPlace.NONE
                 if index in streamed:
-                    loads = self.engine.loads(index, candidate)
+                    loads = self.engine.loads(index, cut)
                     weights = where.loaded if loads else WeightPlace.STREAMED
                 plans.append(
                     LayerSchedule(layers[index].name, flows[index], int(pe), int(simd), 1, multiplier, weights)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.board import Board
-from hwmodel.chains import KEPT, LOADED, Candidate, Chain, SharedRows, Split
+from hwmodel.chains import KEPT, LOADED, Chain, Cut, SharedRows, Split
 from hwmodel.choices import NO_LIMIT
 from hwmodel.cost import dram_cycles
 from hwmodel.dataflow import WeightPlace
@@ -61,61 +61,61 @@ class SharedEngine:
         self._chains: dict[tuple[int, int, int], Chain] = {}
         self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
 
-    def chain(self, candidate: Candidate) -> tuple[Chain, int]:
+    def chain(self, cut: Cut) -> tuple[Chain, int]:
         """The layers of the shared engine at a cut, and where in their order they start."""
-        start = 0 if self._shares_weights else int(self.uses.weighted_before[candidate.pipelined])
-        return self._chain_of(*self._chain_key(candidate)), start
+        start = 0 if self._shares_weights else int(self.uses.weighted_before[cut.pipelined])
+        return self._chain_of(*self._chain_key(cut)), start
 
     def loadable_bits(self, spilled: int) -> list[int]:
         """Each number of bits that some of the first layers, spilled, can load whole and read more than once."""
         return sorted({int(self._weight_bits[i]) for i in range(spilled) if self._reads(i, True) > 1} - {0})
 
-    def splits(self, candidate: Candidate) -> list[Split]:
+    def splits(self, cut: Cut) -> list[Split]:
         """Every number of resident layers of a cut, most resident first."""
-        bits = self.offchip_bits(candidate).tolist()
-        return [Split(candidate, resident, bits[resident]) for resident in range(len(bits) - 1, -1, -1)]
+        bits = self.offchip_bits(cut).tolist()
+        return [Split(cut, resident, bits[resident]) for resident in range(len(bits) - 1, -1, -1)]
 
-    def offchip_bits(self, candidate: Candidate) -> Array:
+    def offchip_bits(self, cut: Cut) -> Array:
         """Off-chip bits per frame by number of resident layers, shape (layers behind the cut + 1,)."""
-        chain, start = self.chain(candidate)
-        bits: Array = chain.streamed_bits[start:] + candidate.map_bits
+        chain, start = self.chain(cut)
+        bits: Array = chain.streamed_bits[start:] + cut.map_bits
         return bits
 
-    def all_resident(self, candidate: Candidate) -> Split:
+    def all_resident(self, cut: Cut) -> Split:
         """The split of a cut whose weights all are resident."""
         before = self.uses.weighted_before
-        return Split(candidate, int(before[-1] - before[candidate.pipelined]), candidate.map_bits)
+        return Split(cut, int(before[-1] - before[cut.pipelined]), cut.map_bits)
 
-    def cycles(self, candidate: Candidate) -> Array:
+    def cycles(self, cut: Cut) -> Array:
         """Shape (engines,): cycles per frame at a cut, without those of waiting for weights that are loaded."""
-        chain, start = self.chain(candidate)
+        chain, start = self.chain(cut)
         cycles: Array = chain.cycles[start]
         return cycles
 
-    def least_cycles(self, candidates: Sequence[Candidate]) -> Array:
-        """`cycles` of the fastest engine of each cut, shape (candidates,)."""
-        found = np.empty(len(candidates), dtype=np.int64)
-        for chain, numbers, start in self._by_chain(candidates):
+    def least_cycles(self, cuts: Sequence[Cut]) -> Array:
+        """`cycles` of the fastest engine of each cut, shape (cuts,)."""
+        found = np.empty(len(cuts), dtype=np.int64)
+        for chain, numbers, start in self._by_chain(cuts):
             found[numbers] = chain.least_cycles[start]
         return found
 
-    def with_room(self, candidates: Sequence[Candidate], rooms: Floats, limit: int) -> tuple[Array, Array, Array]:
+    def with_room(self, cuts: Sequence[Cut], rooms: Floats, limit: int) -> tuple[Array, Array, Array]:
         """Splits that may have room for their weights on some engine; `room_taken` leaves out some more.
 
         Args:
-            candidates: Cuts with a shared engine.
-            rooms: Shape (candidates, engines): bits that weights may take.
+            cuts: Cuts with a shared engine.
+            rooms: Shape (cuts, engines): bits that weights may take.
             limit: Most off-chip bits of a split.
 
         Returns:
             Shape (splits,) each: the number of its cut, its resident layers and its off-chip bits.
         """
         parts = [np.zeros((3, 0), dtype=np.int64)]
-        map_bits = np.array([one.map_bits for one in candidates])
-        for chain, numbers, start in self._by_chain(candidates):
+        map_bits = np.array([one.map_bits for one in cuts])
+        for chain, numbers, start in self._by_chain(cuts):
             ends = np.arange(len(chain.order) + 1)
             if len(numbers) == 1:
-                taken = self._taken(chain, start, ends, candidates[numbers[0]].loaded_bits > 0)
+                taken = self._taken(chain, start, ends, cuts[numbers[0]].loaded_bits > 0)
                 has_room = np.array([(taken <= rooms[numbers]).any(axis=1)])
             else:
                 # Few numbers for many cuts: as if LUTs held all that they may, and memories had any depth.
@@ -132,8 +132,8 @@ class SharedEngine:
         """Bits of block RAM or UltraRAM that weights take at least, shape (splits, engines)."""
         found = np.empty((len(splits), len(self.grid[0])), dtype=np.int64)
         resident = np.array([split.resident for split in splits], dtype=np.int64)
-        for chain, numbers, start in self._by_chain([split.candidate for split in splits]):
-            loads = splits[numbers[0]].candidate.loaded_bits > 0  # and so do all, as such a cut has a chain of its own
+        for chain, numbers, start in self._by_chain([split.cut for split in splits]):
+            loads = splits[numbers[0]].cut.loaded_bits > 0  # and so do all, as such a cut has a chain of its own
             found[numbers] = self._taken(chain, start, start + resident[numbers], loads)
         return found
 
@@ -198,7 +198,7 @@ class SharedEngine:
         cycles = np.empty((len(splits), len(self.grid[0])), dtype=np.int64)
         words = np.empty((len(WEIGHTS), *cycles.shape), dtype=np.int64)
         resident = np.array([split.resident for split in splits])
-        for chain, numbers, start in self._by_chain([split.candidate for split in splits]):
+        for chain, numbers, start in self._by_chain([split.cut for split in splits]):
             stop = start + resident[numbers]
             cycles[numbers] = chain.cycles[start] + chain.loading_cycles[stop][:, None]
             kept, buffered = chain.before[stop] - chain.before[start], chain.after[stop]
@@ -210,8 +210,7 @@ class SharedEngine:
             resource_use(shared_memories(need, pe, simd, place), 0, 0, self.board.family, len(engine))
             for place in self._places
         ]
-        cuts = [(one.candidate.pipelined, one.candidate.spilled) for one in splits]
-        fixed = self.uses.fixed(cuts, split, engine)
+        fixed = self.uses.fixed([one.cut.depths for one in splits], split, engine)
         kinds = len(self.kinds)
         return SharedRows(
             np.repeat(split, kinds),
@@ -221,23 +220,23 @@ class SharedEngine:
             np.tile(np.arange(kinds), len(engine)),
         )
 
-    def residency(self, candidate: Candidate) -> tuple[int, ...]:
+    def residency(self, cut: Cut) -> tuple[int, ...]:
         """Layers on the shared engine in the order in which their weights become resident."""
-        chain, start = self.chain(candidate)
+        chain, start = self.chain(cut)
         return chain.order[start:]
 
-    def _by_chain(self, candidates: Sequence[Candidate]) -> list[tuple[Chain, Array, Array]]:
+    def _by_chain(self, cuts: Sequence[Cut]) -> list[tuple[Chain, Array, Array]]:
         """By chain: the numbers of its cuts, and where their layers start."""
         found: dict[tuple[int, int, int], list[int]] = {}
-        for number, one in enumerate(candidates):
+        for number, one in enumerate(cuts):
             found.setdefault(self._chain_key(one), []).append(number)
-        starts = self.uses.weighted_before[[one.pipelined for one in candidates]] * (not self._shares_weights)
+        starts = self.uses.weighted_before[[one.pipelined for one in cuts]] * (not self._shares_weights)
         return [(self._chain_of(*key), np.array(numbers), starts[numbers]) for key, numbers in found.items()]
 
-    def _chain_key(self, candidate: Candidate) -> tuple[int, int, int]:
+    def _chain_key(self, cut: Cut) -> tuple[int, int, int]:
         """What `_chain_of` is asked for at a cut."""
-        if candidate.spilled or self._shares_weights:
-            return candidate.pipelined, candidate.spilled, candidate.loaded_bits
+        if cut.spilled or self._shares_weights:
+            return cut.pipelined, cut.spilled, cut.loaded_bits
         return 0, 0, 0
 
     def _chain_of(self, pipelined: int, spilled: int, loaded_bits: int) -> Chain:
@@ -287,9 +286,9 @@ class SharedEngine:
         found: tuple[tuple[int, ...], Array, tuple[bool, ...]] = self._cache[key]
         return found
 
-    def loads(self, index: int, candidate: Candidate) -> bool:
+    def loads(self, index: int, cut: Cut) -> bool:
         """Whether a layer loads its weights whole if they are not resident."""
-        return self._loads(index, candidate.spilled, candidate.loaded_bits)
+        return self._loads(index, cut.spilled, cut.loaded_bits)
 
     def _loads(self, index: int, spilled: int, loaded_bits: int) -> bool:
         # Weights that are read once anyhow are streamed: that takes a smaller buffer.

@@ -20,7 +20,7 @@ from hwmodel import (
     Op,
     load_board,
 )
-from hwmodel.chains import Candidate
+from hwmodel.chains import Cut
 from hwmodel.cost import dram_cycles
 from hwmodel.options import RESOURCES, Space
 from hwmodel.segments import Segments
@@ -87,13 +87,13 @@ def exhaustive(segments: Segments, board: Board) -> tuple[int, int, int] | None:
 def all_goals(segments: Segments, board: Board) -> Iterator[tuple[int, int, int]]:
     """The goals of every choice of options that fits."""
     budgets = np.array([getattr(board, name) for name in RESOURCES])
-    for candidate in (one for cut in segments.candidates for one in (cut, *segments.loading(cut))):
-        groups = segments.groups(candidate, streams=True)
+    for cut in (same for one in segments.cuts for same in (one, *segments.loading(one))):
+        groups = segments.groups(cut, streams=True)
         for picks in product(*(range(len(group.cycles)) for group in groups)):
             used = sum(group.use[pick] for group, pick in zip(groups, picks, strict=True))
             if (used > budgets).any():
                 continue
-            offchip = candidate.map_bits + sum(int(g.offchip_bits[p]) for g, p in zip(groups, picks, strict=True))
+            offchip = cut.map_bits + sum(int(g.offchip_bits[p]) for g, p in zip(groups, picks, strict=True))
             cycles = max(int(g.cycles[p]) for g, p in zip(groups, picks, strict=True))
             yield offchip, max(1, cycles, dram_cycles(offchip, board)), int(used[0])
 
@@ -110,7 +110,7 @@ def random_problem(pick: np.random.Generator) -> tuple[Segments, Board]:
         dsp=int(pick.choice([3, 8, 30])),
     )
     segments = Segments(network, config, board, SPACE)
-    whole = segments.groups(Candidate(len(network.layers), 0, 0), streams=True)
+    whole = segments.groups(Cut(len(network.layers), 0, 0), streams=True)
     if np.prod([float(len(group.cycles)) for group in whole]) > 3000:
         board = replace(board, uram=0)
         segments = Segments(network, config, board, replace(SPACE, pipelined_products=1))

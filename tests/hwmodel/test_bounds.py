@@ -11,10 +11,10 @@ from hwmodel import LayerConfig, NetworkConfig, NetworkSpec, WeightFormat, load_
 from hwmodel.bounds import OpenSplits, cuts_that_may_reach
 from hwmodel.chains import Split
 from hwmodel.choices import NO_LIMIT, Mask
-from hwmodel.cuts import Cuts
 from hwmodel.options import RESOURCES, Space
 from hwmodel.scheduler import Scheduler
 from hwmodel.segments import Segments
+from hwmodel.split_options import SplitOptions
 
 
 @pytest.mark.parametrize("board", ["zcu102", "kv260"])
@@ -25,24 +25,24 @@ def test_no_split_is_excluded_that_its_options_do_not_exclude(board: str, seed: 
     choices = [LayerConfig(4, 4), LayerConfig(8, 8), LayerConfig(1, 4, 0.8, WeightFormat.BINARY_PLUS_SPARSE)]
     pairs = tuple((layer.name, choices[pick.integers(3)]) for layer in network.weighted)
     segments = Scheduler(network, device).segments(NetworkConfig(pairs))
-    candidates = segments.candidates[::7]
-    splits = [split for candidate in candidates for split in segments.engine.splits(candidate)]
+    cuts = segments.cuts[::7]
+    splits = [split for cut in cuts for split in segments.engine.splits(cut)]
     excluded = 0
     for tight in (8, 32, 128):
         budgets = np.array([getattr(device, name) for name in RESOURCES]) // tight
         prices = pick.dirichlet(np.full(len(RESOURCES), 0.5), 4)
-        opened = OpenSplits(segments, budgets, device.uram > 0, candidates, list(prices[:2]), NO_LIMIT)
+        opened = OpenSplits(segments, budgets, device.uram > 0, cuts, list(prices[:2]), NO_LIMIT)
         opened.exclude(list(prices[2:]))
         kept = _all_of(opened)
-        cuts = Cuts(segments, splits)
-        no_engine = cuts.depth == len(network.layers)
-        may_fit = np.flatnonzero(no_engine & (cuts.fill(budgets, prices) <= 1))
+        options = SplitOptions(segments, splits)
+        no_engine = options.depth == len(network.layers)
+        may_fit = np.flatnonzero(no_engine & (options.fill(budgets, prices) <= 1))
         assert {splits[number] for number in may_fit} <= kept.keys()
         # What rows of the shared engine leave to the cheapest options of the pipelined layers, at all prices.
-        assert cuts.rows is not None
+        assert options.rows is not None
         scaled = (prices / np.maximum(budgets, 1)).T
-        fits = (cuts.before(scaled)[cuts.depth[cuts.rows.split]] + cuts.rows.use @ scaled <= 1).all(axis=1)
-        may_fit_on = zip(cuts.rows.split[fits].tolist(), cuts.rows.engine[fits].tolist(), strict=True)
+        fits = (options.before(scaled)[options.depth[options.rows.split]] + options.rows.use @ scaled <= 1).all(axis=1)
+        may_fit_on = zip(options.rows.split[fits].tolist(), options.rows.engine[fits].tolist(), strict=True)
         open_on = {(split, engine) for split, has_room in kept.items() for engine in np.flatnonzero(has_room)}
         assert {(splits[number], engine) for number, engine in may_fit_on} <= open_on
         excluded += len(splits) - len(kept)
@@ -65,16 +65,16 @@ def test_no_split_that_loads_weights_is_excluded_that_fits(board: str, planes: b
     config = NetworkConfig(tuple((layer.name, layer_config) for layer in network.weighted))
     space = replace(Space(), shared_simd=(1,)) if planes else Space()  # memories of significant values count most
     segments = Segments(network, config, device, space)
-    cuts = [one for one in segments.candidates if one.spilled][::4]
-    candidates = [one for cut in cuts for one in segments.loading(cut)]
-    splits = [split for candidate in candidates for split in segments.engine.splits(candidate)]
+    spilled = [one for one in segments.cuts if one.spilled][::4]
+    cuts = [one for cut in spilled for one in segments.loading(cut)]
+    splits = [split for cut in cuts for split in segments.engine.splits(cut)]
     rows = segments.engine.rows(splits)
     counts = []
     for tight in (8, 32, 64):
         budgets = np.array([getattr(device, name) for name in RESOURCES]) // tight
         fits = (rows.use <= budgets).all(axis=1)
         fitting = {splits[number] for number in np.unique(rows.split[fits])}
-        opened = OpenSplits(segments, budgets, device.uram > 0, candidates, list(np.eye(len(RESOURCES))), NO_LIMIT)
+        opened = OpenSplits(segments, budgets, device.uram > 0, cuts, list(np.eye(len(RESOURCES))), NO_LIMIT)
         kept = _all_of(opened)
         assert fitting <= kept.keys()
         counts.append((len(fitting), len(kept)))
@@ -88,7 +88,7 @@ def test_no_cut_is_left_out_that_reaches_a_limit(board: str, end_bits: int, shar
     for network in (load_network("resnet20"), sharing_network):
         config = uniform(network, 1 if end_bits == 4 else 8, 8, end_bit_width=end_bits)
         segments = Scheduler(network, device).segments(config)
-        engine, cuts = segments.engine, [one for one in segments.candidates if one.spilled]
+        engine, cuts = segments.engine, [one for one in segments.cuts if one.spilled]
         splits = [split for cut in cuts[::4] for one in (cut, *segments.loading(cut)) for split in engine.splits(one)]
         rows = engine.rows(splits)
         for tight in (1, 8, 64):
@@ -96,7 +96,7 @@ def test_no_cut_is_left_out_that_reaches_a_limit(board: str, end_bits: int, shar
             fitting = [splits[number] for number in np.unique(rows.split[(rows.use <= budgets).all(axis=1)])]
             for limit in sorted({split.offchip_bits for split in fitting})[::5]:
                 kept = {one.spilled for one in cuts_that_may_reach(engine, cuts, budgets, limit)}
-                assert {one.candidate.spilled for one in fitting if one.offchip_bits <= limit} <= kept
+                assert {one.cut.spilled for one in fitting if one.offchip_bits <= limit} <= kept
                 left_out += len(cuts) - len(kept)
     assert left_out
 
@@ -105,11 +105,11 @@ def test_open_splits_come_once_and_in_the_order_of_their_off_chip_bits() -> None
     network, device = load_network("resnet20"), load_board("zcu102")
     config = NetworkConfig(tuple((layer.name, LayerConfig(4, 4)) for layer in network.weighted))
     segments = Scheduler(network, device).segments(config)
-    candidates = segments.candidates[::9]
-    want = sorted(split.offchip_bits for one in candidates for split in segments.engine.splits(one))
+    cuts = segments.cuts[::9]
+    want = sorted(split.offchip_bits for one in cuts for split in segments.engine.splits(one))
     limit = want[len(want) // 2]
     budgets, prices = np.full(len(RESOURCES), NO_LIMIT), list(np.eye(len(RESOURCES)))
-    opened = OpenSplits(segments, budgets, True, candidates, prices, limit)
+    opened = OpenSplits(segments, budgets, True, cuts, prices, limit)
     found: list[Split] = []
     while part := opened.take(5, limit)[0]:
         found += part

@@ -69,7 +69,7 @@ def test_uses_are_those_of_the_scalar_formulas(seed: int) -> None:
     network = random_network(pick)
     segments = segments_of(network, random_config(network, pick))
     end = len(network.layers)
-    cuts = [(one.pipelined, one.spilled) for one in segments.candidates if one.pipelined < end]
+    cuts = [one.depths for one in segments.cuts if one.pipelined < end]
     found = segments.engine.uses.fixed_of_all(cuts)
     assert found.shape == (len(cuts), 4, len(SPACE.multipliers), len(RESOURCES))
     for number in pick.choice(len(cuts), min(len(cuts), 3), replace=False):
@@ -81,7 +81,7 @@ def test_uses_are_those_of_the_scalar_formulas(seed: int) -> None:
 def test_some_pairs_of_cut_and_engine_are_those_of_all(residual_network: NetworkSpec) -> None:
     config = uniform(residual_network, 4, 4)
     segments, asked = segments_of(residual_network, config), segments_of(residual_network, config)
-    cuts = [(one.pipelined, one.spilled) for one in segments.candidates if one.pipelined < len(residual_network.layers)]
+    cuts = [one.depths for one in segments.cuts if one.pipelined < len(residual_network.layers)]
     whole = segments.engine.uses.fixed_of_all(cuts)
     pick = np.random.default_rng(0)
     cut, engine = pick.integers(0, len(cuts), 20), pick.integers(0, 4, 20)

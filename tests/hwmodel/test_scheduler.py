@@ -107,8 +107,8 @@ def test_random_problems_load_weights() -> None:
     for seed in range(200):
         segments, board = random_tall_problem(np.random.default_rng(seed))
         best = search(segments, board)
-        if best is not None and best.candidate.loaded_bits:
-            plan = segments.write(best.candidate, best.groups, best.picks)
+        if best is not None and best.cut.loaded_bits:
+            plan = segments.write(best.cut, best.groups, best.picks)
             if any(layer.weight_place.is_loaded for layer in plan.layers):
                 found.append(segments.network)
     assert len(found) >= 5
@@ -124,7 +124,7 @@ def check_equals_exhaustive(segments: Segments, board: Board) -> None:
     if best is not None:
         assert (best.offchip_bits, best.interval_cycles, best.bram18) == want
         assert best.is_proven
-        report = cost_of(network, config, board, segments.write(best.candidate, best.groups, best.picks))
+        report = cost_of(network, config, board, segments.write(best.cut, best.groups, best.picks))
         assert (report.offchip_bits, report.interval_cycles, report.bram18) == want
         assert report.fits
 
@@ -295,15 +295,15 @@ def test_options_cost_what_the_report_says() -> None:
     board = load_board("zcu104")
     segments = Segments(network, config, board, Space())
     pick = np.random.default_rng(0)
-    for candidate in segments.candidates[::5]:
-        groups = segments.groups(candidate, streams=True)
+    for cut in segments.cuts[::5]:
+        groups = segments.groups(cut, streams=True)
         for _ in range(3):
             picks = [int(pick.integers(len(group.cycles))) for group in groups]
-            report = cost_of(network, config, board, segments.write(candidate, groups, picks))
+            report = cost_of(network, config, board, segments.write(cut, groups, picks))
             used = sum(group.use[p] for group, p in zip(groups, picks, strict=True))
             assert [getattr(report, name) for name in RESOURCES] == list(used)
             streamed = sum(int(group.offchip_bits[p]) for group, p in zip(groups, picks, strict=True))
-            assert report.offchip_bits == candidate.map_bits + streamed
+            assert report.offchip_bits == cut.map_bits + streamed
             cycles = max(int(group.cycles[p]) for group, p in zip(groups, picks, strict=True))
             assert report.interval_cycles == max(cycles, dram_cycles(report.offchip_bits, board))
 
@@ -381,7 +381,7 @@ def test_schedule_does_not_depend_on_what_was_scheduled_before() -> None:
         segments = scheduler.segments(config)
         best = search(segments, board)
         assert best is not None
-        plan = segments.write(best.candidate, best.groups, best.picks)
+        plan = segments.write(best.cut, best.groups, best.picks)
         report = cost_of(network, config, board, plan)
         found = (best.offchip_bits, best.interval_cycles, best.bram18)
         assert found == (report.offchip_bits, report.interval_cycles, report.bram18)

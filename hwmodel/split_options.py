@@ -1,4 +1,4 @@
-"""The options of several cuts together: they share those of their pipelined layers, so that one price bounds them all.
+"""The options of several splits: they share those of their pipelined layers, so that one price bounds them all.
 
 At any prices of the resources, the cheapest priced options of the layers before a cut are a sum over the first layers,
 accumulated once for all cuts.
@@ -18,7 +18,7 @@ from hwmodel.options import Options
 from hwmodel.segments import Segments
 
 
-class Cuts:
+class SplitOptions:
     """Options of some splits of a network.
 
     Args:
@@ -43,7 +43,7 @@ class Cuts:
         self._layers = len(segments.network.layers)
         self._kinds = len(segments.engine.kinds)
         self.own = _asked_about(segments.own, shortest, longest)
-        self.depth = np.array([split.candidate.pipelined for split in splits], dtype=np.int64)
+        self.depth = np.array([split.cut.pipelined for split in splits], dtype=np.int64)
         with_engine = np.flatnonzero(self.depth < self._layers)
         self.rows: SharedRows | None = None
         if len(with_engine):
@@ -51,7 +51,7 @@ class Cuts:
             rows = segments.engine.rows([self.splits[number] for number in with_engine], longest, engines)
             self.rows = SharedRows(with_engine[rows.split], rows.cycles, rows.use, rows.engine, rows.kind)
 
-    def at(self, shortest: int, longest: int) -> Cuts:
+    def at(self, shortest: int, longest: int) -> SplitOptions:
         """The same splits where only these intervals are asked about, of those that were."""
         found = copy(self)
         found.own = _asked_about(self.own, shortest, longest)
@@ -81,7 +81,7 @@ class Cuts:
 
     def picked(self, split: Split, rows: Sequence[int]) -> tuple[tuple[Options, ...], tuple[int, ...]]:
         """Options of each pipelined layer and of the shared engine if there is one, and which of them rows mean."""
-        depth, starts = split.candidate.pipelined, self.segments.own_starts
+        depth, starts = split.cut.pipelined, self.segments.own_starts
         groups = self.segments.own_options[:depth]
         picks = tuple(row - start for row, start in zip(rows[:depth], starts, strict=False))
         if depth == self._layers:
