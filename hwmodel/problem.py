@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from math import ceil
 
 import numpy as np
@@ -276,24 +277,26 @@ class Problem:
 
     def _searched(self, relaxed: Relaxed, core: Array, weights: Floats, most: int) -> tuple[Array | None, bool]:
         """A choice of the options of a core within the budgets, and whether it is proven that there is none."""
+        exchanges = Exchanges(np.zeros(len(self.share)), self.share, self.choices.group, relaxed.prices)
         # What costs little comes first.
-        exchanged = self.repaired(relaxed.mixed)
-        if not self.fits(exchanged):
-            key = np.zeros(len(self.share))
-            exchanged = Exchanges(key, self.share, self.choices.group, relaxed.prices).by_pairs(relaxed.mixed)
-        if self.fits(exchanged):
-            return exchanged, False
+        fitting = self._first_that_fits(exchange(relaxed.mixed) for exchange in (self.repaired, exchanges.by_pairs))
+        if fitting is not None:
+            return fitting, False
         share, group = self.share[core], self.choices.group[core]
         found, is_proven = any_within(share, group, weights, FEW_PARTIAL, gives_up=False)
         if not is_proven and most > FEW_PARTIAL:
-            for start in relaxed.columns[-REPAIRED:]:
-                exchanged = self.repaired(start)
-                if self.fits(exchanged):
-                    return exchanged, False
+            repaired_columns = map(self.repaired, relaxed.columns[-REPAIRED:])
+            others = chain(repaired_columns, exchanges.from_many(relaxed, 1 - relaxed.bound))
+            fitting = self._first_that_fits(others)
+            if fitting is not None:
+                return fitting, False
             found, is_proven = any_within(share, group, weights, most, gives_up=True)
             if not is_proven and len(self.starts) <= PROVEN_GROUPS:
                 return self.branch_and_cut(np.zeros(len(self.share)), core)
         return None if found is None else core[found], is_proven
+
+    def _first_that_fits(self, choices: Iterable[Array]) -> Array | None:
+        return next(filter(self.fits, choices), None)
 
     def branch_and_cut(self, cost: Floats, allowed: Array) -> tuple[Array | None, bool]:
         """`hwmodel.highs.branch_and_cut` of the allowed options; the choice as indices of all."""

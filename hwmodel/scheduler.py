@@ -62,6 +62,9 @@ BRAM_GAP = 0.004
 SPLIT_GAP = 0.02
 """Share of the block RAM found that another split has to promise to save, with many engines."""
 
+FAR_GAP = 0.05
+"""Share up to which the choice of another split is sought from the one found: what promises more is another one."""
+
 
 @dataclass(frozen=True)
 class Best:
@@ -381,7 +384,7 @@ class _Search:
             if ceil(bounds[number] - 1e-6) >= bram18 * (1 - gap):
                 continue
             choices = choices.at_cost(choices.use[:, RESOURCES.index("bram18")])
-            if prices and choices.groups > PROVEN_GROUPS:
+            if choices.groups > PROVEN_GROUPS and bounds[number] >= bram18 * (1 - FAR_GAP):
                 solution = exchanged(choices, self.budgets, bram18 - 1, best.rows, prices)
             else:
                 solution = cheapest(choices, self.budgets, bram18 - 1, BRAM_GAP, reaching[number].rows)
