@@ -8,16 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from hwmodel.layers import WEIGHTS
 from hwmodel.options import Array
-from hwmodel.resources import BUFFERED, SUMMED
-
-KEPT = tuple(name for name in WEIGHTS if name in SUMMED)
-"""Fields that add up over layers with resident weights: one for each memory of weights."""
-
-LOADED = tuple(BUFFERED.index(name) for name in ("loaded_words", "loaded_sparse_words"))
-"""Of each of them: the number of the field that counts where weights are loaded."""
-
+from hwmodel.resources import BUFFERED, KEPT, WEIGHTS
 
 Depths = tuple[int, int]
 """Pipelined and spilled layers before the frame-based ones; one of the two is 0."""

@@ -12,11 +12,11 @@ import numpy as np
 from hwmodel.chains import Depths, accumulated
 from hwmodel.dataflow import WeightPlace
 from hwmodel.exchanges import starts_of
-from hwmodel.layers import FIXED, LayerFacts, OptionCache
+from hwmodel.layers import LayerFacts, OptionCache
 from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
 from hwmodel.network import NetworkSpec
 from hwmodel.options import RESOURCES, Array, Space, resource_use, shared_array_uses
-from hwmodel.resources import FRAME_ENGINE, Memory, SharedLayer, frame_buffer_shape, shared_memories
+from hwmodel.resources import FIXED, FRAME_ENGINE, Memory, SharedLayer, frame_buffer_shape, shared_memories
 from hwmodel.traffic import Placement, elements
 
 

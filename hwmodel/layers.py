@@ -14,17 +14,11 @@ from hwmodel.dataflow import DataFlow, WeightPlace
 from hwmodel.network import NORMALIZING, LayerSpec
 from hwmodel.options import Array, Foldings, Options, Space, geometry, weighted_options
 from hwmodel.precision import LayerConfig
-from hwmodel.resources import BUFFERED, SUMMED, SharedLayer, shared_layer
+from hwmodel.resources import FIXED, WEIGHTS, SharedLayer, shared_layer
 from hwmodel.storage import weight_storage
 
 OptionCache = dict[Any, Any]
 """What earlier configurations left: valid for one network, device family, set of places and space."""
-
-WEIGHTS = ("weight_words", "sparse_words", *BUFFERED)
-"""Fields of `SharedLayer` that depend on which weights are resident."""
-
-FIXED = tuple(name for name in SharedLayer.__dataclass_fields__ if name not in (*WEIGHTS, *SUMMED))
-"""Fields of `SharedLayer` that do not, the sum of parameter words apart."""
 
 
 class LayerFacts:

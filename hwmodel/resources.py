@@ -288,6 +288,18 @@ SUMMED = ("weight_words", "parameter_words", "sparse_words")
 BUFFERED = ("stream_words", "loaded_words", "loaded_sparse_words")
 """Fields of `SharedLayer` that only layers have whose weights are not resident."""
 
+WEIGHTS = ("weight_words", "sparse_words", *BUFFERED)
+"""Fields that depend on which weights are resident."""
+
+KEPT = tuple(name for name in WEIGHTS if name in SUMMED)
+"""Those that add up over layers with resident weights: one for each memory of weights."""
+
+LOADED = tuple(BUFFERED.index(name) for name in ("loaded_words", "loaded_sparse_words"))
+"""Of each of them: the number of the field in `BUFFERED` that counts where weights are loaded."""
+
+FIXED = tuple(name for name in SharedLayer.__dataclass_fields__ if name not in (*WEIGHTS, *SUMMED))
+"""Fields that do not depend on it, the sum of parameter words apart."""
+
 
 def shared_layer(
     layer: LayerSpec,

@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.board import Board
-from hwmodel.chains import KEPT, LOADED, Chain, Cut, SharedRows, Split
+from hwmodel.chains import Chain, Cut, SharedRows, Split
 from hwmodel.choices import NO_LIMIT
 from hwmodel.cost import dram_cycles
 from hwmodel.dataflow import WeightPlace
 from hwmodel.engines import EngineUses
 from hwmodel.exchanges import Floats
-from hwmodel.layers import WEIGHTS, LayerFacts, OptionCache
+from hwmodel.layers import LayerFacts, OptionCache
 from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, URAM_SHAPE, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
 from hwmodel.network import NetworkSpec
 from hwmodel.options import Array, Space, resource_use
-from hwmodel.resources import BUFFERED, CODE_BITS, SPARSE_WORD_BITS, SharedLayer, shared_memories
+from hwmodel.resources import BUFFERED, CODE_BITS, KEPT, LOADED, SPARSE_WORD_BITS, WEIGHTS, SharedLayer, shared_memories
 
 
 class SharedEngine:

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwmodel import DataFlow, LayerSchedule, Multiplier, NetworkSpec, WeightPlace, load_board, uniform
-from hwmodel.layers import WEIGHTS
 from hwmodel.memory import RAMB18_BITS
 from hwmodel.options import RESOURCES, Space
 from hwmodel.precision import NetworkConfig
 from hwmodel.resources import (
     FRAME_ENGINE,
+    WEIGHTS,
     Memory,
     combine,
     frame_buffer_shape,

@@ -8,9 +8,9 @@ import pytest
 
 from hwmodel import DataFlow, LayerConfig, LayerSchedule, LayerSpec, Multiplier, Op, WeightPlace
 from hwmodel.cycles import layer_cycles
-from hwmodel.layers import FIXED, WEIGHTS, OptionCache, layer_facts
+from hwmodel.layers import OptionCache, layer_facts
 from hwmodel.options import Space
-from hwmodel.resources import SharedLayer, shared_layer
+from hwmodel.resources import FIXED, WEIGHTS, SharedLayer, shared_layer
 from hwmodel.storage import weight_storage
 from tests.hwmodel.conftest import conv
 
