@@ -295,18 +295,22 @@ def _ahead(ours: Curve, other: Curve, goal: str) -> str:
 
 
 def plot(found: dict[tuple[str, str], Curves], target: Path) -> None:
-    """Draws medians and quartiles, one panel per problem and goal."""
+    """Draws medians and quartiles, a column of panels per problem and a row per goal."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(
-        1, len(found), figsize=(5.2 * len(found), 4.2), layout="constrained", squeeze=False, sharex=True
-    )
+    problems, goals = ([one for one in all_ if any(one in key for key in found)] for all_ in (PROBLEMS, GOALS))
+    size = (5.2 * len(problems), 4.2 * len(goals))
+    figure, axes = plt.subplots(len(goals), len(problems), figsize=size, layout="constrained", squeeze=False)
+    for panel in axes.flat:
+        panel.set_axis_off()  # there may be no runs of it
     names = sorted({name for curves in found.values() for name in curves})
     colours = {name: f"C{i}" for i, name in enumerate(names)}
-    for panel, ((problem, goal), curves) in zip(axes[0], found.items(), strict=True):
+    for (problem, goal), curves in found.items():
+        panel = axes[goals.index(goal), problems.index(problem)]
+        panel.set_axis_on()
         for name, (values, _, _) in curves.items():
             low, middle, high = np.percentile(values, (25, 50, 75), axis=0)
             steps = np.arange(1, values.shape[1] + 1)
