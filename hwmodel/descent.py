@@ -65,7 +65,7 @@ class Exchanges:
         return descended_by_pairs(self._key, self._share, group, core, chosen, penalty * self._penalty)
 
     def by_singles(self, begins: Array, penalty: float = 1.0) -> Array:
-        """Different choices, best first, that single exchanges reach from some others, shape (choices, groups)."""
+        """Choices of different value, best first, that single exchanges reach from others, shape (choices, groups)."""
         penalty *= self._penalty
         may_be_taken = self._is_near.copy()
         may_be_taken[begins] = True

@@ -87,7 +87,7 @@ class EngineUses:
         """What engines take beside memories of weights.
 
         Args:
-            cuts: SplitOptions.
+            cuts: Where the cuts are.
             cut: Shape (pairs,): numbers of cuts.
             engine: Shape (pairs,): numbers of engines.
 
@@ -95,7 +95,7 @@ class EngineUses:
             Shape (pairs, multipliers, resources).
         """
         if all(one in self._all for one in cuts):
-            return np.array([self._all[one] for one in cuts])[cut, engine]
+            return self.fixed_of_all(cuts)[cut, engine]
         pipelined, spilled = np.array(cuts, dtype=np.int64).reshape(-1, 2).T
         start, end = self.weighted_before[pipelined], self.weighted_before[pipelined + spilled]
         needs = self._frame_needs[end[cut], :, engine]

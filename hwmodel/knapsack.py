@@ -4,12 +4,14 @@
 - `cheapest`: the sum of their costs is minimised (block RAM).
 
 Both price the resources: at any prices, the cheapest priced option of each group gives a lower bound.  The best prices,
-and with them the linear relaxation, come by column generation (`hwmodel.pricing`).  The choices met on the way, their
-mix and noisy prices suggest choices, which exchanges of one or two options bring within the budgets and improve; when
-choice and bound meet, the choice is optimal.  Whether there is any choice that this leaves open is decided by the
-partial choices that neither prices nor other ones exclude (`hwmodel.enumeration`), if they are few.  What is open after
-that is decided by HiGHS, for up to `PROVEN_GROUPS` groups.  With more the best choice found stands, and the solution
-states the bound that is proven.
+and with them the linear relaxation, come by column generation (`hwmodel.pricing`).  The choices met on the way and
+their mix suggest choices, which exchanges of single options bring within the budgets and improve; noisy prices suggest
+others, and exchanges are of two, where that is hard (`hwmodel.descent`).  When choice and bound meet, the choice is
+optimal.  Whether there is any
+choice that this leaves open is decided by the partial choices that neither prices nor other ones exclude
+(`hwmodel.enumeration`): first of the best few of them, then of all if they are not too many.  What is open after that is
+decided by HiGHS, for up to `PROVEN_GROUPS` groups.  With more the best choice found stands, and the solution states the
+bound that is proven.
 
 Source:
     Kellerer, Pferschy, Pisinger: Knapsack Problems, Springer 2004, chapters 9 and 11.  HiGHS: scipy.optimize.milp.
@@ -31,9 +33,8 @@ from hwmodel.problem import FEW_PARTIAL, MOST_PARTIAL, PROVEN_GROUPS, Answers, P
 STRIDE = 4
 """How much further each step goes on the way to a limit with a choice."""
 
-
 FAR = 0.05
-"""Share of a sum by which it is so far above its bound that exchanges set out from more choices."""
+"""Share of a sum by which it is so far above its bound that exchanges set out from more choices, and take pairs."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,9 @@ def least_bottleneck(
     while low < high:
         part = problem.up_to(int(grid[index]))
         found, is_proven = None, True
-        most = MOST_PARTIAL if best is not None or index == last else 0
-        if index == low and not most:  # mostly the first limit that prices leave has a choice
-            most = FEW_PARTIAL
+        most = FEW_PARTIAL if index == low else 0
+        if best is not None or index == last:
+            most = MOST_PARTIAL
         if part is not None:
             found, weights, is_proven = part.any_choice(weights, most)
         if found is not None:
@@ -166,7 +167,7 @@ def cheapest(
         choices: The options.
         budgets: Shape (resources,), integers >= 0.
         limit: Only sums up to this are taken.
-        gap: With more than `PROVEN_GROUPS` groups, a choice within this share of the bound is good enough.
+        gap: With more than `PROVEN_GROUPS` groups, a known choice within this share of the bound is good enough.
         start: Rows of a choice within the budgets, to begin with.
 
     Returns:

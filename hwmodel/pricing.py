@@ -30,12 +30,12 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Relaxed:
-    """The linear relaxation of a problem with costs.
+    """The linear relaxation of a problem, with costs or without.
 
     Args:
         bound: Lower bound of the sum of costs.
         prices: Of whole budgets, that gave it.
-        tried: Shape (prices, resources): all prices that were tried.
+        tried: Shape (prices, resources): prices that were tried, without costs all of them.
         columns: Shape (columns, groups): choices that were cheapest at some prices.
         mixed: Shape (groups,): the options with the largest share of the best mix of them.
     """

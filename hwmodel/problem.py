@@ -153,10 +153,11 @@ class Problem:
         Args:
             weights: Prices to begin with, of sum 1.
             most: Partial choices that may be kept to decide what prices leave open: 0, `FEW_PARTIAL` or `MOST_PARTIAL`;
-                with these HiGHS may be asked too.
+                after these HiGHS decides, for up to `PROVEN_GROUPS` groups.
 
         Returns:
-            Rows of the choice; the last prices; whether it is proven that there is none, if none was found.
+            Rows of the choice; the prices that prove that there is none, or the best ones; whether that is proven, if
+            none was found.
         """
         game, columns, tried = Game(len(weights)), list[Array](), list[Floats]()
         nearest, least_excess, fill, largest = None, np.inf, np.inf, -np.inf

@@ -16,8 +16,8 @@ Where a frame rate is asked for, only schedules that reach it count.
 The frame interval is the largest of the engines' cycles and of the cycles of the off-chip traffic, so off-chip bits
 and interval are bottlenecks, block RAM is a sum: the knapsacks of `hwmodel.knapsack`, for every cut that the bounds
 leave.  With up to `hwmodel.problem.PROVEN_GROUPS` engines all goals are proven optimal.  With more, the first two are
-proven where bound and schedule meet, which `Best.is_proven` says, and block RAM is solved to within `BRAM_GAP` of its
-bound where exchanges reach that.
+proven where bound and schedule meet, which `Best.is_proven` says, and block RAM is what exchanges of single options
+reach, and of two where that is far above its bound.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ AMPLE = 2
 """Doublings of an interval at which there likely is a choice if prices leave the interval."""
 
 BRAM_GAP = 0.004
-"""Share of the bound of a split at which its block RAM is good enough with many engines."""
+"""Share of its bound at which the block RAM of a known choice is good enough, with many engines."""
 
 SPLIT_GAP = 0.02
 """Share of the block RAM found that another split has to promise to save, with many engines."""
 
-FAR_GAP = 0.05
-"""Share up to which the choice of another split is sought from the one found: what promises more is another one."""
+EXCHANGED_GAP = 0.05
+"""Share of the block RAM found: of a split that promises to save no more, a choice is sought by exchanges from it."""
 
 
 @dataclass(frozen=True)
@@ -384,7 +384,7 @@ class _Search:
             if ceil(bounds[number] - 1e-6) >= bram18 * (1 - gap):
                 continue
             choices = choices.at_cost(choices.use[:, RESOURCES.index("bram18")])
-            if choices.groups > PROVEN_GROUPS and bounds[number] >= bram18 * (1 - FAR_GAP):
+            if choices.groups > PROVEN_GROUPS and bounds[number] >= bram18 * (1 - EXCHANGED_GAP):
                 solution = exchanged(choices, self.budgets, bram18 - 1, best.rows, prices)
             else:
                 solution = cheapest(choices, self.budgets, bram18 - 1, BRAM_GAP, reaching[number].rows)

@@ -103,7 +103,7 @@ class SharedEngine:
         """Splits that may have room for their weights on some engine; `room_taken` leaves out some more.
 
         Args:
-            cuts: Cuts with a shared engine.
+            cuts: Cuts.
             rooms: Shape (cuts, engines): bits that weights may take.
             limit: Most off-chip bits of a split.
 

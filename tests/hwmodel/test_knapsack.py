@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwmodel import knapsack, problem
 from hwmodel.choices import NO_LIMIT, Choices, outdone_from
 from hwmodel.knapsack import NOTHING, Solution, cheapest, exchanged, least_bottleneck
-from hwmodel.problem import PROVEN_GROUPS
+from hwmodel.problem import PROVEN_GROUPS, Answers
 
 
 def random_problem(seed: int) -> tuple[Choices, np.ndarray]:
@@ -101,6 +102,33 @@ def test_options_are_outdone_where_another_one_uses_no_more(seed: int) -> None:
         # Each option is one of those that count, or one of those uses no more; none of them outdoes another.
         assert all((use[alive] <= use[row]).all(axis=1).any() for row in within)
         assert all((use[alive] <= use[row]).all(axis=1).sum() == 1 for row in alive)
+
+
+@pytest.mark.parametrize("seed", [*range(8), 215, 263])  # the last two: a limit that few partial choices leave open
+@pytest.mark.parametrize("most", [(0, 1, 2), (0, 1, 1), (2, 2, 3)])
+def test_what_is_left_open_is_not_called_proven(
+    seed: int, most: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (knapsack, problem):
+        for name, value in zip(("PROVEN_GROUPS", "FEW_PARTIAL", "MOST_PARTIAL"), most, strict=True):
+            monkeypatch.setattr(module, name, value)
+    pick = np.random.default_rng(seed)
+    groups, resources = 9, int(pick.integers(2, 5))
+    uses = pick.integers(0, 1000, (groups, 3, resources))
+    every = np.array(list(product(range(3), repeat=groups)))
+    taken = uses[np.arange(groups), every].sum(axis=1)
+    # So tight that few choices fit, or none.
+    mean = taken.mean(axis=0)
+    fullness = np.sort((taken / mean).max(axis=1))[pick.choice([0, 1, 3, 20])]
+    budgets = np.floor(mean * (fullness - 1e-6)).astype(np.int64)
+    fits, answers = (taken <= budgets).all(axis=1), Answers()
+    for _ in range(3):
+        keys = pick.integers(1, 9, (groups, 3))
+        untils = [outdone_from(key, use) for key, use in zip(keys, uses, strict=True)]
+        largest = keys[np.arange(groups), every].max(axis=1)
+        least = int(largest[fits].min(initial=NO_LIMIT))
+        solution = least_bottleneck(Choices.of(list(keys), list(uses), untils), budgets, answers=answers)
+        assert solution.bound <= least <= solution.value
 
 
 @pytest.mark.parametrize("seed", range(10))
