@@ -69,7 +69,7 @@ class OpenSplits:
         return (np.array(prices) / np.maximum(self._budgets, 1)).T
 
     def _rooms_at(self, prices: Sequence[Floats]) -> Floats:
-        """Bits that weights may take at some prices, shape (cuts, engines); negative if there is no room for the rest."""
+        """Bits that weights may take at some prices, shape (cuts, engines); negative without room for the rest."""
         scaled = self._scaled(prices)
         cuts, engines, multipliers, _ = self._uses.shape
         uses = (scaled.T @ self._uses.reshape(-1, len(scaled)).T).reshape(len(prices), cuts, engines * multipliers)
