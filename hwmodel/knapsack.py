@@ -8,8 +8,8 @@ and with them the linear relaxation, come by column generation (`hwmodel.pricing
 their mix suggest choices, which exchanges of single options bring within the budgets and improve; noisy prices suggest
 others, and exchanges are of two, where that is hard (`hwmodel.descent`).  When choice and bound meet, the choice is
 optimal.  Whether there is any choice that this leaves open is decided by the partial choices that neither prices nor
-other ones exclude (`hwmodel.enumeration`): first of the best few of them, then of all if they are not too many.  What is
-open after that is decided by HiGHS, for up to `PROVEN_GROUPS` groups.  With more the best choice found stands, and the
+other ones exclude (`hwmodel.enumeration`): first of the best few, then of all if they are not too many.  What is open
+after that is decided by HiGHS, for up to `PROVEN_GROUPS` groups.  With more the best choice found stands, and the
 solution states the bound that is proven.
 
 Source:
