@@ -52,10 +52,12 @@ class OpenSplits:
         if longest < NO_LIMIT - 1:
             is_slow = segments.least_cycles(cuts) > longest
             cuts = [one for one, slow in zip(cuts, is_slow.tolist(), strict=True) if not slow]
-        fill = self._options.before(self._scaled(prices)).max(axis=1)
+        scaled = self._scaled(prices)
+        before = self._options.before(scaled)
+        fill = before.max(axis=1)
         self._cuts = [one for one in cuts if fill[one.pipelined] <= 1 + TINY]
         self._uses = self._engine.uses.fixed_of_all([one.depths for one in self._cuts])
-        self._rooms = self._rooms_at(prices)
+        self._rooms = self._rooms_at(scaled, before)
         if longest < NO_LIMIT - 1:
             for number, one in enumerate(self._cuts):
                 self._rooms[number, self._engine.cycles(one) > longest] = -1
@@ -68,13 +70,17 @@ class OpenSplits:
         """What a unit of each resource costs, shape (resources, prices)."""
         return (np.array(prices) / np.maximum(self._budgets, 1)).T
 
-    def _rooms_at(self, prices: Sequence[Floats]) -> Floats:
-        """Bits that weights may take at some prices, shape (cuts, engines); negative without room for the rest."""
-        scaled = self._scaled(prices)
+    def _rooms_at(self, scaled: Floats, before: Floats) -> Floats:
+        """Bits that weights may take at some prices, shape (cuts, engines); negative without room for the rest.
+
+        Args:
+            scaled: `_scaled` prices.
+            before: `SplitOptions.before` at these.
+        """
         cuts, engines, multipliers, _ = self._uses.shape
-        uses = (scaled.T @ self._uses.reshape(-1, len(scaled)).T).reshape(len(prices), cuts, engines * multipliers)
+        uses = (scaled.T @ self._uses.reshape(-1, len(scaled)).T).reshape(scaled.shape[1], cuts, engines * multipliers)
         depth = np.array([one.pipelined for one in self._cuts], dtype=np.int64)
-        left = 1 + TINY - self._options.before(scaled)[depth].T[:, :, None] - uses
+        left = 1 + TINY - before[depth].T[:, :, None] - uses
         places = [scaled[0] / RAMB18_BITS, *([scaled[1] / prod(URAM_SHAPE)] if self._has_uram else [])]
         # All weights lie in memories of one kind.
         rooms = [(left / np.maximum(per_bit, 1 / NO_LIMIT)[:, None, None]).min(axis=0) for per_bit in places]
@@ -84,7 +90,8 @@ class OpenSplits:
     def exclude(self, prices: Sequence[Floats]) -> None:
         """Leaves out what is over budget at some prices of the budgets, each of sum 1."""
         if len(prices):
-            np.minimum(self._rooms, self._rooms_at(prices), out=self._rooms)
+            scaled = self._scaled(prices)
+            np.minimum(self._rooms, self._rooms_at(scaled, self._options.before(scaled)), out=self._rooms)
 
     def take(self, count: int, limit: int) -> tuple[list[Split], Mask]:
         """The next open splits of fewer off-chip bits than `limit`, `count` at most, and which engines are open."""

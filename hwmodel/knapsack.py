@@ -27,7 +27,7 @@ import numpy as np
 from hwmodel.choices import NO_LIMIT, Choices
 from hwmodel.descent import Exchanges
 from hwmodel.exchanges import Array, Floats
-from hwmodel.problem import FEW_PARTIAL, MOST_PARTIAL, PROVEN_GROUPS, Answers, Problem
+from hwmodel.problem import PROVEN_GROUPS, Answers, Effort, Problem
 
 STRIDE = 4
 """How much further each step goes on the way to a limit with a choice."""
@@ -102,16 +102,16 @@ def least_bottleneck(
     while low < high:
         part = problem.up_to(int(grid[index]))
         found, is_proven = None, True
-        most = FEW_PARTIAL if index == low else 0
+        effort = Effort.FEW if index == low else Effort.PRICES
         if best is not None or index == last:
-            most = MOST_PARTIAL
+            effort = Effort.ALL
         if part is not None:
-            found, weights, is_proven = part.any_choice(weights, most)
+            found, weights, is_proven = part.any_choice(weights, effort)
         if found is not None:
             # The choice may keep a smaller limit than the one it was asked to keep.
             slowest = int(keys[np.searchsorted(problem.choices.rows, found)].max())
             best, high = found, int(np.searchsorted(grid, max(floor, slowest)))
-        elif not is_proven and most == MOST_PARTIAL:
+        elif not is_proven and effort is Effort.ALL:
             # What is possible at a smaller limit is possible at this one: all from the lowest on are open.
             low, unproven = index + 1, min(unproven, int(grid[low]))
         else:
@@ -147,7 +147,7 @@ def any_choice(choices: Choices, budgets: Array, weights: Floats) -> tuple[Solut
     problem = Problem.of(choices, budgets, NO_LIMIT)
     if problem is None:
         return NOTHING, weights
-    rows, weights, is_proven = problem.any_choice(weights, MOST_PARTIAL)
+    rows, weights, is_proven = problem.any_choice(weights, Effort.ALL)
     if rows is None:
         return NOTHING if is_proven else Solution(NO_LIMIT, 0), weights
     return Solution(0, 0, tuple(rows.tolist())), weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from enum import Enum
 from itertools import chain
 from math import ceil
 
@@ -46,6 +47,17 @@ FEW_PARTIAL = 32
 
 MOST_PARTIAL = 2_000
 """Partial choices at which it is given up."""
+
+
+class Effort(Enum):
+    """How far it is decided whether there is any choice where prices leave that open."""
+
+    PRICES = "prices"
+    """Not at all: one repaired choice is looked at."""
+    FEW = "few"
+    """By `FEW_PARTIAL` partial choices."""
+    ALL = "all"
+    """By exchanges and up to `MOST_PARTIAL` partial choices too, and HiGHS for up to `PROVEN_GROUPS` groups."""
 
 
 class Problem:
@@ -147,13 +159,12 @@ class Problem:
         first: Array = is_least[np.searchsorted(group[is_least], np.arange(len(least)))]
         return first
 
-    def any_choice(self, weights: Floats, most: int) -> tuple[Array | None, Floats, bool]:
+    def any_choice(self, weights: Floats, effort: Effort) -> tuple[Array | None, Floats, bool]:
         """Any choice within the budgets.
 
         Args:
             weights: Prices to begin with, of sum 1.
-            most: Partial choices that may be kept to decide what prices leave open: 0, `FEW_PARTIAL` or `MOST_PARTIAL`;
-                after these HiGHS decides, for up to `PROVEN_GROUPS` groups.
+            effort: How far what prices leave open is decided.
 
         Returns:
             Rows of the choice; the prices that prove that there is none, or the best ones; whether that is proven, if
@@ -187,10 +198,10 @@ class Problem:
         if self.fits(found):
             return self.choices.rows[found], weights, False
         answer = None
-        if columns and most:
+        if columns and effort is not Effort.PRICES:
             mixed = self._mixed(columns, game)
             relaxed = Relaxed(largest, weights, np.array(tried), np.array(columns), mixed)
-            answer, is_proven = self._decided(relaxed, most)
+            answer, is_proven = self._decided(relaxed, effort)
         return None if answer is None else self.choices.rows[answer], weights, is_proven
 
     def _mixed(self, columns: Sequence[Array], game: Game) -> Array:
@@ -239,12 +250,12 @@ class Problem:
         """A choice with as little excess over the budgets as exchanges of single options reach."""
         return repaired(self.choices.key, self.share, self.choices.group, chosen)
 
-    def _decided(self, relaxed: Relaxed, most: int) -> tuple[Array | None, bool]:
+    def _decided(self, relaxed: Relaxed, effort: Effort) -> tuple[Array | None, bool]:
         """Any choice within the budgets, and whether it is proven that there is none.
 
         Args:
             relaxed: The linear relaxation without costs.
-            most: See `any_choice`.
+            effort: See `any_choice`.
         """
         core, weights = self._core(relaxed)
         if len(starts_of(self.choices.group[core])) < len(self.starts):
@@ -252,10 +263,10 @@ class Problem:
         # Neighbouring limits often leave the same options.
         question = self.share[core].tobytes() + self.choices.group[core].tobytes()
         if question not in self.answers:
-            found, is_proven = self._searched(relaxed, core, weights, most)
+            found, is_proven = self._searched(relaxed, core, weights, effort)
             if found is not None and not np.isin(found, core).all():
                 return found, False
-            if found is None and not is_proven and most < MOST_PARTIAL:
+            if found is None and not is_proven and effort is not Effort.ALL:
                 return None, False
             self.answers[question] = None if found is None else np.searchsorted(core, found), is_proven
         answer, is_proven = self.answers[question]
@@ -276,7 +287,7 @@ class Problem:
                 return core[kept], weights
             core = core[kept]
 
-    def _searched(self, relaxed: Relaxed, core: Array, weights: Floats, most: int) -> tuple[Array | None, bool]:
+    def _searched(self, relaxed: Relaxed, core: Array, weights: Floats, effort: Effort) -> tuple[Array | None, bool]:
         """A choice of the options of a core within the budgets, and whether it is proven that there is none."""
         exchanges = Exchanges(np.zeros(len(self.share)), self.share, self.choices.group, relaxed.prices)
         # What costs little comes first.
@@ -285,13 +296,13 @@ class Problem:
             return fitting, False
         share, group = self.share[core], self.choices.group[core]
         found, is_proven = any_within(share, group, weights, FEW_PARTIAL, gives_up=False)
-        if not is_proven and most > FEW_PARTIAL:
+        if not is_proven and effort is Effort.ALL:
             repaired_columns = map(self.repaired, relaxed.columns[-REPAIRED:])
             others = chain(repaired_columns, exchanges.from_many(relaxed, 1 - relaxed.bound))
             fitting = self._first_that_fits(others)
             if fitting is not None:
                 return fitting, False
-            found, is_proven = any_within(share, group, weights, most, gives_up=True)
+            found, is_proven = any_within(share, group, weights, MOST_PARTIAL, gives_up=True)
             if not is_proven and len(self.starts) <= PROVEN_GROUPS:
                 return self.branch_and_cut(np.zeros(len(self.share)), core)
         return None if found is None else core[found], is_proven

@@ -87,9 +87,9 @@ def test_no_limit_is_asked_about_that_a_choice_found_earlier_keeps(seed: int, mo
     keys, uses = zip(*((pick.integers(1, 500, 12), pick.integers(1, 100, (12, 4))) for _ in range(groups)), strict=True)
     ask, kept = problem.Problem.any_choice, [10**6]
 
-    def recorded(self: problem.Problem, weights: Floats, most: int) -> tuple[Array | None, Floats, bool]:
+    def recorded(self: problem.Problem, weights: Floats, effort: problem.Effort) -> tuple[Array | None, Floats, bool]:
         assert self.choices.key.max() < min(kept)
-        found, weights, is_proven = ask(self, weights, most)
+        found, weights, is_proven = ask(self, weights, effort)
         if found is not None:
             kept.append(int(self.choices.key[np.isin(self.choices.rows, found)].max()))
         return found, weights, is_proven
