@@ -125,8 +125,9 @@ class SharedRows:
 
     def where(self, keep: NDArray[np.bool_]) -> SharedRows:
         """The options where `keep` is true."""
+        kept = np.flatnonzero(keep)
         columns = (self.split, self.cycles, self.use, self.engine, self.kind)
-        return SharedRows(*(column[keep] for column in columns))
+        return SharedRows(*(column.take(kept, axis=0) for column in columns))
 
 
 def accumulated(ufunc: np.ufunc, rows: Array) -> Array:

@@ -49,7 +49,8 @@ class Choices:
         group = self.group[index]
         if len(starts_of(group)) < self.groups:
             return None
-        return Choices(self.key[index], self.use[index], group, self.until[index], self.rows[index], self.groups)
+        use = self.use.take(index, axis=0)
+        return Choices(self.key[index], use, group, self.until[index], self.rows[index], self.groups)
 
     def up_to(self, limit: int) -> Choices | None:
         """The options that count where no key may be larger than `limit`; None if a group has none."""

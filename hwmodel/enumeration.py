@@ -10,8 +10,14 @@ from hwmodel.exchanges import TINY, Array, Floats, starts_of
 ROUNDING = 1e-12
 """Difference between sums of shares that counts as none."""
 
-COMPARED = 64
+COMPARED = 128
 """Partial choices that all others are compared with at once."""
+
+IS_LATER = np.triu(np.ones((COMPARED, COMPARED), dtype=bool), 1)
+"""Which of so many come after which."""
+
+CROWD = 2
+"""Partial choices that are compared with one another at most, in units of those that are kept."""
 
 
 def any_within(share: Floats, group: Array, weights: Floats, most: int, *, gives_up: bool) -> tuple[Array | None, bool]:
@@ -25,7 +31,8 @@ def any_within(share: Floats, group: Array, weights: Floats, most: int, *, gives
         group: Shape (options,), ascending: the group of each option; every group has one.
         weights: Shape (prices, resources), each of sum 1: prices of whole budgets.
         most: Most partial choices that are kept.
-        gives_up: Whether it ends where there are more; otherwise those that may leave most of the budgets are kept.
+        gives_up: Whether it ends where there are more, or `CROWD` times as many before they are compared with one
+            another; otherwise those that may leave most of the budgets are kept.
 
     Returns:
         The option of each group, or None; and whether the answer is certain.
@@ -47,16 +54,21 @@ def any_within(share: Floats, group: Array, weights: Floats, most: int, *, gives
         # The first price alone leaves few enough for all of them.
         first = (sums @ weights[0])[:, None] + priced[low:high, 0]
         partial, option = np.nonzero(first <= 1 + TINY - rest[0])
-        sums = sums[partial] + share[low + option]
-        fill = (sums @ weights.T + rest).max(axis=1)
+        sums = sums.take(partial, axis=0) + share.take(low + option, axis=0)
+        fill = (weights @ sums.T + rest[:, None]).max(axis=0)
         kept = np.flatnonzero(fill <= 1 + TINY)
+        if len(kept) > CROWD * most:
+            if gives_up:
+                return None, False
+            # To compare all of them with one another would take too long: those that leave least go first.
+            kept, is_certain = kept[np.argsort(fill[kept], kind="stable")[: CROWD * most]], False
         if gives_up or len(kept) > most:
-            kept = kept[least_of(sums[kept])]
+            kept = kept[least_of(sums.take(kept, axis=0))]
         if len(kept) > most:
             if gives_up:
                 return None, False
             kept, is_certain = kept[np.argsort(fill[kept], kind="stable")[:most]], False
-        sums = sums[kept]
+        sums = sums.take(kept, axis=0)
         steps.append((of, partial[kept], low + option[kept]))
     fitting = np.flatnonzero((sums <= 1 + TINY).all(axis=1))
     if not len(fitting):
@@ -71,29 +83,37 @@ def least_of(sums: Floats) -> Array:
     """Rows that are nowhere above any other one; of equal ones one stays.
 
     Args:
-        sums: Shape (rows, resources); differences up to `ROUNDING` count as none.
+        sums: Shape (rows, resources); differences up to `ROUNDING` of neighbours in a column count as none.
 
     Returns:
         Indices of these rows.
     """
-    if len(sums) < 2:
-        return np.arange(len(sums))
-    columns = np.flatnonzero(np.ptp(sums, axis=0) > ROUNDING)
-    if not len(columns):
-        return np.arange(1)
     # None is above a later one everywhere.
     left = np.argsort(sums.sum(axis=1), kind="stable")
-    sorted_sums = sums[left][:, columns].T.copy()
+    # Ranks, integers of few bytes, are compared more quickly; few rows are not worth the sorting.
+    values, slack = (sums, ROUNDING) if len(sums) <= COMPARED else (_ranks(sums), 0)
+    columns = values.take(left, axis=0).T.copy()
     done = 0
     while done < len(left) - 1:
-        ahead = sorted_sums[:, done:]
+        ahead = columns[:, done:]
         few = min(COMPARED, len(left) - done)
-        no_more: NDArray[np.bool_] = ahead[0, :few, None] <= ahead[0] + ROUNDING
-        for values in ahead[1:]:
-            no_more &= values[:few, None] <= values + ROUNDING
-        no_more[:, :few] &= np.triu(np.ones((few, few), dtype=bool), 1)
+        no_more: NDArray[np.bool_] = ahead[0, :few, None] <= ahead[0] + slack
+        for column in ahead[1:]:
+            no_more &= column[:few, None] <= column + slack
+        no_more[:, :few] &= IS_LATER[:few, :few]
         kept = np.flatnonzero(~no_more.any(axis=0))
         left = np.concatenate([left[:done], left[done + kept]])
-        sorted_sums = np.concatenate([sorted_sums[:, :done], ahead[:, kept]], axis=1)
+        columns = np.concatenate([columns[:, :done], ahead[:, kept]], axis=1)
         done += int(np.count_nonzero(kept < few))
     return left
+
+
+def _ranks(sums: Floats) -> NDArray[np.unsignedinteger]:
+    """Ranks in each column, equal ones of neighbours within `ROUNDING`."""
+    order = sums.argsort(axis=0)
+    sorted_sums = np.take_along_axis(sums, order, axis=0)
+    ranks = np.zeros(sums.shape, dtype=np.min_scalar_type(len(sums)))
+    np.cumsum(sorted_sums[1:] - sorted_sums[:-1] > ROUNDING, axis=0, out=ranks[1:])
+    found = np.empty_like(ranks)
+    np.put_along_axis(found, order, ranks, axis=0)
+    return found

@@ -35,7 +35,7 @@ def repaired(key: Array, share: Floats, group: Array, chosen: Array) -> Array:
         chosen: Shape (groups,): the option of each group to begin with.
     """
     chosen = chosen.copy()
-    used = share[chosen].sum(axis=0)
+    used = share.take(chosen, axis=0).sum(axis=0)
     starts = np.searchsorted(group, np.arange(len(chosen) + 1))
     largest = max(1, int(key.max()))
     change, takes = np.empty_like(share), np.empty(len(share))
@@ -43,7 +43,7 @@ def repaired(key: Array, share: Floats, group: Array, chosen: Array) -> Array:
 
     def exchange(rows: slice, old: Array) -> None:
         """Renews what the exchange of some options for the chosen ones of their groups would change."""
-        change[rows] = share[rows] - share[old]
+        np.subtract(share[rows], share.take(old, axis=0), out=change[rows])
         # What the exchange takes of the budgets counts against it.
         takes[rows] = np.maximum(0.0, change[rows]) @ every
         takes[rows] += np.maximum(0, key[rows] - key[old]) / largest
@@ -135,10 +135,11 @@ def descended_by_pairs(key: Floats, share: Floats, group: Array, free: Array, st
     same[:, :none] = of[:, None] == of
     columns = np.flatnonzero(share.any(axis=0)).tolist()
     change, cost = np.zeros((none + 1, share.shape[1])), np.zeros(none + 1)
+    free_share, free_key = share.take(free, axis=0), key[free]
     for _ in range(2 * len(chosen)):
-        cost[:none] = key[free] - key[chosen[of]]
-        change[:none] = penalty * (share[free] - share[chosen[of]])
-        over = penalty * (share[chosen].sum(axis=0) - 1)
+        cost[:none] = free_key - key[chosen[of]]
+        change[:none] = penalty * (free_share - share.take(chosen[of], axis=0))
+        over = penalty * (share.take(chosen, axis=0).sum(axis=0) - 1)
         # One of the two has to lower something that counts.
         ones = np.flatnonzero((cost < 0) | ((change < 0) & (over > 0)).any(axis=1))
         if not len(ones):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import Enum
-from itertools import chain
 from math import ceil
 
 import numpy as np
@@ -57,7 +56,7 @@ class Effort(Enum):
     FEW = "few"
     """By `FEW_PARTIAL` partial choices."""
     ALL = "all"
-    """By exchanges and up to `MOST_PARTIAL` partial choices too, and HiGHS for up to `PROVEN_GROUPS` groups."""
+    """By up to `MOST_PARTIAL` partial choices and by exchanges too, and HiGHS for up to `PROVEN_GROUPS` groups."""
 
 
 class Problem:
@@ -98,7 +97,7 @@ class Problem:
 
     def of_budgets(self, numbers: Array) -> Problem:
         """The problem where only these budgets count."""
-        choices = replace(self.choices, use=self.choices.use[:, numbers])
+        choices = replace(self.choices, use=self.choices.use.take(numbers, axis=1))
         return Problem(choices, self.budgets[numbers])
 
     def at_rows(self, rows: Sequence[int], priced: Floats) -> Array:
@@ -111,7 +110,7 @@ class Problem:
 
     def fits(self, chosen: Array) -> bool:
         """Whether a choice is within all budgets."""
-        return bool((self.choices.use[chosen].sum(axis=0) <= self.budgets).all())
+        return bool((self.choices.use.take(chosen, axis=0).sum(axis=0) <= self.budgets).all())
 
     def first_open(self, grid: Array, low: int, weights: Floats) -> int:
         """The first limit from `low` on that the bound at these prices does not exclude; `len(grid)` if none."""
@@ -180,7 +179,7 @@ class Problem:
                 return None, weights, True
             if bound > largest:
                 largest, best_weights = bound, weights
-            used = self.share[chosen].sum(axis=0)
+            used = self.share.take(chosen, axis=0).sum(axis=0)
             excess = float(used.max()) - 1
             if excess < least_excess:
                 nearest, least_excess = chosen, excess
@@ -231,7 +230,7 @@ class Problem:
             weights[:-1] = price
             chosen = self.cheapest(takes @ weights)
             columns.append(chosen)
-            taken = takes[chosen].sum(axis=0)
+            taken = takes.take(chosen, axis=0).sum(axis=0)
             used, cost = taken[:-1], float(taken[-1])
             bound = cost + float((used - 1) @ price)
             if bound > lower:
@@ -261,7 +260,7 @@ class Problem:
         if len(starts_of(self.choices.group[core])) < len(self.starts):
             return None, True
         # Neighbouring limits often leave the same options.
-        question = self.share[core].tobytes() + self.choices.group[core].tobytes()
+        question = self.share.take(core, axis=0).tobytes() + self.choices.group[core].tobytes()
         if question not in self.answers:
             found, is_proven = self._searched(relaxed, core, weights, effort)
             if found is not None and not np.isin(found, core).all():
@@ -277,7 +276,7 @@ class Problem:
         weights = np.vstack([nearby(relaxed.prices), np.eye(len(self.budgets)), relaxed.tried[-PRICES:]])
         core = np.arange(len(self.share))
         while True:
-            priced = self.share[core] @ weights.T
+            priced = self.share.take(core, axis=0) @ weights.T
             group = self.choices.group[core]
             starts = starts_of(group)
             least = np.minimum.reduceat(priced, starts)
@@ -294,17 +293,19 @@ class Problem:
         fitting = self._first_that_fits(exchange(relaxed.mixed) for exchange in (self.repaired, exchanges.by_pairs))
         if fitting is not None:
             return fitting, False
-        share, group = self.share[core], self.choices.group[core]
+        share, group = self.share.take(core, axis=0), self.choices.group[core]
         found, is_proven = any_within(share, group, weights, FEW_PARTIAL, gives_up=False)
         if not is_proven and effort is Effort.ALL:
-            repaired_columns = map(self.repaired, relaxed.columns[-REPAIRED:])
-            others = chain(repaired_columns, exchanges.from_many(relaxed, 1 - relaxed.bound))
-            fitting = self._first_that_fits(others)
+            fitting = self._first_that_fits(map(self.repaired, relaxed.columns[-REPAIRED:]))
             if fitting is not None:
                 return fitting, False
             found, is_proven = any_within(share, group, weights, MOST_PARTIAL, gives_up=True)
-            if not is_proven and len(self.starts) <= PROVEN_GROUPS:
-                return self.branch_and_cut(np.zeros(len(self.share)), core)
+            if not is_proven:
+                fitting = self._first_that_fits(exchanges.from_many(relaxed, 1 - relaxed.bound))
+                if fitting is not None:
+                    return fitting, False
+                if len(self.starts) <= PROVEN_GROUPS:
+                    return self.branch_and_cut(np.zeros(len(self.share)), core)
         return None if found is None else core[found], is_proven
 
     def _first_that_fits(self, choices: Iterable[Array]) -> Array | None:

@@ -141,7 +141,7 @@ class SplitOptions:
         # An option that is outdone at a longer interval than any that is asked about still counts.
         limit = min(limit, self._longest)
         kept = np.flatnonzero((self.own.key <= limit) & (limit < self.own.until))
-        own = self.own.use[kept] @ scaled
+        own = self.own.use.take(kept, axis=0) @ scaled
         shared = np.zeros((0, len(weights)))
         if self.rows is not None:
             shared = np.where((self.rows.cycles <= limit)[:, None], self.rows.use @ scaled, np.inf)
@@ -170,4 +170,5 @@ class SplitOptions:
 def _asked_about(own: Choices, shortest: int, longest: int) -> Choices:
     """The options that count at one of some intervals."""
     kept = np.flatnonzero((own.key <= longest) & (shortest < own.until))
-    return Choices(own.key[kept], own.use[kept], own.group[kept], own.until[kept], own.rows[kept], own.groups)
+    use = own.use.take(kept, axis=0)
+    return Choices(own.key[kept], use, own.group[kept], own.until[kept], own.rows[kept], own.groups)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwmodel.choices import NO_LIMIT, Choices
-from hwmodel.enumeration import any_within, least_of
+from hwmodel.enumeration import ROUNDING, any_within, least_of
 from hwmodel.exchanges import Array, Floats
 from hwmodel.knapsack import least_bottleneck
 from hwmodel.problem import Problem
@@ -65,11 +65,28 @@ def test_is_given_up_where_there_is_too_much(seed: int) -> None:
 @given(seed=st.integers(0, 2**32 - 1))
 def test_rows_that_are_above_no_other_one(seed: int) -> None:
     pick = np.random.default_rng(seed)
-    rows = pick.integers(0, int(pick.choice([2, 8, 60])), (int(pick.integers(0, 300)), int(pick.integers(1, 5)))) / 64
+    shape = (int(pick.integers(0, 600)), int(pick.integers(1, 5)))
+    rows = pick.integers(0, int(pick.choice([2, 8, 60, 2**20])), shape) / 2**20 + pick.integers(-4, 5, shape) * 1e-16
     kept = rows[least_of(rows)]
-    no_more = (kept[:, None] <= rows).all(axis=2)
-    assert no_more.any(axis=0).all()
-    assert ((kept[:, None] <= kept).all(axis=2) == np.eye(len(kept), dtype=bool)).all()
+    assert (kept[:, None] <= rows + ROUNDING).all(axis=2).any(axis=0).all()
+    assert ((kept[:, None] <= kept + ROUNDING).all(axis=2) == np.eye(len(kept), dtype=bool)).all()
+
+
+def test_what_a_crowd_leaves_out_is_not_certain() -> None:
+    # Of the first group the crowd leaves out the last option, which alone leads to a choice; one of the others stays.
+    share = np.array([[0.5, 0.1], [0.5, 0.15], [0.1, 0.6], [0.6, 0.2], [0.65, 0.2]])
+    group, weights = np.array([0, 0, 0, 1, 1]), np.array([[0.5, 0.5]])
+    assert any_within(share, group, weights, 1, gives_up=False) == (None, False)
+    found, _ = any_within(share, group, weights, 2, gives_up=False)
+    assert found is not None
+    assert found.tolist() == [2, 3]
+
+
+def test_a_crowd_keeps_what_leaves_most_of_the_budgets() -> None:
+    share = np.array([[0.6, 0.05], [0.05, 0.65], [0.3, 0.3], [0.5, 0.5], [0.52, 0.5]])
+    found, _ = any_within(share, np.array([0, 0, 0, 1, 1]), np.array([[0.5, 0.5]]), 1, gives_up=False)
+    assert found is not None
+    assert found.tolist() == [2, 3]
 
 
 @settings(max_examples=60, deadline=None)
