@@ -56,7 +56,8 @@ class OpenSplits:
         before = self._options.before(scaled)
         fill = before.max(axis=1)
         self._cuts = [one for one in cuts if fill[one.pipelined] <= 1 + TINY]
-        self._uses = self._engine.uses.fixed_of_all([one.depths for one in self._cuts])
+        uses = self._engine.uses.fixed_of_all([one.depths for one in self._cuts])
+        self._uses = np.moveaxis(uses, 2, 0)  # by multiplier first
         self._rooms = self._rooms_at(scaled, before)
         if longest < NO_LIMIT - 1:
             for number, one in enumerate(self._cuts):
@@ -77,14 +78,13 @@ class OpenSplits:
             scaled: `_scaled` prices.
             before: `SplitOptions.before` at these.
         """
-        cuts, engines, multipliers, _ = self._uses.shape
-        uses = (scaled.T @ self._uses.reshape(-1, len(scaled)).T).reshape(scaled.shape[1], cuts, engines * multipliers)
+        uses = (scaled.T @ self._uses.reshape(-1, len(scaled)).T).reshape(scaled.shape[1], *self._uses.shape[:3])
         depth = np.array([one.pipelined for one in self._cuts], dtype=np.int64)
-        left = 1 + TINY - before[depth].T[:, :, None] - uses
+        left = 1 + TINY - before[depth].T[:, None, :, None] - uses
         places = [scaled[0] / RAMB18_BITS, *([scaled[1] / prod(URAM_SHAPE)] if self._has_uram else [])]
         # All weights lie in memories of one kind.
-        rooms = [(left / np.maximum(per_bit, 1 / NO_LIMIT)[:, None, None]).min(axis=0) for per_bit in places]
-        most: Floats = np.max(rooms, axis=0).reshape(self._uses.shape[:3]).max(axis=2)
+        rooms = [left / np.maximum(per_bit, 1 / NO_LIMIT)[:, None, None, None] for per_bit in places]
+        most: Floats = np.max([room.min(axis=0).max(axis=0) for room in rooms], axis=0)
         return most
 
     def exclude(self, prices: Sequence[Floats]) -> None:
@@ -124,8 +124,8 @@ class OpenSplits:
 
 def cuts_that_may_reach(engine: SharedEngine, cuts: Sequence[Cut], budgets: Array, limit: int) -> list[Cut]:
     """The cuts, nothing pipelined before them, that may have no more off-chip bits than this within the budgets."""
-    left = np.arange(len(cuts))
     map_bits = np.array([one.map_bits for one in cuts], dtype=np.int64)
+    left = np.flatnonzero(map_bits <= limit)
     depths = [one.depths for one in cuts]
     # What costs little leaves out most.
     for uses in (_no_uses, engine.uses.buffers, engine.uses.fixed_of_all):

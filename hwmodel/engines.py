@@ -10,14 +10,27 @@ from math import prod
 import numpy as np
 
 from hwmodel.chains import Depths, accumulated
+from hwmodel.compute import mac_array
 from hwmodel.dataflow import WeightPlace
 from hwmodel.exchanges import starts_of
-from hwmodel.layers import LayerFacts, OptionCache
+from hwmodel.layers import LayerFacts
 from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
 from hwmodel.network import NetworkSpec
-from hwmodel.options import RESOURCES, Array, Space, resource_use, shared_array_uses
-from hwmodel.resources import FIXED, FRAME_ENGINE, Memory, SharedLayer, frame_buffer_shape, shared_memories
+from hwmodel.option_cache import OptionCache
+from hwmodel.options import RESOURCES, Array, Space, resource_use
+from hwmodel.resources import (
+    FIXED,
+    FRAME_ENGINE,
+    Memory,
+    SharedLayer,
+    beside_shared_array,
+    frame_buffer_shape,
+    shared_memories,
+)
 from hwmodel.traffic import Placement, elements
+
+WIDEST = 32
+"""More than any bit width."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +85,16 @@ class EngineUses:
         self._space = space
         self._placement = placement
         self._cache = cache
-        self._all: dict[Depths, Array] = {}
 
     @cached_property
     def weighted_before(self) -> Array:
         """By layer, and for the end of the network: layers with weights before it."""
-        if "weighted before" not in self._cache:
+
+        def make() -> Array:
             has_weights = [index in self._facts for index in range(len(self._network.layers))]
-            self._cache["weighted before"] = np.cumsum([0, *has_weights])
-        found: Array = self._cache["weighted before"]
-        return found
+            return np.cumsum([0, *has_weights])
+
+        return self._cache.get("weighted before", make)
 
     def fixed(self, cuts: Sequence[Depths], cut: Array, engine: Array) -> Array:
         """What engines take beside memories of weights.
@@ -94,43 +107,33 @@ class EngineUses:
         Returns:
             Shape (pairs, multipliers, resources).
         """
-        if all(one in self._all for one in cuts):
-            return self.fixed_of_all(cuts)[cut, engine]
-        pipelined, spilled = np.array(cuts, dtype=np.int64).reshape(-1, 2).T
-        start, end = self.weighted_before[pipelined], self.weighted_before[pipelined + spilled]
-        needs = self._frame_needs[end[cut], :, engine]
-        if spilled.any():
-            is_spilled = (spilled > 0)[cut]
-            here, engines = end[cut[is_spilled]], engine[is_spilled]
-            needs[is_spilled] = np.maximum(needs[is_spilled], self._spilled_needs[here, :, engines])
-        need = SharedLayer(
-            **dict(zip(FIXED, needs.T.copy(), strict=True)), parameter_words=self._parameters[start[cut], engine]
-        )
-        pe, simd = (values[engine] for values in self._space.shared_grid)
-        uses = shared_array_uses(need, pe, simd, self._space.multipliers, self._family)
-        memories = shared_memories(need, pe, simd, WeightPlace.BRAM)
-        uses += (self.buffers(cuts)[cut, engine] + resource_use(memories, 0, 0, self._family, len(engine)))[:, None]
-        return uses
+        found: Array = self.fixed_of_all(cuts)[cut, engine]
+        return found
 
     def fixed_of_all(self, cuts: Sequence[Depths]) -> Array:
         """What every engine takes beside memories of weights, shape (cuts, engines, multipliers, resources)."""
-        missing = [cut for cut in dict.fromkeys(cuts) if cut not in self._all]
-        if missing:
-            engines = len(self._space.shared_grid[0])
-            cut, engine = np.repeat(np.arange(len(missing)), engines), np.tile(np.arange(engines), len(missing))
-            uses = self.fixed(missing, cut, engine)
-            self._all.update(zip(missing, uses.reshape(len(missing), engines, *uses.shape[1:]), strict=True))
-        shape = (len(cuts), len(self._space.shared_grid[0]), len(self._space.multipliers), len(RESOURCES))
-        return np.array([self._all[cut] for cut in cuts], dtype=np.int64).reshape(shape)
+        pipelined, spilled = np.array(cuts, dtype=np.int64).reshape(-1, 2).T
+        start, end = self.weighted_before[pipelined], self.weighted_before[pipelined + spilled]
+        found: Array = self._frame_uses.take(end, axis=0)
+        is_spilled = spilled > 0
+        if is_spilled.any():
+            behind = end[is_spilled]
+            found[is_spilled] = self._uses_of(np.maximum(self._frame_needs[behind], self._spilled_needs[behind]))
+        found += (self._parameter_uses.take(start, axis=0) + self.buffers(cuts))[:, :, None]
+        return found
 
     def buffers(self, cuts: Sequence[Depths]) -> Array:
         """Resources of the frame buffers of each engine, shape (cuts, engines, resources)."""
         numbers = self._held.numbers
-        return self._buffers[[numbers[cut] for cut in cuts]]
+        return self._buffers.take([numbers[cut] for cut in cuts], axis=0)
 
     @cached_property
     def _buffers(self) -> Array:
         """`buffers` of all cuts."""
+        return self._cache.get(("buffers", *self._widths.values()), self._frame_buffers)
+
+    def _frame_buffers(self) -> Array:
+        """`buffers` of all cuts, made anew."""
         # They are as wide as the products of an output channel: engines of one width share them.
         simd, of_engine = np.unique(self._space.shared_grid[1], return_inverse=True)
         held = self._held
@@ -144,14 +147,11 @@ class EngineUses:
             uses = resource_use([memory], 0, 0, self._family, len(depth)).reshape(*shape[0].shape, 4)
             first = starts_of(held.cuts)
             found[held.cuts[first]] = np.add.reduceat(uses[size], first)
-        return found[:, of_engine]
+        return found.take(of_engine, axis=1)
 
     @cached_property
     def _held(self) -> _Held:
-        if "held" not in self._cache:
-            self._cache["held"] = self._buffered()
-        held: _Held = self._cache["held"]
-        return held
+        return self._cache.get("held", self._buffered)
 
     def _buffered(self) -> _Held:
         end = len(self._network.layers)
@@ -183,6 +183,11 @@ class EngineUses:
         return room
 
     @cached_property
+    def _frame_uses(self) -> Array:
+        """What the layers from one on take, frame-based; shape as of `_uses_of`, rows layers with weights + 1."""
+        return self._uses_of(self._frame_needs)
+
+    @cached_property
     def _frame_needs(self) -> Array:
         """Shape (layers with weights + 1, `FIXED`, engines): maxima over the layers from one on, frame-based."""
         return accumulated(np.maximum, self._fixed(is_spilled=False)[::-1])[::-1]
@@ -192,17 +197,64 @@ class EngineUses:
         """Shape (layers with weights + 1, `FIXED`, engines): maxima over the layers before one, spilled."""
         return accumulated(np.maximum, self._fixed(is_spilled=True))
 
+    def _uses_of(self, needs: Array) -> Array:
+        """Resources of arrays, line buffers and sums.
+
+        Args:
+            needs: Shape (rows, `FIXED`, engines); those of a row are mostly those of the one before.
+
+        Returns:
+            Shape (rows, engines, multipliers, resources).
+        """
+        is_new = np.append(True, (needs[1:] != needs[:-1]).any(axis=(1, 2)))
+        different = needs[is_new].swapaxes(0, 1)
+        shape = different.shape[1:]
+        need = SharedLayer(**dict(zip(FIXED, different.reshape(len(FIXED), -1), strict=True)))
+        pe, simd = (np.broadcast_to(values, shape).ravel() for values in self._space.shared_grid)
+        beside = beside_shared_array(need, pe, simd, self._family)
+        has_array = need.weight_bit_width > 0
+        lut, dsp = (beside.lut + pe * need.sum_bits) * has_array, beside.dsp * has_array
+        memories = shared_memories(need, pe, simd, WeightPlace.BRAM)
+        uses = resource_use(memories, lut, dsp, self._family, len(pe)).reshape(*shape, 1, len(RESOURCES))
+        widths = need.weight_bit_width * WIDEST + need.act_bit_width
+        pairs, pair = np.unique(widths, return_inverse=True)
+        arrays = np.array([self._arrays(*divmod(both, WIDEST)) for both in pairs.tolist()])
+        found = uses + arrays[pair.reshape(shape), np.arange(shape[1])]
+        of_rows: Array = found.take(np.cumsum(is_new) - 1, axis=0)
+        return of_rows
+
+    def _arrays(self, weight_bits: int, act_bits: int) -> Array:
+        """Resources of each engine's array without accumulators, shape (engines, multipliers, resources)."""
+
+        def make() -> Array:
+            pe, simd = self._space.shared_grid
+            found = np.zeros((len(pe), len(self._space.multipliers), len(RESOURCES)), dtype=np.int64)
+            for number, multiplier in enumerate(self._space.multipliers if weight_bits else ()):
+                array = mac_array(pe, simd, weight_bits, act_bits, 0, multiplier, self._family)
+                found[:, number, RESOURCES.index("lut")] = array.lut
+                found[:, number, RESOURCES.index("dsp")] = array.dsp
+            return found
+
+        return self._cache.get(("arrays", weight_bits, act_bits), make)
+
     def _fixed(self, *, is_spilled: bool) -> Array:
         """Shape (layers with weights, `FIXED`, engines)."""
         rows = [facts.fixed(is_spilled) for facts in self._facts.values()]
         return np.array(rows, dtype=np.int64).reshape(-1, len(FIXED), len(self._space.shared_grid[0]))
 
     @cached_property
-    def _parameters(self) -> Array:
-        """Shape (layers with weights + 1, engines): parameter words of the layers from one on."""
-        pe, _ = self._space.shared_grid
-        channels = np.array([layer.out_channels for layer in self._network.weighted])
-        return accumulated(np.add, -(-channels[::-1, None] // pe))[::-1]
+    def _parameter_uses(self) -> Array:
+        """Shape (layers with weights + 1, engines, resources): of the parameter memory for the layers from one on."""
+
+        def make() -> Array:
+            pe, simd = self._space.shared_grid
+            channels = np.array([layer.out_channels for layer in self._network.weighted])
+            words = accumulated(np.add, -(-channels[::-1, None] // pe))[::-1]
+            need, rows = SharedLayer(parameter_words=words.ravel()), len(words)
+            memories = shared_memories(need, np.tile(pe, rows), np.tile(simd, rows), WeightPlace.BRAM)
+            return resource_use(memories, 0, 0, self._family, words.size).reshape(*words.shape, -1)
+
+        return self._cache.get("parameters", make)
 
     @cached_property
     def _tensor_widths(self) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -12,13 +11,11 @@ from hwmodel.compute import Multiplier
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, WeightPlace
 from hwmodel.network import NORMALIZING, LayerSpec
+from hwmodel.option_cache import OptionCache
 from hwmodel.options import Array, Foldings, Options, Space, geometry, weighted_options
 from hwmodel.precision import LayerConfig
 from hwmodel.resources import FIXED, WEIGHTS, SharedLayer, shared_layer
 from hwmodel.storage import weight_storage
-
-OptionCache = dict[Any, Any]
-"""What earlier configurations left: valid for one network, device family, set of places and space."""
 
 
 class LayerFacts:
@@ -117,12 +114,10 @@ def layer_facts(
     cache: OptionCache,
 ) -> LayerFacts:
     """The facts of a layer with its `NetworkSpec.followers`, from the cache if they are there."""
-    own = ("facts", layer.name, config)
-    if own not in cache:
+
+    def make() -> LayerFacts:
         norms = tuple(geometry(one) for one in followers if one.op in NORMALIZING)
-        key = (geometry(layer), norms, config)
-        if key not in cache:
-            cache[key] = LayerFacts(*key, family, places, space)
-        cache[own] = cache[key]
-    found: LayerFacts = cache[own]
-    return found
+        alike = (geometry(layer), norms, config)
+        return cache.get(("facts", *alike), lambda: LayerFacts(*alike, family, places, space))
+
+    return cache.get(("facts of", layer.name, config), make)

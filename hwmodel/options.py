@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.choices import outdone_from
-from hwmodel.compute import Count, Multiplier, mac_array
+from hwmodel.compute import Count, Multiplier
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, LayerSchedule, WeightPlace
 from hwmodel.enumeration import least_of
@@ -23,8 +23,6 @@ from hwmodel.network import LayerSpec
 from hwmodel.precision import LayerConfig
 from hwmodel.resources import (
     Memory,
-    SharedLayer,
-    beside_shared_array,
     operation_array,
     pipelined_array,
     pipelined_memories,
@@ -37,10 +35,6 @@ Array = NDArray[np.int64]
 
 RESOURCES = ("bram18", "uram", "lut", "dsp")
 """Columns of `use` arrays: the budgets of a board."""
-
-
-WIDEST = 32
-"""More than any bit width."""
 
 
 @dataclass(frozen=True)
@@ -177,27 +171,6 @@ def operation_options(layer: LayerSpec, bit_width: int, memories_of: Any, family
     use = resource_use(memories_of(grid), array.lut, array.dsp, family, len(lanes))
     cycles = np.asarray(layer_cycles(layer, grid))
     return undominated(_options(cycles, use, np.zeros(len(lanes), dtype=np.int64), grid))
-
-
-def shared_array_uses(
-    need: SharedLayer, pe: Array, simd: Array, multipliers: Sequence[Multiplier], family: str
-) -> Array:
-    """Resources of the arrays of shared engines of some foldings, shape (engines, multipliers, 4)."""
-    found = np.zeros((len(pe), len(multipliers), len(RESOURCES)), dtype=np.int64)
-    beside = beside_shared_array(need, pe, simd, family)
-    found[:, :, 2], found[:, :, 3] = beside.lut[:, None], beside.dsp[:, None]
-    widths = need.weight_bit_width * WIDEST + need.act_bit_width
-    for width in np.flatnonzero(np.bincount(widths)):
-        same = np.flatnonzero(widths == width)
-        weight_bits, act_bits = divmod(int(width), WIDEST)
-        if not weight_bits:
-            found[same] = 0
-            continue
-        for number, multiplier in enumerate(multipliers):
-            array = mac_array(pe[same], simd[same], weight_bits, act_bits, need.sum_bits[same], multiplier, family)
-            found[same, number, 2] += array.lut
-            found[same, number, 3] += array.dsp
-    return found
 
 
 def resource_use(memories: Sequence[Memory], lut: Count, dsp: Count, family: str, size: int) -> Array:

@@ -39,8 +39,8 @@ from hwmodel.dataflow import Schedule
 from hwmodel.errors import BudgetError, SpecError
 from hwmodel.exchanges import TINY, Floats
 from hwmodel.knapsack import NOTHING, Solution, any_choice, cheapest, exchanged, least_bottleneck
-from hwmodel.layers import OptionCache
 from hwmodel.network import NetworkSpec
+from hwmodel.option_cache import OptionCache
 from hwmodel.options import RESOURCES, Options, Space
 from hwmodel.precision import NetworkConfig
 from hwmodel.problem import PROVEN_GROUPS, Answers
@@ -104,7 +104,7 @@ class Scheduler:
         self.network = network
         self.board = board
         self.space = space or Space()
-        self._cache: OptionCache = {}
+        self._cache = OptionCache()
 
     def schedule(self, config: NetworkConfig, min_fps: float = 0.0) -> Schedule:
         """The best schedule of a configuration; arguments and errors as in `hwmodel.schedule`."""
@@ -184,7 +184,7 @@ class _Search:
         self._answers: Answers = {}
         # Prices that have excluded cuts exclude similar ones too.  Mostly one resource is short.
         one, mean = np.eye(len(RESOURCES)), np.full(len(RESOURCES), 1 / len(RESOURCES))
-        self._prices = [*one, *((1 - LEANING) * one + LEANING * mean), mean]
+        self._prices = [*((1 - LEANING) * one + LEANING * mean), mean]
 
     def best(self) -> Best | None:
         """All three goals."""

@@ -14,8 +14,9 @@ from hwmodel.choices import Choices
 from hwmodel.cost import operation_bit_width, pipelined_operation_memories
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
 from hwmodel.engines import EngineUses
-from hwmodel.layers import OptionCache, layer_facts
+from hwmodel.layers import layer_facts
 from hwmodel.network import LayerSpec, NetworkSpec
+from hwmodel.option_cache import OptionCache
 from hwmodel.options import (
     Array,
     Options,
@@ -57,7 +58,7 @@ class Segments:
         self.space = space
         self.places = (WeightPlace.BRAM, WeightPlace.URAM) if board.uram else (WeightPlace.BRAM,)
         self.widths = ofm_bit_widths(network, config)
-        self.cache: OptionCache = {} if cache is None else cache
+        self.cache = OptionCache() if cache is None else cache
         self.facts = {
             index: layer_facts(
                 layer,
@@ -78,14 +79,14 @@ class Segments:
     @cached_property
     def cuts(self) -> tuple[Cut, ...]:
         """Every cut, nothing loaded; least traffic of feature maps first, of equal ones the longest pipeline."""
-        key = ("cuts", *self.widths.values())
-        if key not in self.cache:
+
+        def make() -> tuple[Cut, ...]:
             end = len(self.network.layers)
             before = (0, *(i for i, layer in enumerate(self.network.layers) if layer.has_weights and i), end)
             found = [self._cut(layers, 0) for layers in before] + [self._cut(0, layers) for layers in before[1:]]
-            self.cache[key] = tuple(sorted(found, key=lambda one: (one.map_bits, -one.pipelined)))
-        cuts: tuple[Cut, ...] = self.cache[key]
-        return cuts
+            return tuple(sorted(found, key=lambda one: (one.map_bits, -one.pipelined)))
+
+        return self.cache.get(("cuts", *self.widths.values()), make)
 
     def loading(self, cut: Cut) -> list[Cut]:
         """The same cut where spilled layers load weights of up to some bits whole, for each number that matters."""
@@ -99,10 +100,7 @@ class Segments:
 
     def _placement(self, pipelined: int, spilled: int) -> Placement:
         key = ("placement", pipelined, spilled)
-        if key not in self.cache:
-            self.cache[key] = place(self.network, self._flows(pipelined, spilled))
-        found: Placement = self.cache[key]
-        return found
+        return self.cache.get(key, lambda: place(self.network, self._flows(pipelined, spilled)))
 
     def least_cycles(self, cuts: Sequence[Cut]) -> Array:
         """Cycles per frame that no choice of options of a cut is faster than, shape (cuts,)."""
@@ -192,9 +190,9 @@ class Segments:
 
     def _operation(self, layer: LayerSpec) -> Options:
         bit_width = operation_bit_width(layer, self.config, self.widths)
-        key = ("operation", layer.name, bit_width)
-        if key not in self.cache:
+
+        def make() -> Options:
             memories_of = partial(pipelined_operation_memories, self.network, layer, bit_width)
-            self.cache[key] = operation_options(layer, bit_width, memories_of, self.board.family, self.space)
-        options: Options = self.cache[key]
-        return options
+            return operation_options(layer, bit_width, memories_of, self.board.family, self.space)
+
+        return self.cache.get(("operation", layer.name, bit_width), make)

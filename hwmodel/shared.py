@@ -7,6 +7,7 @@ and before p, and a maximum over the layers from c or from p on: both are accumu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -20,9 +21,10 @@ from hwmodel.cost import dram_cycles
 from hwmodel.dataflow import WeightPlace
 from hwmodel.engines import EngineUses
 from hwmodel.exchanges import Floats
-from hwmodel.layers import LayerFacts, OptionCache
+from hwmodel.layers import LayerFacts
 from hwmodel.memory import RAMB18_BITS, RAMB18_WIDTHS, URAM_SHAPE, VIVADO_LUTRAM_BITS, VIVADO_MIN_FILL
 from hwmodel.network import NetworkSpec
+from hwmodel.option_cache import OptionCache
 from hwmodel.options import Array, Space, resource_use
 from hwmodel.resources import BUFFERED, CODE_BITS, KEPT, LOADED, SPARSE_WORD_BITS, WEIGHTS, SharedLayer, shared_memories
 
@@ -151,14 +153,13 @@ class SharedEngine:
     @cached_property
     def weights_by_users(self) -> tuple[Array, Array]:
         """Bits of weights that are resident, and what they save: those that most layers use come first."""
-        if "users" not in self._cache:
-            users: dict[int, int] = {}
-            for index in self._facts:
-                owner = self._owner(index, 0)
-                users[owner] = users.get(owner, 0) + 1
+
+        def make() -> tuple[list[int], Array]:
+            users = Counter(self._owner(index, 0) for index in self._facts)
             owners = sorted(users, key=lambda owner: -users[owner])
-            self._cache["users"] = owners, np.array([users[owner] for owner in owners], dtype=np.int64)
-        owners, counts = self._cache["users"]
+            return owners, np.array([users[owner] for owner in owners], dtype=np.int64)
+
+        owners, counts = self._cache.get("users", make)
         bits = self._weight_bits[owners]
         return np.append(0, np.cumsum(bits)), np.append(0, np.cumsum(bits * counts))
 
@@ -274,17 +275,17 @@ class SharedEngine:
         Returns:
             The layers; how often each reads its weights; whether it needs words of its own for them.
         """
-        key = ("order", pipelined, spilled)
-        if key not in self._cache:
+
+        def make() -> tuple[tuple[int, ...], Array, tuple[bool, ...]]:
             end = pipelined + spilled
             indices = [i for i in self._facts if i >= pipelined]
             # Layers that use the same weights follow each other: once the first has them, they cost the others nothing.
             owners = {i: self._owner(i, pipelined) for i in indices}
             order = sorted(indices, key=lambda i: (-self._reads(owners[i], owners[i] < end), owners[i], i))
             reads = np.array([self._reads(i, i < end) for i in order], dtype=np.int64)
-            self._cache[key] = tuple(order), reads, tuple(owners[i] == i for i in order)
-        found: tuple[tuple[int, ...], Array, tuple[bool, ...]] = self._cache[key]
-        return found
+            return tuple(order), reads, tuple(owners[i] == i for i in order)
+
+        return self._cache.get(("order", pipelined, spilled), make)
 
     def loads(self, index: int, cut: Cut) -> bool:
         """Whether a layer loads its weights whole if they are not resident."""

@@ -11,6 +11,7 @@ from hwmodel import LayerConfig, NetworkConfig, NetworkSpec, WeightFormat, load_
 from hwmodel.bounds import OpenSplits, cuts_that_may_reach
 from hwmodel.chains import Split
 from hwmodel.choices import NO_LIMIT, Mask
+from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
 from hwmodel.options import RESOURCES, Space
 from hwmodel.scheduler import Scheduler
 from hwmodel.segments import Segments
@@ -116,3 +117,33 @@ def test_open_splits_come_once_and_in_the_order_of_their_off_chip_bits() -> None
     assert len(set(found)) == len(found)
     assert [split.offchip_bits for split in found] == [bits for bits in want if bits < limit]
     assert {split.offchip_bits for split in opened.of(limit)} == {limit}
+
+
+@pytest.mark.parametrize("tight", [8, 32])
+def test_open_engines_have_room_beside_all_that_they_take(tight: int) -> None:
+    network, device = load_network("resnet20"), load_board("zcu102")
+    config = NetworkConfig(tuple((layer.name, LayerConfig(4, 4)) for layer in network.weighted))
+    segments = Scheduler(network, device).segments(config)
+    budgets = np.array([getattr(device, name) for name in RESOURCES]) // tight
+    prices = np.random.default_rng(tight).dirichlet(np.full(len(RESOURCES), 0.5), 6)
+    opened = OpenSplits(segments, budgets, True, segments.cuts, list(prices[:2]), NO_LIMIT)
+    found = list(zip(*opened.take(5, NO_LIMIT), strict=True))
+    early = len(found)
+    for more in (prices[2:4], prices[4:]):
+        opened.exclude(list(more))
+    while (part := opened.take(50, NO_LIMIT))[0]:
+        found += zip(*part, strict=True)
+    assert 0 < early < len(found)
+    scaled = (prices / np.maximum(budgets, 1)).T
+    before = SplitOptions(segments, ()).before(scaled)
+    per_bit = [scaled[0] / RAMB18_BITS, scaled[1] / np.prod(URAM_SHAPE)]
+    for number, (split, has_room) in enumerate(found):
+        uses = segments.engine.uses.fixed_of_all([split.cut.depths])[0]
+        left = 1 + 1e-6 - before[split.cut.pipelined] - uses @ scaled
+        taken = segments.engine.room_taken([split])[0][:, None, None]
+        fits = np.ones(len(has_room), dtype=bool)
+        # Prices that come together count together.
+        for together in (slice(2), slice(2, 4), slice(4, 6))[: 1 if number < early else 3]:
+            in_one = [(taken * bit <= left)[..., together].all(axis=2) for bit in per_bit]
+            fits &= np.any(in_one, axis=0).any(axis=1)
+        assert (has_room <= fits).all()

@@ -8,7 +8,8 @@ import pytest
 
 from hwmodel import DataFlow, LayerConfig, LayerSchedule, LayerSpec, Multiplier, Op, WeightPlace
 from hwmodel.cycles import layer_cycles
-from hwmodel.layers import OptionCache, layer_facts
+from hwmodel.layers import layer_facts
+from hwmodel.option_cache import OptionCache
 from hwmodel.options import Space
 from hwmodel.resources import FIXED, WEIGHTS, SharedLayer, shared_layer
 from hwmodel.storage import weight_storage
@@ -32,7 +33,7 @@ def need(layer: LayerSpec, config: LayerConfig, plan: LayerSchedule, keeps_weigh
 @pytest.mark.parametrize("is_spilled", [False, True])
 def test_every_engine_has_the_scalar_values(config: LayerConfig, kernel: int, is_spilled: bool) -> None:
     layer = conv("a", "input", 8, 12, 8, kernel)
-    facts = layer_facts(layer, (NORM,), config, FAMILY, PLACES, SPACE, {})
+    facts = layer_facts(layer, (NORM,), config, FAMILY, PLACES, SPACE, OptionCache())
     flow = DataFlow.SPILLED if is_spilled else DataFlow.FRAME
     for engine, (pe, simd) in enumerate(zip(*(values.tolist() for values in SPACE.shared_grid), strict=True)):
         plan = LayerSchedule("a", flow, pe, simd, 1, Multiplier.LUT, WeightPlace.BRAM)
@@ -49,7 +50,7 @@ def test_every_engine_has_the_scalar_values(config: LayerConfig, kernel: int, is
 
 
 def test_layers_of_equal_geometry_share_their_facts() -> None:
-    cache: OptionCache = {}
+    cache = OptionCache()
 
     def facts_of(layer: LayerSpec, *norms: LayerSpec, config: LayerConfig = CONFIGS[0]) -> object:
         return layer_facts(layer, norms, config, FAMILY, PLACES, SPACE, cache)

@@ -404,3 +404,18 @@ def test_block_ram_where_logic_is_nearly_full() -> None:
     assert best is not None
     assert (best.offchip_bits, best.interval_cycles) == (1_220_224, 52_900)
     assert best.bram18 <= 1_337
+
+
+@pytest.mark.parametrize(
+    ("network_name", "board_name", "bits", "goals"),
+    [("resnet18", "u250", (2, 8), (1_220_224, 52_900, 255)), ("resnet20", "kv260", (2, 2), (24_736, 6_400, 75))],
+)
+def test_block_ram_of_a_split_that_is_sought_as_far_as_the_first(
+    network_name: str, board_name: str, bits: tuple[int, int], goals: tuple[int, int, int]
+) -> None:
+    """Where the choice of the first split is far above its bound, of 4,021 and 77, that of another one may not be."""
+    network, board = load_network(network_name), load_board(board_name)
+    best = search(Scheduler(network, board).segments(uniform(network, *bits)), board)
+    assert best is not None
+    assert (best.offchip_bits, best.interval_cycles) == goals[:2]
+    assert best.bram18 <= goals[2]
