@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwmodel import DataFlow, LayerSchedule, Multiplier, NetworkSpec, WeightPlace, load_board, uniform
+from hwmodel import DataFlow, LayerConfig, LayerSchedule, Multiplier, NetworkSpec, WeightPlace, load_board, uniform
 from hwmodel.memory import RAMB18_BITS
+from hwmodel.option_cache import OptionCache
 from hwmodel.options import RESOURCES, Space
 from hwmodel.precision import NetworkConfig
 from hwmodel.resources import (
@@ -86,6 +87,16 @@ def test_some_pairs_of_cut_and_engine_are_those_of_all(residual_network: Network
     pick = np.random.default_rng(0)
     cut, engine = pick.integers(0, len(cuts), 20), pick.integers(0, 4, 20)
     assert (asked.engine.uses.fixed(cuts, cut, engine) == whole[cut, engine]).all()
+
+
+def test_uses_do_not_depend_on_what_was_asked_about_before(residual_network: NetworkSpec) -> None:
+    cache = OptionCache()
+    for weight_bits, act_bits in ((4, 4), (4, 8), (8, 4), (8, 8), (1, 2)):
+        layer_config = LayerConfig(weight_bits, act_bits)
+        config = NetworkConfig(tuple((layer.name, layer_config) for layer in residual_network.weighted))
+        after, anew = Segments(residual_network, config, BOARD, SPACE, cache), segments_of(residual_network, config)
+        cuts = [one.depths for one in anew.cuts if one.pipelined < len(residual_network.layers)]
+        assert (after.engine.uses.fixed_of_all(cuts) == anew.engine.uses.fixed_of_all(cuts)).all()
 
 
 @pytest.mark.parametrize("bram18", [0, 3, 300])
