@@ -56,7 +56,7 @@ class OpenSplits:
         before = self._options.before(scaled)
         fill = before.max(axis=1)
         self._cuts = [one for one in cuts if fill[one.pipelined] <= 1 + TINY]
-        uses = self._engine.uses.fixed_of_all([one.depths for one in self._cuts])
+        uses = self._engine.uses.fixed([one.depths for one in self._cuts])
         self._uses = np.moveaxis(uses, 2, 0)  # by multiplier first
         self._rooms = self._rooms_at(scaled, before)
         if longest < NO_LIMIT - 1:
@@ -128,7 +128,7 @@ def cuts_that_may_reach(engine: SharedEngine, cuts: Sequence[Cut], budgets: Arra
     left = np.flatnonzero(map_bits <= limit)
     depths = [one.depths for one in cuts]
     # What costs little leaves out most.
-    for uses in (_no_uses, engine.uses.buffers, engine.uses.fixed_of_all):
+    for uses in (_no_uses, engine.uses.buffers, engine.uses.fixed):
         if len(left):
             found = uses([depths[number] for number in left.tolist()])
             rooms = engine.uses.rooms(found.reshape(*found.shape[:2], -1, len(budgets)), budgets)

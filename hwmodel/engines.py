@@ -96,21 +96,7 @@ class EngineUses:
 
         return self._cache.get("weighted before", make)
 
-    def fixed(self, cuts: Sequence[Depths], cut: Array, engine: Array) -> Array:
-        """What engines take beside memories of weights.
-
-        Args:
-            cuts: Where the cuts are.
-            cut: Shape (pairs,): numbers of cuts.
-            engine: Shape (pairs,): numbers of engines.
-
-        Returns:
-            Shape (pairs, multipliers, resources).
-        """
-        found: Array = self.fixed_of_all(cuts)[cut, engine]
-        return found
-
-    def fixed_of_all(self, cuts: Sequence[Depths]) -> Array:
+    def fixed(self, cuts: Sequence[Depths]) -> Array:
         """What every engine takes beside memories of weights, shape (cuts, engines, multipliers, resources)."""
         pipelined, spilled = np.array(cuts, dtype=np.int64).reshape(-1, 2).T
         start, end = self.weighted_before[pipelined], self.weighted_before[pipelined + spilled]

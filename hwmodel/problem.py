@@ -33,7 +33,7 @@ STEEPEST = 40
 """Largest sum of prices of whole budgets, in units of the largest sum of costs."""
 
 REPAIRED = 8
-"""Choices at the last prices that are repaired where enumeration leaves open whether there is any."""
+"""Choices at the last prices that are repaired where few partial choices leave open whether there is any."""
 
 PRICES = 12
 """The last prices that were tried, those that count beside the best to exclude options."""

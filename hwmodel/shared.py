@@ -211,7 +211,7 @@ class SharedEngine:
             resource_use(shared_memories(need, pe, simd, place), 0, 0, self.board.family, len(engine))
             for place in self._places
         ]
-        fixed = self.uses.fixed([one.cut.depths for one in splits], split, engine)
+        fixed = self.uses.fixed([one.cut.depths for one in splits])[split, engine]
         kinds = len(self.kinds)
         return SharedRows(
             np.repeat(split, kinds),

@@ -138,7 +138,7 @@ def test_open_engines_have_room_beside_all_that_they_take(tight: int) -> None:
     before = SplitOptions(segments, ()).before(scaled)
     per_bit = [scaled[0] / RAMB18_BITS, scaled[1] / np.prod(URAM_SHAPE)]
     for number, (split, has_room) in enumerate(found):
-        uses = segments.engine.uses.fixed_of_all([split.cut.depths])[0]
+        uses = segments.engine.uses.fixed([split.cut.depths])[0]
         left = 1 + 1e-6 - before[split.cut.pipelined] - uses @ scaled
         taken = segments.engine.room_taken([split])[0][:, None, None]
         fits = np.ones(len(has_room), dtype=bool)

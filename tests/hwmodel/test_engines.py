@@ -71,22 +71,12 @@ def test_uses_are_those_of_the_scalar_formulas(seed: int) -> None:
     segments = segments_of(network, random_config(network, pick))
     end = len(network.layers)
     cuts = [one.depths for one in segments.cuts if one.pipelined < end]
-    found = segments.engine.uses.fixed_of_all(cuts)
+    found = segments.engine.uses.fixed(cuts)
     assert found.shape == (len(cuts), 4, len(SPACE.multipliers), len(RESOURCES))
     for number in pick.choice(len(cuts), min(len(cuts), 3), replace=False):
         for engine, (pe, simd) in enumerate(zip(*(values.tolist() for values in SPACE.shared_grid), strict=True)):
             for kind, multiplier in enumerate(SPACE.multipliers):
                 assert found[number, engine, kind].tolist() == used(segments, cuts[number], pe, simd, multiplier)
-
-
-def test_some_pairs_of_cut_and_engine_are_those_of_all(residual_network: NetworkSpec) -> None:
-    config = uniform(residual_network, 4, 4)
-    segments, asked = segments_of(residual_network, config), segments_of(residual_network, config)
-    cuts = [one.depths for one in segments.cuts if one.pipelined < len(residual_network.layers)]
-    whole = segments.engine.uses.fixed_of_all(cuts)
-    pick = np.random.default_rng(0)
-    cut, engine = pick.integers(0, len(cuts), 20), pick.integers(0, 4, 20)
-    assert (asked.engine.uses.fixed(cuts, cut, engine) == whole[cut, engine]).all()
 
 
 def test_uses_do_not_depend_on_what_was_asked_about_before(residual_network: NetworkSpec) -> None:
@@ -96,13 +86,13 @@ def test_uses_do_not_depend_on_what_was_asked_about_before(residual_network: Net
         config = NetworkConfig(tuple((layer.name, layer_config) for layer in residual_network.weighted))
         after, anew = Segments(residual_network, config, BOARD, SPACE, cache), segments_of(residual_network, config)
         cuts = [one.depths for one in anew.cuts if one.pipelined < len(residual_network.layers)]
-        assert (after.engine.uses.fixed_of_all(cuts) == anew.engine.uses.fixed_of_all(cuts)).all()
+        assert (after.engine.uses.fixed(cuts) == anew.engine.uses.fixed(cuts)).all()
 
 
 @pytest.mark.parametrize("bram18", [0, 3, 300])
 def test_room_is_what_the_best_multiplier_leaves(residual_network: NetworkSpec, bram18: int) -> None:
     segments = segments_of(residual_network, uniform(residual_network, 4, 4))
-    uses = segments.engine.uses.fixed_of_all([(0, 0), (5, 0)])
+    uses = segments.engine.uses.fixed([(0, 0), (5, 0)])
     budgets = np.array([bram18, 0, 10**6, 10**6])
     rooms = segments.engine.uses.rooms(uses, budgets)
     left = (budgets - uses)[..., 0].max(axis=2)  # block RAM does not depend on the multiplier
