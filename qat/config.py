@@ -56,10 +56,11 @@ class DataSettings:
         root: Folder of the files; null where none are needed.
         download: Whether torchvision may download what is missing, into a folder that is there, or `data` here.
         batch_size: Images per step, of all devices together.
-        val_images: Images held out of the training images for selection.
+        val_images: Images held out of the training images for selection; `detection.val` goes before it.
         test_images: Images held out for the final number, where the data set has no test set of its own; else null.
         split_seed: Decides which images are held out; separate from `seed`, so that runs share their test images.
-        crop_padding: Augmentation: shift by up to this many pixels in each direction; 0 for none.
+        crop_padding: Augmentation: shift by up to this many pixels in each direction; 0 for none.  With `detection` or
+            `folder` 0: there `detection.shift`, or the crop of a random size, is in its place.
         horizontal_flip: Augmentation: mirror half of the images.
         mean: Mean of each channel, in units of the 8-bit range.
         std: Standard deviation of each channel, same units.
@@ -94,6 +95,11 @@ class DataSettings:
         require(self.source == "bundled" or bool(self.root), "data.root", self.root, f"a folder for {self.name}")
         for name, low in (("batch_size", 1), ("val_images", 1), ("split_seed", 0), ("crop_padding", 0)):
             require_number(f"data.{name}", getattr(self, name), low)
+        if self.detection is not None or self.folder is not None:
+            instead = (
+                "data.detection.shift shifts" if self.detection is not None else "a folder's images are cut at random"
+            )
+            require(self.crop_padding == 0, "data.crop_padding", self.crop_padding, f"0: {instead}")
         if self.source == "bundled":
             held_out = self.test_images
             require(held_out is not None and held_out >= 1, "data.test_images", held_out, "an integer >= 1")

@@ -184,7 +184,10 @@ def _lower_weighted(layer: WeightedCall, node: Node, input_scale: float) -> Inte
     norm = weighted.batch_norm
     gain, offset = (np.ones(channels), bias) if norm is None else _batch_norm(norm, bias)
     acc_scale = weighted.weight_quantizer.scale.flatten().double().numpy() * input_scale
-    lowered = _requantized(node, gain * acc_scale, offset, layer.ofm_quantizer)
+    # Where all codes are 0, so is the sum.  Its gain, mostly large as such a sum has no variance, would leave the
+    # others few bits of the multipliers.
+    is_used = weighted.weight_quantizer.codes(weighted.weight_OIHW).flatten(1).any(1).numpy()
+    lowered = _requantized(node, np.where(is_used, gain * acc_scale, 0.0), offset, layer.ofm_quantizer)
     return replace(lowered, input_rescale=input_rescale)
 
 
@@ -242,9 +245,10 @@ def _rescale(name: str, factors: NDArray[np.float64], quantizer: ActQuantizer, n
         node: The layer, if its activation is part of the requantization.
     """
     largest = float(np.abs(factors).max())
-    if not math.isfinite(largest) or largest == 0:
+    if not math.isfinite(largest):
         raise ExportError(f"layer {name!r}: scale factor {largest} cannot become an integer; was the model calibrated?")
-    shift = math.floor(math.log2(32767 / largest))
+    # Where all factors are 0, biases alone count: as if one were 1.
+    shift = math.floor(math.log2(32767 / (largest or 1.0)))
     if shift < 1:
         raise ExportError(
             f"layer {name!r}: the ofm's step is {largest:.3g} times smaller than the accumulator's; "

@@ -53,6 +53,7 @@ class DetectionSettings:
             count = self.fit_images
             require(count is not None and count >= 1, "data.detection.fit_images", count, "an integer >= 1")
         else:
+            require(self.fit_images is None, "data.detection.fit_images", self.fit_images, "null: it is for scenes")
             for name in ("fit", "test"):
                 require(bool(getattr(self, name)), f"data.detection.{name}", getattr(self, name), "at least one part")
             for part in [*self.fit, *self.val, *self.test] if self.format != "voc" else []:

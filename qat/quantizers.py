@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from hwmodel.precision import SIGNIFICANT_BIT_WIDTH, LayerConfig, WeightFormat
 from qat.integer import BINARY_SHIFT
 from qat.masks import expand_mask, gradual_sparsity, pick_mask
+from qat.sampling import spread_places
 
 
 class ScaleRule(StrEnum):
@@ -40,7 +41,7 @@ CACHED_VALUES = 1 << 16
 """Values of a temporary tensor that a CPU's cache holds beside others."""
 
 CALIBRATION_SAMPLES = 1 << 16
-"""Values of an activation tensor that the least-squares search looks at."""
+"""Values of an activation tensor that the least-squares search looks at, at least."""
 
 
 def quant_range(bit_width: int, signed: bool) -> tuple[int, int]:
@@ -262,10 +263,12 @@ class ActQuantizer(nn.Module):
     @torch.no_grad()
     def fit_scale(self, x: Tensor) -> None:
         """Sets the step that reproduces `x` with the least squared error."""
-        values = x.detach().float().reshape(1, -1)
-        if values.shape[1] > CALIBRATION_SAMPLES:
-            values = values[:, :: values.shape[1] // CALIBRATION_SAMPLES]
-        scale = _least_squares_scale(values, self.quant_min, self.quant_max, x.abs().max().float().reshape(1))
+        values = x.detach().flatten()
+        if len(values) > CALIBRATION_SAMPLES:
+            values = values[spread_places(len(values), CALIBRATION_SAMPLES).to(values.device)]
+        scale = _least_squares_scale(
+            values.float()[None], self.quant_min, self.quant_max, x.abs().max().float().reshape(1)
+        )
         self.log2_scale.copy_(torch.log2(scale).reshape(()))
 
     def extra_repr(self) -> str:
@@ -359,20 +362,25 @@ class WeightQuantizer(nn.Module):
 
     @torch.no_grad()
     def fit_scale(self, weight_OIHW: Tensor) -> None:
-        """Sets each channel's step: mean magnitude for signs, least squares for more bits."""
+        """Sets each channel's step: mean magnitude for signs, least squares for more bits.
+
+        The step of a channel without kept weights suits all of them: it may be picked again.
+        """
         rows = weight_OIHW.detach().float().flatten(1)
-        kept = self._element_mask(weight_OIHW).flatten(1) if self.mask is not None else torch.ones_like(rows)
+        kept = torch.ones_like(rows, dtype=torch.bool)
+        if self.mask is not None:
+            kept = self._element_mask(weight_OIHW).flatten(1)
         if self.config.weight_bit_width == 1:
             if self.config.weight_format is WeightFormat.BINARY_PLUS_SPARSE:
-                kept = 1.0 - kept.float()  # signs stand for the weights outside the sparse plane
-            kept = kept.float()
+                kept = ~kept  # signs stand for the weights outside the sparse plane
             step = (rows.abs() * kept).sum(1) / kept.sum(1).clamp_min(1.0)
             step = torch.where(step > 0, step, rows.abs().mean(1))
             if self.config.weight_format is WeightFormat.BINARY_PLUS_SPARSE:
                 step = step / (1 << BINARY_SHIFT)
         else:
             quant_min, quant_max = quant_range(self.config.weight_bit_width, signed=True)
-            step = _least_squares_scale(rows * kept, quant_min, quant_max, (rows * kept).abs().amax(1))
+            fitted = rows * (kept | ~kept.any(1, keepdim=True))
+            step = _least_squares_scale(fitted, quant_min, quant_max, fitted.abs().amax(1))
         self.log2_scale.copy_(torch.log2(step.clamp_min(1e-8)))
 
     @torch.no_grad()

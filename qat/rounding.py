@@ -20,6 +20,7 @@ from torch import Tensor
 
 from qat.convert import QuantNetwork
 from qat.layers import QuantWeighted, pad_uneven
+from qat.sampling import spread_places
 
 
 class Rounding(StrEnum):
@@ -33,7 +34,7 @@ DAMPING = 0.01
 """Share of the mean second moment that is added to every input's own: keeps the inverse finite."""
 
 MAX_ROWS = 8192
-"""Input windows that a layer's second moments are estimated from, per group."""
+"""Input windows that a layer's second moments are estimated from at least, per group, if there are as many."""
 
 BLOCK = 64
 """Weights whose errors are passed on inside a block first, then to the rest at once."""
@@ -109,7 +110,7 @@ def _second_moments(layer: QuantWeighted, x_NCHW: Tensor) -> Tensor:
         unfolded = F.unfold(x_NCHW, kernel, layer.dilation, 0, layer.stride)  # (N, C * Kh * Kw, windows)
         windows = unfolded.transpose(0, 1).flatten(1).reshape(layer.groups, -1, unfolded.shape[0] * unfolded.shape[2])
     if windows.shape[2] > MAX_ROWS:
-        windows = windows[:, :, :: windows.shape[2] // MAX_ROWS]
+        windows = windows[:, :, spread_places(windows.shape[2], MAX_ROWS).to(windows.device)]
     return windows @ windows.transpose(1, 2)
 
 

@@ -306,9 +306,11 @@ class Reader(GeometryReader):
     def _read_add(self, node: fx.Node) -> None:
         if node.target in (operator.iadd, "add_"):
             self.check_inplace(node)
-        if node.kwargs.get("alpha", 1) != 1 or not all(isinstance(arg, fx.Node) for arg in node.args[:2]):
+        first = node.args[0] if node.args else node.kwargs.get("input")
+        second, alpha = self.call_args(node, ("other", None), ("alpha", 1))
+        if alpha != 1 or not (isinstance(first, fx.Node) and isinstance(second, fx.Node)):
             self.refuse(node, "an addition of anything but two feature maps")
-        inputs = tuple(self.source(arg, node) for arg in node.args[:2])
+        inputs = (self.source(first, node), self.source(second, node))
         self.add(node, Node(self.call_name(node, "add"), Op.ADD, inputs))
 
     def _read_mul(self, node: fx.Node) -> None:

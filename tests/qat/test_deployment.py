@@ -97,6 +97,35 @@ def test_a_dead_channel_exports() -> None:
     assert set(codes.unique().tolist()) == {min(expected, 15)}
 
 
+def test_a_layer_of_dead_channels_exports_its_biases() -> None:
+    model = settle(Residual())
+    with torch.no_grad():
+        model.bn1.weight.zero_()  # type: ignore[operator,union-attr]
+        model.bn1.bias.fill_(1.0)  # type: ignore[operator,union-attr]
+    quantized = _quantized(model, LayerConfig(2, 4))
+    deployed = deploy(quantized, NORMALIZATION)
+    codes = deployed.layer_codes(images(2))["conv1"]
+    expected = round(1.0 / float(quantized.weighted_layers["conv1"].ofm_quantizer.scale.detach()))
+    assert set(codes.unique().tolist()) == {min(expected, 15)}
+    assert pack(deployed.integers).layer_codes(images(2).numpy())["conv1"].tolist() == codes.tolist()
+
+
+@pytest.mark.parametrize("weight_bits", [1, 4])
+def test_dropped_filters_leave_the_multipliers_to_the_others(weight_bits: int) -> None:
+    """Their sums are 0 and have no variance, so the gain of their norm is large and means nothing."""
+    layer = LayerConfig(weight_bits, 8, 0.5, WeightFormat.SPARSE, Granularity.FILTER)
+    quantized = _quantized(settle(Residual()), layer)
+    mask = quantized.weighted_layers["conv1"].weight_quantizer.mask
+    assert mask is not None
+    kept = mask.flatten().numpy()
+    with torch.no_grad():
+        quantized.weighted_layers["conv1"].batch_norm.running_var[~mask.flatten()] = 0.0  # type: ignore[index,union-attr]
+    rescale = deploy(quantized, NORMALIZATION).integers.layers["conv1"].rescale
+    assert rescale is not None and not kept.all()
+    assert not rescale.multiplier[~kept].any()
+    assert np.abs(rescale.multiplier[kept].astype(int)).max() >= 1 << 14
+
+
 def test_a_bias_beyond_the_widest_codes_saturates() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
     quantized = prepare(model, uniform(trace(model, (3, 16, 16)), 1, 1), (3, 16, 16))

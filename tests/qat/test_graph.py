@@ -108,6 +108,8 @@ class _Wrap(nn.Module):
         (lambda m, x: m.conv(x)[:, ::2], "only x[:, a:b] and x[:, :, ::s, ::t] are"),
         (lambda m, x: m.conv(x) * m.scale, "the parameter or buffer 'scale'"),
         (lambda m, x: m.conv(x) + 1.0, "an addition of anything but two feature maps"),
+        (lambda m, x: torch.add(m.conv(x), 1.0), "an addition of anything but two feature maps"),
+        (lambda m, x: torch.add(x, other=x, alpha=2), "an addition of anything but two feature maps"),
         (lambda m, x: torch.cat([m.conv(x)] * 2, 2), "a concatenation along dimension 2"),
         (lambda m, x: (m.conv(x), None), "must return a tensor or a tuple of tensors"),
         (lambda m, x: (m.conv(x), x), "has no layer"),
@@ -119,6 +121,20 @@ def test_what_cannot_be_mapped_is_named(then, message: str) -> None:  # type: ig
     with pytest.raises(TraceError) as error:
         trace(_Wrap(then), (3, 8, 8))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda x: x + x,
+        lambda x: torch.add(x, x),
+        lambda x: torch.add(x, other=x),
+        lambda x: torch.add(input=x, other=x, alpha=1),
+        lambda x: x.add(other=x),
+    ],
+)
+def test_additions_are_read_however_they_are_written(add) -> None:  # type: ignore[no-untyped-def]
+    assert trace(_Wrap(lambda m, x: add(m.conv(x))), (3, 8, 8)).by_name["add"].inputs == ("conv", "conv")
 
 
 def test_a_wrong_input_shape_names_layer_and_shape() -> None:

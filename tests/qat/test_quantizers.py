@@ -16,7 +16,14 @@ import qat
 from hwmodel import Granularity, LayerConfig, NetworkConfig, WeightFormat
 from hwmodel.precision import group_shape, kept_groups
 from qat.masks import pick_mask
-from qat.quantizers import CACHED_VALUES, ActQuantizer, ScaleRule, WeightQuantizer, quant_range
+from qat.quantizers import (
+    CACHED_VALUES,
+    ActQuantizer,
+    ScaleRule,
+    WeightQuantizer,
+    _least_squares_scale,
+    quant_range,
+)
 from tests.qat.nets import NORMALIZATION, Residual, images, settle
 
 
@@ -289,6 +296,20 @@ def test_calibrated_step_is_near_the_best_of_a_fine_search() -> None:
     assert error(float(quantizer.scale.detach())) <= 1.05 * best
 
 
+@pytest.mark.parametrize("shape", [(128, 16, 32, 32), (32, 1024, 14, 14), (64, 2048, 7, 7)])
+def test_calibration_looks_at_all_of_a_map(shape: tuple[int, ...]) -> None:
+    """Its first column, mostly next to padding, is no sample of it."""
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(3))
+    x[..., 0] /= 8
+    x[0, 0, 0, 1] = 4.0  # far out, so that the largest value decides nothing
+    whole, column = ActQuantizer(3, signed=False), ActQuantizer(3, signed=False)
+    whole.fit_scale(x)
+    column.fit_scale(torch.cat([x[..., 0].flatten(), x[0, 0, 0, 1:2]]))
+    of_all = float(_least_squares_scale(x.reshape(1, -1), 0, 7, x.max().reshape(1)))
+    assert float(whole.scale.detach()) == pytest.approx(of_all, rel=0.1)
+    assert float(column.scale.detach()) < of_all / 4
+
+
 def test_a_quantizer_of_zeros_has_a_finite_step() -> None:
     quantizer = ActQuantizer(4, signed=False)
     quantizer.fit_scale(torch.zeros(2, 3, 4, 4))
@@ -308,6 +329,24 @@ def test_pruned_weights_learn_and_may_be_picked_again() -> None:
         weight[~before] += 10.0
     quantizer.repick_mask(weight)
     assert int(quantizer.mask.sum()) == int(before.sum()) and not (quantizer.mask & before).any()
+
+
+@pytest.mark.parametrize("weight_bits", [1, 2, 4, 8])
+def test_a_filter_that_was_dropped_works_when_it_is_picked_again(weight_bits: int) -> None:
+    weight = _weight() * 0.1
+    quantizer = WeightQuantizer(weight, LayerConfig(weight_bits, 4, 0.5, WeightFormat.SPARSE, Granularity.FILTER))
+    assert quantizer.mask is not None
+    dropped = ~quantizer.mask.flatten()
+    assert dropped.any() and not dropped.all()
+    for progress in (0.0, 1.0):  # all are kept; then those that have grown
+        grown = torch.where(dropped[:, None, None, None], weight * (1 + progress), weight).requires_grad_()
+        quantizer.repick_mask(grown.detach(), progress=progress)
+        assert quantizer.mask.flatten()[dropped].all()
+        fresh = WeightQuantizer(weight, LayerConfig(weight_bits, 4))  # steps of the same weights, nothing dropped
+        values = quantizer(grown)
+        torch.testing.assert_close(values[dropped], fresh(grown)[dropped])
+        values.square().sum().backward()
+        assert grown.grad is not None and grown.grad[dropped].any()
 
 
 @settings(max_examples=20, deadline=None)

@@ -50,6 +50,8 @@ def test_two_years_of_voc_and_images_held_out(tmp_path: Path) -> None:
     again = build_data(config.data, config.seed + 1)
     assert isinstance(again, DetectionDataModule)
     assert again.splits.val.names == data.splits.val.names  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"data.detection.fit_images=3, expected null: it is for scenes"):
+        compose_config(["network=sim_yolo_v2", "data=voc", "data.detection.fit_images=3"])
     config.data.val_images = 8
     with pytest.raises(DataError, match=r"cannot hold out 8 of 8 images, expected 1..7; check data.val_images"):
         build_data(config.data, config.seed)
@@ -92,6 +94,7 @@ def test_downloads_refused(tmp_path: Path) -> None:
     [
         ("data.detection.format=csv", r"data.detection.format='csv', expected one of \['scenes', 'voc'"),
         ("data.detection.fit_images=null", r"data.detection.fit_images=None, expected an integer >= 1"),
+        ("data.crop_padding=4", r"data.crop_padding=4, expected 0: data.detection.shift shifts"),
         ("data.detection.image_size=[96]", r"data.detection.image_size=\[96\], expected \[rows, columns\]"),
         ("data.detection.image_size=[96,128]", r"image_size=\[96, 128\], expected \[96, 96\], the rows and columns"),
         ("data.detection.zoom=0.5", r"data.detection.zoom=0.5, expected a number >= 1"),

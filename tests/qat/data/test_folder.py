@@ -102,6 +102,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
         module(tmp_path)
     with pytest.raises(ConfigError, match=r"data.folder.image_size=\[32, 32\], expected \[64, 64\]"):
         settings(tmp_path, "network.input_shape=[3,64,64]")
+    with pytest.raises(ConfigError, match=r"data.crop_padding=4, expected 0: a folder's images are cut at random"):
+        settings(tmp_path, "data.crop_padding=4")
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
