@@ -154,6 +154,7 @@ class ProcessPool:
         )
 
     def _remove(self, worker: _Worker) -> None:
+        worker.task = worker.deadline_s = None
         worker.process.join(GRACE_S)
         worker.connection.close()
         self._workers.remove(worker)

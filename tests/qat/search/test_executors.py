@@ -122,6 +122,19 @@ def test_a_pool_survives_what_its_workers_do(pool: ProcessPool, tmp_path: Path) 
     assert len({process for _, process, _ in calls}) == 3  # two, and one in the place of the killed one
 
 
+def test_a_worker_that_is_dead_and_late_is_lost_once(pool: ProcessPool) -> None:
+    """As when the search is busy while a worker hangs, is killed for its memory, and its time passes."""
+    for number in (1, 2):
+        pool.submit(task(number, seed=3))
+    for worker in pool._workers:
+        worker.process.kill()
+        worker.process.join()
+        worker.deadline_s = 0.0
+    assert sorted((one.trial_id, one.lost) for one in pool.wait()) == [(1, True), (2, True)]
+    pool.submit(task(3))
+    assert drain(pool, 1)[3].metrics["seed"] == 0
+
+
 def test_a_pool_refuses_what_cannot_be_sent_and_bad_numbers() -> None:
     with pytest.raises(ConfigError, match="description cannot be sent to another process"):
         ProcessPool(lambda: PROBLEM.evaluate, workers=1)
