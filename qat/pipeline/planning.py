@@ -76,14 +76,14 @@ def space_settings(cfg: Config, network: NetworkSpec) -> SpaceSettings:
         granularities=tuple(map(Granularity, chosen.granularities)),
         act_bit_widths=tuple(chosen.act_bit_widths) or (quant.act_bit_width,),
     )
-    layers: dict[str, dict[str, Any]] = {}
+    layers: list[tuple[str, dict[str, Any]]] = []
     if quant.end_bit_width is not None:
         last = network.weighted[-1]
-        layers[last.weights_of or last.name] = {"act_bit_widths": (quant.end_bit_width,)}
+        layers.append((last.weights_of or last.name, {"act_bit_widths": (quant.end_bit_width,)}))
     for activations in quant.layers:
-        layers.setdefault(activations.pattern, {})["act_bit_widths"] = (activations.act_bit_width,)
+        layers.append((activations.pattern, {"act_bit_widths": (activations.act_bit_width,)}))
     for choices in chosen.layers:
-        changes = layers.setdefault(choices.pattern, {})
+        changes: dict[str, Any] = {}
         for name in ("weight_bit_widths", "act_bit_widths"):
             if getattr(choices, name) is not None:
                 changes[name] = tuple(getattr(choices, name))
@@ -94,6 +94,7 @@ def space_settings(cfg: Config, network: NetworkSpec) -> SpaceSettings:
             changes["granularities"] = tuple(map(Granularity, choices.granularities))
         if choices.sparse_densities is not None:
             changes["binary_densities"] = changes["sparse_densities"]
+        layers.append((choices.pattern, changes))
     return SpaceSettings(
         rule=rule,
         first_act_bit_width=end_bit_width,

@@ -110,8 +110,8 @@ class SpaceSettings:
     Args:
         rule: What a layer may be unless a pattern says otherwise.
         first_act_bit_width: Bits of the codes that the first layer reads: the network's input.
-        layers: Restrictions by fnmatch pattern of layer names: `{pattern: {field of LayerRule: value}}`; later
-            patterns override earlier ones field by field.
+        layers: Restrictions, each an fnmatch pattern of layer names and `{field of LayerRule: value}`; later ones
+            override earlier ones field by field.
         groups: Each a list of patterns; the layers that match any of them are tied: they take the same choice.
         sum_bit_width: As in `NetworkConfig`.
         input_bit_width: As in `NetworkConfig`.
@@ -120,7 +120,7 @@ class SpaceSettings:
 
     rule: LayerRule = LayerRule()
     first_act_bit_width: int = 8
-    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    layers: Sequence[tuple[str, Mapping[str, Any]]] = ()
     groups: Sequence[Sequence[str]] = ()
     sum_bit_width: int = 8
     input_bit_width: int = 8
@@ -402,7 +402,7 @@ def _rules(names: Sequence[str], owners: Sequence[str], settings: SpaceSettings)
     rules = dict.fromkeys(owners, settings.rule)
     rules[names[0]] = replace(settings.rule, act_bit_widths=(settings.first_act_bit_width,))
     known = [f.name for f in fields(LayerRule)]
-    for pattern, changes in settings.layers.items():
+    for pattern, changes in settings.layers:
         matching = _matching(pattern, names, "search.layers")
         unknown = [name for name in changes if name not in known]
         if unknown:

@@ -13,11 +13,21 @@ from hwmodel.precision import Granularity
 from qat.compose import compose_config
 from qat.config import Config
 from qat.errors import ConfigError, SearchError
-from qat.pipeline.planning import bounded_schedule, plan, required_fps, targets_of, uniform_of, untrained
+from qat.pipeline.planning import (
+    bounded_schedule,
+    plan,
+    required_fps,
+    space_settings,
+    targets_of,
+    uniform_of,
+    untrained,
+)
 from qat.pipeline.retargeting import retarget_run
 from qat.runs import RunFolder
 from qat.search.front import Front
+from qat.search.space import SearchSpace
 from qat.search.trial import Target
+from tests.qat.search.problems import chain
 
 
 def config(*overrides: str) -> Config:
@@ -63,6 +73,46 @@ def test_a_frame_rate_that_no_schedule_reaches(bound: str) -> None:
         BudgetError, match=r"on pynq_z2 inside search\.bounds .*: min_fps=1e\+09 .* the fastest schedule"
     ):
         plan(config(f"search.bounds=[{bound}]"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "layer", "expected"),
+    [
+        (["quant.layers=[{pattern: '*', act_bit_width: 4}, {pattern: fc, act_bit_width: 6}]"], "fc", 6),
+        (["quant.layers=[{pattern: fc, act_bit_width: 6}, {pattern: '*', act_bit_width: 4}]"], "fc", 4),
+        (
+            [
+                "quant.layers=[{pattern: conv1, act_bit_width: 6}, {pattern: 'conv*', act_bit_width: 4},"
+                "{pattern: conv1, act_bit_width: 2}]"
+            ],
+            "conv1",
+            2,
+        ),
+        (
+            [
+                "quant.layers=[{pattern: conv1, act_bit_width: 6}]",
+                "search.layers=[{pattern: 'conv*', act_bit_widths: [4]}, {pattern: conv1, act_bit_widths: [2]}]",
+            ],
+            "conv1",
+            2,
+        ),
+    ],
+)
+def test_the_last_pattern_that_matches_counts(overrides: list[str], layer: str, expected: int) -> None:
+    network = chain(4)
+    space = SearchSpace.from_network(network, space_settings(config(*overrides), network))
+    assert {choice.act_bit_width for choice in space.choices_by_layer[layer]} == {expected}
+
+
+def test_an_early_rule_for_a_layer_gives_way_field_by_field() -> None:
+    """A later rule for one field of the layer brings none of the others back."""
+    network = chain(4)
+    rules = "{pattern: fc, weight_bit_widths: [8]}, {pattern: '*', weight_bit_widths: [4]}"
+    space = SearchSpace.from_network(
+        network, space_settings(config(f"search.layers=[{rules}, {{pattern: fc, act_bit_widths: [2]}}]"), network)
+    )
+    found = {(choice.weight_bit_width, choice.act_bit_width) for choice in space.choices_by_layer["fc"]}
+    assert {bits for bits, _ in found if bits > 1} <= {4} and {act for _, act in found} == {2}
 
 
 def test_schedules_keep_the_bounds_of_the_search() -> None:

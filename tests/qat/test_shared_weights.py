@@ -155,7 +155,7 @@ def test_a_search_ties_the_calls(model: TwoLevels) -> None:
 
 def test_what_is_said_of_a_later_call_is_said_of_the_layer(model: TwoLevels) -> None:
     network, rule = qat.trace(model, SHAPE), LayerRule(weight_bit_widths=(1, 2, 4))
-    settings = SpaceSettings(rule=rule, layers={"head.0_2": {"weight_bit_widths": (8,), "act_bit_widths": (2,)}})
+    settings = SpaceSettings(rule=rule, layers=[("head.0_2", {"weight_bit_widths": (8,), "act_bit_widths": (2,)})])
     choices = SearchSpace.from_network(network, settings).choices_by_layer
     for name in ("head.0", "head.0_2"):
         assert {(one.weight_bit_width, one.act_bit_width) for one in choices[name] if not one.sparsity} == {(8, 2)}

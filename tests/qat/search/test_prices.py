@@ -19,7 +19,7 @@ from tests.qat.search.problems import RULE, Problem, chain
 
 PROBLEM = Problem(layers=8, seed=5)
 SPACE = SearchSpace.from_network(
-    chain(8), SpaceSettings(rule=replace(RULE, act_bit_widths=(2, 4, 8)), layers={"fc": {"act_bit_widths": [8]}})
+    chain(8), SpaceSettings(rule=replace(RULE, act_bit_widths=(2, 4, 8)), layers=[("fc", {"act_bit_widths": [8]})])
 )
 PROFILE = gaussian_profile(SPACE)
 ACTS = [np.array([choice.act_bit_width for choice in choices]) for choices in SPACE.choices]

@@ -99,7 +99,9 @@ def test_a_kernel_of_one_weight_is_no_choice_beside_an_element() -> None:
     rule = LayerRule(
         weight_bit_widths=(4,), significant_densities=(), sparse_densities=(0.5,), granularities=("element", "kernel")
     )
-    space = SearchSpace.from_network(SQUARES, SpaceSettings(rule=rule, layers={"deep": {"granularities": ["filter"]}}))
+    space = SearchSpace.from_network(
+        SQUARES, SpaceSettings(rule=rule, layers=[("deep", {"granularities": ["filter"]})])
+    )
     found = [[c.granularity for c in choices if c.sparsity > 0] for choices in space.choices]
     assert found == [["kernel", "element"], ["element"], ["filter"]]  # cheapest first: the index of kernels is shorter
 
@@ -118,7 +120,11 @@ def test_formats_follow_the_rule() -> None:
 
 
 def test_later_patterns_override_field_by_field() -> None:
-    layers = {"conv*": {"weight_bit_widths": [1, 2]}, "conv0": {"sparse_densities": []}, "fc": {"act_bit_widths": [8]}}
+    layers = [
+        ("conv*", {"weight_bit_widths": [1, 2]}),
+        ("conv0", {"sparse_densities": []}),
+        ("fc", {"act_bit_widths": [8]}),
+    ]
     space = SearchSpace.from_network(NETWORK, SpaceSettings(rule=RULE, layers=layers))
     assert {choice.weight_bit_width for choice in space.choices_by_layer["conv1"]} == {1, 2}
     assert all(c.weight_bit_width == 1 for c in space.choices_by_layer["conv0"] if c.weight_format == "sparse")
@@ -138,7 +144,7 @@ def test_tied_layers_share_a_dimension() -> None:
 
 def test_activation_bits_are_choices_of_all_but_the_first_layer() -> None:
     rule = LayerRule(weight_bit_widths=(1, 4), significant_densities=(), sparse_densities=(), act_bit_widths=(8, 2))
-    space = SearchSpace.from_network(NETWORK, SpaceSettings(rule=rule, layers={"fc": {"act_bit_widths": [4]}}))
+    space = SearchSpace.from_network(NETWORK, SpaceSettings(rule=rule, layers=[("fc", {"act_bit_widths": [4]})]))
     assert space.act_bit_widths == ((8,), (2, 8), (2, 8), (2, 8), (4,))
     assert space.searches_activations
     found = [(c.weight_bit_width, c.act_bit_width) for c in space.choices_by_layer["conv1"]]
@@ -147,12 +153,12 @@ def test_activation_bits_are_choices_of_all_but_the_first_layer() -> None:
 
 
 def test_layers_of_given_activation_bits_can_be_tied_searched_ones_only_alike() -> None:
-    given_ = SpaceSettings(rule=RULE, groups=[["conv1", "fc"]], layers={"fc": {"act_bit_widths": [8]}})
+    given_ = SpaceSettings(rule=RULE, groups=[["conv1", "fc"]], layers=[("fc", {"act_bit_widths": [8]})])
     space = SearchSpace.from_network(NETWORK, given_)
     config = space.config([0, 2, 1, 1])
     assert [config[name].act_bit_width for name in ("conv1", "fc")] == [4, 8]
     assert config["conv1"].weight_bit_width == config["fc"].weight_bit_width
-    searched = SpaceSettings(rule=RULE, groups=[["conv1", "fc"]], layers={"fc": {"act_bit_widths": [4, 8]}})
+    searched = SpaceSettings(rule=RULE, groups=[["conv1", "fc"]], layers=[("fc", {"act_bit_widths": [4, 8]})])
     with pytest.raises(ConfigError, match="tied layers 'conv1' and 'fc' have different rules"):
         SearchSpace.from_network(NETWORK, searched)
 
@@ -161,19 +167,22 @@ def test_layers_of_given_activation_bits_can_be_tied_searched_ones_only_alike() 
     ("settings_", "message"),
     [
         (
-            SpaceSettings(layers={"stem*": {}}),
+            SpaceSettings(layers=[("stem*", {})]),
             r"search\.layers: pattern 'stem\*' matches no layer; layers .*'conv0'.*'fc'",
         ),
         (SpaceSettings(groups=[["head"]]), r"search\.groups\[0\]: pattern 'head' matches no layer; layers .*'fc'"),
         (SpaceSettings(groups=["conv1"]), r"search\.groups\[0\]='conv1', expected a list of patterns"),
         (SpaceSettings(groups=[["conv*"], ["conv1"]]), r"layer 'conv1' is in search\.groups 0 and 1"),
         (
-            SpaceSettings(layers={"fc": {"bits": [1]}}),
+            SpaceSettings(layers=[("fc", {"bits": [1]})]),
             r"search\.layers\['fc'\] has unknown fields \['bits'\], exp",
         ),
-        (SpaceSettings(layers={"fc": {"weight_bit_widths": [9]}}), r"search\.layers\['fc'\]: weight_bit_widths=\[9\]"),
         (
-            SpaceSettings(groups=[["conv1", "fc"]], layers={"fc": {"weight_bit_widths": [8]}}),
+            SpaceSettings(layers=[("fc", {"weight_bit_widths": [9]})]),
+            r"search\.layers\['fc'\]: weight_bit_widths=\[9\]",
+        ),
+        (
+            SpaceSettings(groups=[["conv1", "fc"]], layers=[("fc", {"weight_bit_widths": [8]})]),
             r"tied layers 'conv1' and 'fc' have different rules",
         ),
     ],
