@@ -287,7 +287,7 @@ class SearchSettings:
         front_networks: Networks of a front that are trained in full, spread by what they add to its hypervolume.
         bounds: Of other cost columns, beside `min_compression` and `bram18`.
         bram18: Block RAMs that the network may use; null for all of the board.
-        max_failed_share: The search gives up when more than this share of at least 4 trials failed.
+        max_failed_share: The search gives up as soon as more than this share of `trials` has failed.
         train_steps: Optimizer steps that a trial trains.
         eval_images: Validation images that score a trial; null for all.
         sensitivity_images: Validation images of the sensitivity profile.

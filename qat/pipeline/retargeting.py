@@ -155,7 +155,7 @@ def _with_more(
             settings=SearchSettings(
                 trials=adopted + count,
                 seed=cfg.search.seed,
-                max_failure_share=cfg.search.max_failed_share,
+                max_failed_share=cfg.search.max_failed_share,
                 screening_share=screening_share_of(cfg),
                 proposer=ProposerSettings(initial_trials=FIRST_DESIGNS),
             ),

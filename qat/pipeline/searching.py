@@ -83,7 +83,7 @@ def _searched(
             settings=SearchSettings(
                 trials=cfg.search.trials,
                 seed=cfg.search.seed,
-                max_failure_share=cfg.search.max_failed_share,
+                max_failed_share=cfg.search.max_failed_share,
                 screening_share=screening_share_of(cfg),
                 proposer=ProposerSettings(initial_trials=max(2, cfg.search.initial_trials // len(targets))),
             ),

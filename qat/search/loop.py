@@ -31,7 +31,7 @@ class SearchSettings:
     Args:
         trials: Evaluations over all targets, failed ones included, >= 1.
         seed: Of the proposals and, with the trial's number, of each evaluation.
-        max_failure_share: The search fails if more than this share of its trials fail; 0..1.
+        max_failed_share: The search fails if more than this share of its trials fail; 0..1.
         max_attempts: A trial during which the process died this often counts as failed, >= 1.
         screening_share: Share of its training after which a bad trial is stopped, in [0, 1); `None` stops none.
             Accuracies do not depend on it, so it may change when a search is resumed.
@@ -43,7 +43,7 @@ class SearchSettings:
 
     trials: int = 40
     seed: int = 0
-    max_failure_share: float = 0.5
+    max_failed_share: float = 0.5
     max_attempts: int = 3
     screening_share: float | None = None
     proposer: ProposerSettings = field(default_factory=ProposerSettings)
@@ -53,8 +53,8 @@ class SearchSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ConfigError(f"search.{name}={value!r}, expected an integer >= {low}")
-        if not 0 <= self.max_failure_share <= 1:
-            raise ConfigError(f"search.max_failure_share={self.max_failure_share!r}, expected a share in [0, 1]")
+        if not 0 <= self.max_failed_share <= 1:
+            raise ConfigError(f"search.max_failed_share={self.max_failed_share!r}, expected a share in [0, 1]")
         share = self.screening_share
         if share is not None and not 0 <= share < 1:
             raise ConfigError(f"search.screening_share={share!r}, expected null or a share in [0, 1)")
@@ -288,10 +288,10 @@ class _Run:
 def _check_failures(trials: Sequence[Trial], settings: SearchSettings) -> None:
     """Raises `SearchError` as soon as more trials have failed than the whole search may have."""
     failed = [trial for trial in trials if trial.state is TrialState.FAILED]
-    allowed = settings.max_failure_share * max(settings.trials, len(trials))
+    allowed = settings.max_failed_share * max(settings.trials, len(trials))
     if failed and (len(failed) > allowed or len(failed) == settings.trials):
         error, count = Counter(trial.error for trial in failed).most_common(1)[0]
         raise SearchError(
-            f"{len(failed)} of {len(trials)} trials failed, more than search.max_failure_share="
-            f"{settings.max_failure_share:g} of {settings.trials} allows; most often ({count}): {error}"
+            f"{len(failed)} of {len(trials)} trials failed, more than search.max_failed_share="
+            f"{settings.max_failed_share:g} of {settings.trials} allows; most often ({count}): {error}"
         )

@@ -157,13 +157,13 @@ def test_too_many_failures_end_the_search(tmp_path: Path) -> None:
     def evaluator(config: NetworkConfig, fidelity: Fidelity, seed: int) -> Mapping[str, float]:
         raise RuntimeError("out of memory")
 
-    message = r"5 of 5 trials failed, more than search.max_failure_share=0.5 of 8 .* \(5\): RuntimeError: out of memory"
+    message = r"5 of 5 trials failed, more than search.max_failed_share=0.5 of 8 .* \(5\): RuntimeError: out of memory"
     with pytest.raises(SearchError, match=message):
         run(tmp_path / "s.sqlite", evaluator=evaluator)
     with TrialStore(tmp_path / "s.sqlite", read_only=True) as store:
         assert len(store.trials()) == 5
     with pytest.raises(SearchError, match="3 of 3 trials failed"):
-        run(tmp_path / "all.sqlite", evaluator=evaluator, settings=SearchSettings(trials=3, max_failure_share=1.0))
+        run(tmp_path / "all.sqlite", evaluator=evaluator, settings=SearchSettings(trials=3, max_failed_share=1.0))
 
 
 def test_ctrl_c_leaves_a_store_that_resumes_the_same(tmp_path: Path) -> None:
@@ -236,8 +236,8 @@ def test_impossible_targets_fail_before_anything_is_stored(tmp_path: Path) -> No
 def test_bad_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"search\.trials=0, expected an integer >= 1"):
         SearchSettings(trials=0)
-    with pytest.raises(ConfigError, match=r"search\.max_failure_share=2, expected a share"):
-        SearchSettings(max_failure_share=2)
+    with pytest.raises(ConfigError, match=r"search\.max_failed_share=2, expected a share"):
+        SearchSettings(max_failed_share=2)
     with pytest.raises(ConfigError, match=r"search\.screening_share=1\.0, expected null or a share in \[0, 1\)"):
         SearchSettings(screening_share=1.0)
     with pytest.raises(ConfigError, match=r"search\.targets is empty"):
