@@ -288,6 +288,7 @@ class SearchSettings:
         bounds: Of other cost columns, beside `min_compression` and `bram18`.
         bram18: Block RAMs that the network may use; null for all of the board.
         max_failed_share: The search gives up as soon as more than this share of `trials` has failed.
+        retry_failed: Whether trials that failed are run again when a search goes on.
         train_steps: Optimizer steps that a trial trains.
         eval_images: Validation images that score a trial; null for all.
         sensitivity_images: Validation images of the sensitivity profile.
@@ -319,6 +320,7 @@ class SearchSettings:
     front_networks: int = 4
     bounds: list[CostBound] = field(default_factory=list)
     screening_share: float | None = None
+    retry_failed: bool = False
 
     def __post_init__(self) -> None:
         counts = (("trials", 0), ("initial_trials", 1), ("train_steps", 0), ("sensitivity_images", 1))
@@ -395,7 +397,7 @@ class TrainerSettings:
         accelerator: auto, cpu or gpu.
         devices: Number of devices.
         strategy: auto or ddp.
-        num_threads: CPU threads; null for torch's choice.
+        num_threads: CPU threads; null for torch's choice.  Workers of `search.executor` have those that it gives them.
         progress_bar: Whether progress is shown live.
         compile: Whether training in full compiles the network (torch.compile; needs a C++ compiler and some minutes).
         epochs_per_validation: Epochs between two measurements on validation images; they select nothing.

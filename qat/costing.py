@@ -25,6 +25,7 @@ from qat.config import Config
 from qat.errors import ConfigError
 from qat.files import write_bytes, write_rows, write_text
 from qat.report import cost_table, plots
+from qat.uniform import uniform_of
 
 KEYS = ("network", "board", "precision", "min_fps", "out")
 """What `split_arguments` takes for itself: layer tables before choices of `conf/network`, boards that `conf/board` has
@@ -188,13 +189,7 @@ def _network(cfg: Config, name: str | None) -> NetworkSpec:
 
 def _precisions(cfg: Config, network: NetworkSpec, file: Path | None) -> dict[str, NetworkConfig]:
     if file is None:
-        quant = cfg.quant
-        return {
-            f"{bits} bit": hwmodel.uniform(
-                network, bits, quant.act_bit_width, end_bit_width=quant.end_bit_width, sum_bit_width=quant.sum_bit_width
-            )
-            for bits in cfg.baselines
-        }
+        return {f"{bits} bit": uniform_of(cfg.quant, network, bits) for bits in cfg.baselines}
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

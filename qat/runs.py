@@ -53,6 +53,10 @@ FREE_KEYS = (
     "data.download",
     "network.path",
     "search.executor",
+    "search.max_failed_share",
+    "search.retry_failed",
+    "search.screening_share",
+    "search.trials",
     "trainer.accelerator",
     "trainer.compile",
     "trainer.devices",
@@ -61,7 +65,10 @@ FREE_KEYS = (
     "trainer.progress_bar",
     "trainer.strategy",
 )
-"""Settings that say where and with what a run works, not what it computes: they may differ when it goes on."""
+"""Settings that say where, with what and how long a run works, not what it computes: they may differ on resume."""
+
+NOTED = (*PATHS, ("search", "max_failed_share"), ("search", "screening_share"), ("search", "trials"))
+"""Of these the ones that later commands find in the folder as they were last: group and name."""
 
 RECORDS = ("config.yaml", "environment.json", "overrides.yaml")
 """Files that say how a folder's commands were called; all others but logs are results."""
@@ -82,7 +89,7 @@ class RunFolder:
         """Makes the folder `config.run_dir`, or goes on in it if it holds the same configuration.
 
         Another configuration takes the place of one whose command left no results and has ended.  Where data, weights
-        and the network's code lie now is what later commands find in it.
+        and the network's code lie now, and how long the search is, is what later commands find in it.
 
         Args:
             config: What is going to run.
@@ -100,7 +107,7 @@ class RunFolder:
             write_text(run.path / "overrides.yaml", _to_yaml(list(overrides)))
             write_text(run.path / "config.yaml", _to_yaml(config_to_dict(config)))
         else:
-            run._note_places(config)
+            run._note_changes(config)
         run._record_environment(config)
         return run
 
@@ -224,12 +231,12 @@ class RunFolder:
             )
         return True
 
-    def _note_places(self, config: Config) -> None:
-        """Keeps where things lie now; not while another command has the folder, which knows it by this file."""
+    def _note_changes(self, config: Config) -> None:
+        """Keeps what is `NOTED`; not while another command has the folder, which knows it by this file."""
         stored, now = self.config_values(), config_to_dict(config)
-        moved = [place for place in PATHS if stored[place[0]].get(place[1]) != now[place[0]][place[1]]]
-        if moved and not self._is_in_use():
-            for group, name in moved:
+        changed = [(group, name) for group, name in NOTED if stored[group].get(name) != now[group][name]]
+        if changed and not self._is_in_use():
+            for group, name in changed:
                 stored[group][name] = now[group][name]
             write_text(self.path / "config.yaml", _to_yaml(stored))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qat.config import Config
@@ -55,7 +55,8 @@ def executor_of(cfg: Config, run: RunFolder, setup: Setup) -> Executor:
     chosen = cfg.search.executor
     if chosen.kind == "in_process":
         return InProcess(evaluator_of(cfg, setup), chosen.time_limit_s)
-    factory = EvaluatorFactory(cfg, run.path)
+    # Threads of a worker are its executor's to give: `trainer.num_threads` is meant for a process that works alone.
+    factory = EvaluatorFactory(replace(cfg, trainer=replace(cfg.trainer, num_threads=None)), run.path)
     if chosen.kind == "processes":
         return ProcessPool(factory, chosen.workers, chosen.threads, chosen.time_limit_s)
     return RayCluster(

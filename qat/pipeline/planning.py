@@ -21,6 +21,7 @@ from qat.search.proposer import Proposer
 from qat.search.sensitivity import gaussian_profile
 from qat.search.space import LayerRule, SearchSpace, SpaceSettings
 from qat.search.trial import Target
+from qat.uniform import uniform_of
 
 
 def plan(cfg: Config) -> tuple[SearchSpace, CostTables, list[Target]]:
@@ -50,7 +51,7 @@ def plan(cfg: Config) -> tuple[SearchSpace, CostTables, list[Target]]:
     for target in targets:
         proposer.check_reachable(target)
     for bits in cfg.baselines:
-        hwmodel.schedule(network, uniform_of(cfg, network, bits), board)
+        hwmodel.schedule(network, uniform_of(cfg.quant, network, bits), board)
     return space, costs, targets
 
 
@@ -153,11 +154,3 @@ def bounded_schedule(cfg: Config, network: NetworkSpec, config: NetworkConfig) -
         BudgetError: There is none.
     """
     return hwmodel.schedule(network, config, bounded_board(cfg), required_fps(cfg))
-
-
-def uniform_of(cfg: Config, network: NetworkSpec, bits: int) -> NetworkConfig:
-    """The same weight bits in all layers but the ends, which get `quant.end_bit_width`."""
-    quant = cfg.quant
-    return hwmodel.uniform(
-        network, bits, quant.act_bit_width, end_bit_width=quant.end_bit_width, sum_bit_width=quant.sum_bit_width
-    )

@@ -20,19 +20,18 @@ from qat.files import write_rows, write_text
 from qat.pipeline.evaluation import executor_of
 from qat.pipeline.planning import plan
 from qat.pipeline.records import LOG_WIDTH, TRIALS
-from qat.pipeline.searching import context_of, fidelity_of, screening_share_of
+from qat.pipeline.searching import context_of, fidelity_of, settings_of
 from qat.pipeline.setup import train
 from qat.runs import RunFolder
 from qat.search.display import SearchDisplay
 from qat.search.front import Front
-from qat.search.loop import SearchSettings, search_on
-from qat.search.proposer import ProposerSettings
+from qat.search.loop import search_on
 from qat.search.retarget import Retargeted, RetargetedFront, retarget, retarget_front, with_costs
 from qat.search.sensitivity import SensitivityProfile
 from qat.search.space import SearchSpace
 from qat.search.store import TrialStore, setting_differences
 from qat.search.trial import CostFunction, Fidelity, Target, Trial
-from qat.search.winner import highest_fidelity
+from qat.search.winner import ended_at_highest_fidelity
 
 FIRST_DESIGNS = 1
 """Of a budget that the search had not; the surrogate knows the earlier trials already."""
@@ -144,7 +143,7 @@ def _with_more(
     _check_comparable(run, start, fidelity, context)
     path = run.path / "retarget" / cfg.board.name / TRIALS
     with TrialStore(path) as store, executor_of(cfg, run, setup) as executor:
-        adopted = store.adopt(with_costs(highest_fidelity(trials), start.space, start.cost))
+        adopted = store.adopt(with_costs(ended_at_highest_fidelity(trials), start.space, start.cost))
         found = search_on(
             executor=executor,
             space=start.space,
@@ -152,13 +151,7 @@ def _with_more(
             targets=start.targets,
             fidelity=fidelity,
             store=store,
-            settings=SearchSettings(
-                trials=adopted + count,
-                seed=cfg.search.seed,
-                max_failed_share=cfg.search.max_failed_share,
-                screening_share=screening_share_of(cfg),
-                proposer=ProposerSettings(initial_trials=FIRST_DESIGNS),
-            ),
+            settings=settings_of(cfg, adopted + count, FIRST_DESIGNS),
             profile=start.profile,
             context=context,
             observers=[SearchDisplay(start.space, start.targets)],

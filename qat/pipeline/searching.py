@@ -18,10 +18,11 @@ from qat.config import Config
 from qat.errors import SearchError
 from qat.inputs import check_files
 from qat.pipeline.evaluation import executor_of
-from qat.pipeline.planning import bounded_schedule, plan, uniform_of
+from qat.pipeline.planning import bounded_schedule, plan
 from qat.pipeline.records import NETWORKS, TRIALS, results
 from qat.pipeline.setup import Setup, train
 from qat.report import Result
+from qat.rounding import Rounding
 from qat.runs import RunFolder
 from qat.search.display import SearchDisplay
 from qat.search.export import export_parquet
@@ -35,6 +36,7 @@ from qat.search.tracking import installed_tracking
 from qat.search.trial import Fidelity, Target
 from qat.tasks import Recipe, evaluate
 from qat.tasks.quantize import SensitivityProbe, finetune
+from qat.uniform import uniform_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
     for name, config in mixes.items():
         train_in_full(cfg, run, setup, name, config, bounded_schedule(cfg, setup.network, config))
     for bits in cfg.baselines:
-        config = uniform_of(cfg, setup.network, bits)
+        config = uniform_of(cfg.quant, setup.network, bits)
         schedule = hwmodel.schedule(setup.network, config, setup.board)  # need not keep the bounds
         train_in_full(cfg, run, setup, f"uniform_w{bits}", config, schedule)
     return results(run)
@@ -73,33 +75,29 @@ def _searched(
         SearchError: No configuration meets a target, or too many trials fail.
     """
     with TrialStore(run.path / TRIALS) as store, executor_of(cfg, run, setup) as executor:
-        found = search_on(
-            executor=executor,
-            space=space,
-            cost=costs.evaluate,
-            targets=targets,
-            fidelity=fidelity_of(cfg, setup),
-            store=store,
-            settings=SearchSettings(
-                trials=cfg.search.trials,
-                seed=cfg.search.seed,
-                max_failed_share=cfg.search.max_failed_share,
-                screening_share=screening_share_of(cfg),
-                proposer=ProposerSettings(initial_trials=max(2, cfg.search.initial_trials // len(targets))),
-            ),
-            profile=lambda: _sensitivity(cfg, setup, space),
-            context=context_of(cfg, setup.recipe),
-            observers=[SearchDisplay(space, targets), *installed_tracking(cfg.name, run.path)],
-        )
-        store.export_csv(run.path / "trials.csv")
-        if find_spec("pyarrow"):
-            export_parquet(store.trials(), run.path / "trials.parquet")
+        try:
+            found = search_on(
+                executor=executor,
+                space=space,
+                cost=costs.evaluate,
+                targets=targets,
+                fidelity=fidelity_of(cfg, setup),
+                store=store,
+                settings=settings_of(cfg, cfg.search.trials, max(2, cfg.search.initial_trials // len(targets))),
+                profile=lambda: _sensitivity(cfg, setup, space),
+                context=context_of(cfg, setup.recipe),
+                observers=[SearchDisplay(space, targets), *installed_tracking(cfg.name, run.path)],
+            )
+        finally:  # also what an interrupt or too many failures leave
+            store.export_csv(run.path / "trials.csv")
+            if find_spec("pyarrow"):
+                export_parquet(store.trials(), run.path / "trials.parquet")
     run.write_json("sensitivity.json", found.profile.to_dict())
     missing = [target.name for target in targets if target.name not in found.winners]
     if missing:
         raise SearchError(
-            f"no completed trial meets the targets {missing}; raise search.trials (now {cfg.search.trials}), or run "
-            "again after removing what made trials fail: trials.csv has the errors"
+            f"no completed trial meets the targets {missing}; run the same command again with more search.trials (now "
+            f"{cfg.search.trials}), or with search.retry_failed=true after mending what trials.csv has as errors"
         )
     return found_mixes(space, found, targets, cfg.search.front_networks)
 
@@ -123,16 +121,24 @@ def fidelity_of(cfg: Config, setup: Setup) -> Fidelity:
     return Fidelity("short training", cfg.search.train_steps / len(setup.data.train_dataloader()))
 
 
-def screening_share_of(cfg: Config) -> float | None:
-    """When trials are screened; never where they do not train."""
-    return cfg.search.screening_share if cfg.search.train_steps else None
+def settings_of(cfg: Config, trials: int, first_designs: int) -> SearchSettings:
+    """How long to search, with so many first designs for each target; where trials do not train none is screened."""
+    chosen = cfg.search
+    return SearchSettings(
+        trials=trials,
+        seed=chosen.seed,
+        max_failed_share=chosen.max_failed_share,
+        screening_share=chosen.screening_share if chosen.train_steps else None,
+        retry_failed=chosen.retry_failed,
+        proposer=ProposerSettings(initial_trials=first_designs),
+    )
 
 
 def context_of(cfg: Config, recipe: Recipe) -> dict[str, Any]:
     """What a trial's score and cost depend on beside the search's own settings."""
     network = {key: value for key, value in asdict(cfg.network).items() if key != "path"}
     network["weights"] = network["weights"] and Path(network["weights"]).name
-    return {
+    context = {
         "network": network,
         "data": {key: value for key, value in asdict(cfg.data).items() if key not in ("root", "download")},
         "board": asdict(cfg.board),
@@ -140,6 +146,10 @@ def context_of(cfg: Config, recipe: Recipe) -> dict[str, Any]:
         "precision": cfg.trainer.precision,
         "eval_images": cfg.search.eval_images,
     }
+    rounding = Rounding(cfg.quant.one_shot_rounding)
+    if not cfg.search.train_steps and rounding is not Rounding.NEAREST:  # stores of before have no such key
+        context["one_shot_rounding"] = rounding.value
+    return context
 
 
 def _sensitivity(cfg: Config, setup: Setup, space: SearchSpace) -> SensitivityProfile:
@@ -176,9 +186,15 @@ def _base(space: SearchSpace) -> NetworkConfig:
 def train_in_full(
     cfg: Config, run: RunFolder, setup: Setup, name: str, config: NetworkConfig, schedule: Schedule
 ) -> None:
-    """Trains one network and measures it, under its schedule; what is there already is not done again."""
+    """Trains one network and measures it, under its schedule; what is there already is not done again.
+
+    Another network of that name, which a shorter search had found, is kept as `<name>_earlier<number>`.
+    """
     folder = run.path / NETWORKS / name
     relative = folder.relative_to(run.path)
+    known = relative / "config.json"
+    if (run.path / known).is_file() and NetworkConfig.from_dict(run.read_json(known)) != config:
+        _set_aside(run, name)
     if (folder / "result.json").is_file():
         return
     logger.info("training %s in full", name)
@@ -222,3 +238,16 @@ def train_in_full(
         fps=report.fps,
     )
     run.write_json(relative / "result.json", result.to_dict())
+
+
+def _set_aside(run: RunFolder, name: str) -> None:
+    folder = run.path / NETWORKS
+    number = 1
+    while (folder / f"{name}_earlier{number}").exists():
+        number += 1
+    earlier = f"{name}_earlier{number}"
+    result = Path(NETWORKS) / name / "result.json"
+    if (run.path / result).is_file():
+        run.write_json(result, {**run.read_json(result), "name": earlier})
+    (folder / name).rename(folder / earlier)
+    logger.warning("%s is another network now; the one before is kept as %s", name, earlier)

@@ -11,7 +11,7 @@ from qat.pipeline.records import LOG_WIDTH, TRIALS
 from qat.runs import RunFolder
 from qat.search.display import duration
 from qat.search.progress import SearchProgress, progress_of
-from qat.search.store import TrialStore
+from qat.search.store import TrialStore, is_being_written
 
 
 def status(cfg: Config) -> SearchProgress:
@@ -32,10 +32,14 @@ def status(cfg: Config) -> SearchProgress:
     console.print(
         f"{run.path.name}: {found.done} of {found.total} trials done ({states or 'none yet'})", highlight=False
     )
-    if found.left_s is not None and found.done < found.total:
-        console.print(f"about {duration(found.left_s)} left", highlight=False)
-    for number, seconds in found.running_s.items():
-        console.print(f"trial {number} has been running for {duration(seconds)}", highlight=False)
+    if not is_being_written(run.path / TRIALS):  # what an earlier process had running is not
+        if found.done < found.total:
+            console.print("no search is running now; the same command goes on where it stopped", highlight=False)
+    else:
+        if found.left_s is not None and found.done < found.total:
+            console.print(f"about {duration(found.left_s)} left", highlight=False)
+        for number, seconds in found.running_s.items():
+            console.print(f"trial {number} has been running for {duration(seconds)}", highlight=False)
     table = Table("target", "trial", "accuracy", "bits/weight", "compression", "RAMB18")
     for target, trial in found.best.items():
         if trial is None:

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from qat.search.progress import RECENT
 from qat.search.space import SearchSpace
 from qat.search.trial import Target, Trial, TrialState
 
@@ -50,6 +51,7 @@ class SearchDisplay:
         self._rows = rows
         self._trials: dict[int, Trial] = {}
         self._total = 0
+        self._parallel = 1
         self._live: Live | None = None
         self._progress = Progress(
             TextColumn("search"),
@@ -78,6 +80,8 @@ class SearchDisplay:
     def trial_started(self, trial: Trial) -> None:
         """Shows the running trial."""
         self._trials[trial.id] = trial
+        running = sum(known.state is TrialState.RUNNING for known in self._trials.values())
+        self._parallel = max(self._parallel, running)
         self._refresh()
 
     def trial_ended(self, trial: Trial) -> None:
@@ -156,8 +160,8 @@ class SearchDisplay:
         left = self._total - self._done
         if not times or left <= 0:
             return ""
-        recent = times[-5:]
-        return f"about {duration(left * sum(recent) / len(recent))} left"
+        recent = times[-RECENT:]
+        return f"about {duration(left * sum(recent) / len(recent) / self._parallel)} left"
 
     def _refresh(self) -> None:
         self._progress.update(self._task, total=self._total, completed=self._done, left=self._left())

@@ -13,8 +13,8 @@ import numpy as np
 from qat.errors import ConfigError, SearchError
 from qat.search.executor import Executor, InProcess, Outcome, Task
 from qat.search.interrupts import Interrupts
-from qat.search.proposer import Proposer, ProposerSettings
-from qat.search.screening import screening_of, with_estimates
+from qat.search.proposer import Proposal, Proposer, ProposerSettings
+from qat.search.screening import screening_of
 from qat.search.sensitivity import SensitivityProfile, gaussian_profile
 from qat.search.space import SearchSpace
 from qat.search.store import TrialStore
@@ -29,12 +29,14 @@ class SearchSettings:
     """How long and how to search.
 
     Args:
-        trials: Evaluations over all targets, failed ones included, >= 1.
+        trials: Evaluations over all targets, failed ones included, >= 1; fewer where everything inside the bounds has
+            been tried before.
         seed: Of the proposals and, with the trial's number, of each evaluation.
         max_failed_share: The search fails if more than this share of its trials fail; 0..1.
         max_attempts: A trial during which the process died this often counts as failed, >= 1.
         screening_share: Share of its training after which a bad trial is stopped, in [0, 1); `None` stops none.
             Accuracies do not depend on it, so it may change when a search is resumed.
+        retry_failed: Whether trials that failed before are run again first: what made them fail has been mended.
         proposer: How proposals are made.
 
     Raises:
@@ -46,6 +48,7 @@ class SearchSettings:
     max_failed_share: float = 0.5
     max_attempts: int = 3
     screening_share: float | None = None
+    retry_failed: bool = False
     proposer: ProposerSettings = field(default_factory=ProposerSettings)
 
     def __post_init__(self) -> None:
@@ -155,6 +158,9 @@ def search_on(
             "context": dict(context or {}),
         }
     )
+    if settings.retry_failed:
+        for trial in store.retry_failed():
+            logger.warning("trial %d is run again; it had failed: %s", trial.id, trial.error)
     used_profile = _profile(profile, space, store)
     proposer = Proposer(space, cost, used_profile, settings.proposer)
     for observer in observers:
@@ -206,9 +212,10 @@ class _Run:
     executor: Executor
     observers: Sequence[Observer]
     running: dict[int, Trial] = field(default_factory=dict)
+    is_exhausted: bool = False
 
     def to_the_end(self, interrupts: Interrupts) -> None:
-        """Returns when all trials are done or, after an interrupt, the running ones."""
+        """Returns when all trials are done, or the running ones after an interrupt or if nothing is left to try."""
         try:
             while True:
                 _check_failures(self.store.trials(), self.settings)
@@ -248,8 +255,10 @@ class _Run:
         if number >= self.settings.trials:
             return None
         rng = np.random.default_rng([self.settings.seed, number])
-        target = self.targets[number % len(self.targets)]
-        proposal = self.proposer.propose(with_estimates(trials), target, rng)
+        found = self._propose(trials, rng)
+        if found is None:
+            return None
+        target, proposal = found
         return self.store.add(
             point=proposal.point,
             config=self.proposer.space.config(proposal.point),
@@ -261,6 +270,23 @@ class _Run:
             predicted=proposal.predicted,
             screening=screening_of(trials, target, proposal.cost, self.settings.screening_share),
         )
+
+    def _propose(self, trials: Sequence[Trial], rng: np.random.Generator) -> tuple[Target, Proposal] | None:
+        """For the target whose turn it is, or the next one that has something left to try; `None` if none has."""
+        if self.is_exhausted:
+            return None
+        for turn in range(len(self.targets)):
+            target = self.targets[(len(trials) + turn) % len(self.targets)]
+            proposal = self.proposer.propose(trials, target, rng)
+            if proposal is not None:
+                return target, proposal
+        self.is_exhausted = True
+        logger.warning(
+            "all configurations found inside the bounds have been tried: the search ends after %d of %d trials",
+            len(trials),
+            self.settings.trials,
+        )
+        return None
 
     def _end(self, outcome: Outcome) -> None:
         trial = self.running[outcome.trial_id]
@@ -293,5 +319,6 @@ def _check_failures(trials: Sequence[Trial], settings: SearchSettings) -> None:
         error, count = Counter(trial.error for trial in failed).most_common(1)[0]
         raise SearchError(
             f"{len(failed)} of {len(trials)} trials failed, more than search.max_failed_share="
-            f"{settings.max_failed_share:g} of {settings.trials} allows; most often ({count}): {error}"
+            f"{settings.max_failed_share:g} of {settings.trials} allows; most often ({count}): {error}. Mend what made "
+            "them fail and run the same command again with search.retry_failed=true, or allow more failures"
         )

@@ -14,6 +14,7 @@ from qat.search.acquisition import LocalSearch
 from qat.search.front import Front, non_dominated
 from qat.search.goal import NO_GAIN, BestGoal, FrontGoal, Goal
 from qat.search.prices import Prices, prices_of
+from qat.search.screening import with_estimates
 from qat.search.sensitivity import SensitivityProfile, lagrange_path
 from qat.search.space import SearchSpace
 from qat.search.surrogate import AccuracySurrogate
@@ -98,26 +99,29 @@ class Proposer:
     def __post_init__(self) -> None:
         self.profile.check_matches(self.space)
 
-    def propose(self, trials: Sequence[Trial], target: Target, rng: np.random.Generator) -> Proposal:
+    def propose(self, trials: Sequence[Trial], target: Target, rng: np.random.Generator) -> Proposal | None:
         """The next point to evaluate for a target.
 
         Args:
-            trials: All trials of one fidelity: completed, failed, and pending or running ones, which count as
-                evaluated at their predicted accuracy.
+            trials: All trials of one fidelity: completed, failed, stopped ones, which count as `with_estimates` says,
+                and pending or running ones, which count as evaluated at their predicted accuracy.
             target: The budget.
             rng: Source of randomness; the same state and trials give the same proposal.
 
+        Returns:
+            The proposal, or `None` if everything feasible that was found has been tried.
+
         Raises:
-            SearchError: Nothing feasible exists, or everything feasible that was found has been tried.
+            SearchError: Nothing feasible exists.
         """
         taken = {trial.point for trial in trials}
-        earlier = sum(trial.target == target.name for trial in trials)
-        completed = sum(trial.is_completed for trial in trials)
-        if earlier < self.settings.initial_trials or completed < 2:
-            if isinstance(target, Front):
-                return self._front_design([t.point for t in trials if t.target == target.name], taken, target, rng)
-            return self._first_design(earlier, taken, target, rng)
-        return self._improve(trials, taken, target, rng)
+        earlier = [trial.point for trial in trials if trial.target == target.name]
+        seen = with_estimates(trials)
+        if len(earlier) >= self.settings.initial_trials and sum(trial.is_completed for trial in seen) >= 2:
+            return self._improve(seen, taken, target, rng)
+        if isinstance(target, Front):
+            return self._front_design(earlier, taken, target, rng)
+        return self._first_design(len(earlier), taken, target, rng)
 
     # -- feasibility ----------------------------------------------------------------------------------------------
 
@@ -162,7 +166,7 @@ class Proposer:
 
     def _first_design(
         self, number: int, taken: set[tuple[int, ...]], target: Target, rng: np.random.Generator
-    ) -> Proposal:
+    ) -> Proposal | None:
         if number == 0:
             point = self.allocate(self.profile, target, rng)
             if tuple(point) not in taken:
@@ -179,11 +183,11 @@ class Proposer:
             if tuple(point) not in taken:
                 return self._proposal(point, "perturbed")
             spread += 0.2
-        return self._any_new(taken, target, rng)
+        return self._random_design(taken, target, rng)
 
     def _front_design(
         self, earlier: Sequence[tuple[int, ...]], taken: set[tuple[int, ...]], front: Front, rng: np.random.Generator
-    ) -> Proposal:
+    ) -> Proposal | None:
         """The ends of the front, then what lies farthest from all that was designed so far.
 
         In turn an allocation of the profile, a uniform one, and an allocation of the profile reweighted at random.
@@ -196,7 +200,7 @@ class Proposer:
             points = self._path(self.profile.reweighted(factors) if origin == "perturbed" else self.profile, front)
         points = np.array([point for point in points.tolist() if tuple(point) not in taken], dtype=np.int64)
         if not len(points):
-            return self._any_new(taken, front, rng)
+            return self._random_design(taken, front, rng)
         if not earlier:
             return self._proposal(points[int(np.argmin(self.profile.predicted(points)))], origin)
         costs = self._costs_of(front)
@@ -262,31 +266,29 @@ class Proposer:
         inside = unique[self.feasible(unique, target)]
         return list(inside[np.argsort(self.profile.predicted(inside), kind="stable")])
 
-    def _any_new(self, taken: set[tuple[int, ...]], target: Target, rng: np.random.Generator) -> Proposal:
-        """A feasible point that was not tried, found by random steps from known feasible ones.
+    def _random_design(self, taken: set[tuple[int, ...]], target: Target, rng: np.random.Generator) -> Proposal | None:
+        point = self._any_new(taken, target, rng)
+        return None if point is None else self._proposal(point, "random")
 
-        Raises:
-            SearchError: None was found.
-        """
+    def _any_new(self, taken: set[tuple[int, ...]], target: Target, rng: np.random.Generator) -> IntArray | None:
+        """A feasible point that was not tried, found by random steps from known feasible ones; `None` if none was."""
         points = self.check_reachable(target)
         climb = LocalSearch(self.space)
         for _ in range(50):
             new = [point for point in points if tuple(point) not in taken]
             if new:
-                return self._proposal(new[int(rng.integers(len(new)))], "random")
+                found: IntArray = new[int(rng.integers(len(new)))]
+                return found
             start = points[rng.integers(len(points), size=4)]
             neighbours = climb.neighbours(start, rng)
             points = np.concatenate([points, neighbours[self.feasible(neighbours, target)]])
-        raise SearchError(
-            f"target {target.name!r}: every feasible configuration that was found has been tried ({len(taken)}); "
-            "end the search here, or widen the space"
-        )
+        return None
 
     # -- surrogate ------------------------------------------------------------------------------------------------
 
     def _improve(
         self, trials: Sequence[Trial], taken: set[tuple[int, ...]], target: Target, rng: np.random.Generator
-    ) -> Proposal:
+    ) -> Proposal | None:
         surrogate = AccuracySurrogate.fit(self.space, self.profile, trials)
         failures = np.array([t.point for t in trials if t.state is TrialState.FAILED], dtype=np.int64)
         finished = np.array([t.point for t in trials if t.is_completed], dtype=np.int64)
@@ -303,7 +305,10 @@ class Proposer:
         starts = self._starts(centres, target, rng)
         starts = starts[allowed(starts)]
         if not len(starts):
-            starts = np.array([self._any_new(taken, target, rng).point], dtype=np.int64)
+            new = self._any_new(taken, target, rng)
+            if new is None:
+                return None
+            starts = new[None, :]
         starts = starts[np.argsort(-score(starts), kind="stable")[: self.settings.starts]]
         found, _ = LocalSearch(self.space).run(starts, score, allowed, rng)
         mean, std = surrogate.predict(found[:1])
@@ -313,7 +318,7 @@ class Proposer:
         """The point of the highest expected accuracy inside a target's bounds, evaluated or not.
 
         It lies within `trusted_radius` of a good trial that is inside the bounds, if there is one.  Its standard
-        deviation is widened by `error_scale`.
+        deviation is widened by `error_scale`.  What failed or was stopped is not recommended.
 
         Args:
             trials: Of one fidelity.
@@ -321,22 +326,30 @@ class Proposer:
             rng: Source of the samples of the local search.
 
         Raises:
-            SearchError: Fewer than two trials are completed, or nothing is inside the bounds.
+            SearchError: Fewer than two trials are completed, or nothing is inside the bounds but what failed or was
+                stopped.
         """
-        surrogate = AccuracySurrogate.fit(self.space, self.profile, trials)
+        seen = with_estimates(trials)
+        surrogate = AccuracySurrogate.fit(self.space, self.profile, seen)
         finished = np.array([t.point for t in trials if t.is_completed], dtype=np.int64)
         centres = self._goal(surrogate, finished, target).centres
+        given_up = {t.point for t in trials if t.state in (TrialState.FAILED, TrialState.STOPPED)}
 
         def score(points: IntArray) -> FloatArray:
             return surrogate.posterior(points)[0]
 
-        allowed = self._allowed(surrogate, trials, centres, set(), target)
+        allowed = self._allowed(surrogate, seen, centres, given_up, target)
         starts = np.concatenate([centres, self._starts(centres, target, rng)])
         starts = starts[allowed(starts)]
+        if not len(starts):
+            new = self._any_new(given_up, target, rng)
+            if new is None:
+                raise SearchError(f"target {target.name!r}: everything inside its bounds failed or was stopped")
+            starts = new[None, :]
         starts = starts[np.argsort(-score(starts), kind="stable")[: self.settings.starts]]
         found, _ = LocalSearch(self.space).run(starts, score, allowed, rng)
         mean, std = surrogate.predict(found[:1])
-        wider = error_scale(trials, surrogate.observation_std)
+        wider = error_scale(seen, surrogate.observation_std)
         return self._proposal(found[0], "predicted", (float(mean[0]), wider * float(std[0])))
 
     def predicted_front(
@@ -359,12 +372,13 @@ class Proposer:
         Raises:
             SearchError: Fewer than two trials are completed, or nothing is inside the bounds.
         """
-        surrogate = AccuracySurrogate.fit(self.space, self.profile, trials)
+        seen = with_estimates(trials)
+        surrogate = AccuracySurrogate.fit(self.space, self.profile, seen)
         finished = np.array([t.point for t in trials if t.is_completed], dtype=np.int64)
         goal = self._front_goal(surrogate, finished, front)
         evaluated = len(goal.finished)
         taken = {trial.point for trial in trials}
-        allowed = self._allowed(surrogate, trials, goal.centres, taken, front)
+        allowed = self._allowed(surrogate, seen, goal.centres, taken, front)
         starts = self._starts(goal.centres, front, rng)
         for _ in range(count):
             score = goal.under(lambda points: surrogate.posterior(points)[0])
@@ -378,7 +392,7 @@ class Proposer:
             taken.add(tuple(found[0].tolist()))
             goal = replace(goal, finished=np.concatenate([goal.finished, found[:1]]))
         mean, std = surrogate.predict(goal.finished)
-        wider = error_scale(trials, surrogate.observation_std)
+        wider = error_scale(seen, surrogate.observation_std)
         costs = self._costs_of(front)(goal.finished)
         best = [i for i in np.flatnonzero(non_dominated(mean, costs)) if i >= evaluated]
         return [

@@ -17,7 +17,7 @@ from qat.search.proposer import Proposal, Proposer
 from qat.search.sensitivity import SensitivityProfile
 from qat.search.space import SearchSpace
 from qat.search.trial import CostFunction, Target, Trial
-from qat.search.winner import Winner, highest_fidelity, select_winner
+from qat.search.winner import Winner, ended_at_highest_fidelity, select_winner
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def retarget(
         expected_accuracy=best.predicted[0],
         std=best.predicted[1],
         cost=best.cost,
-        trials_inside=sum(target.admits(trial.cost) for trial in recosted),
+        trials_inside=sum(trial.is_completed and target.admits(trial.cost) for trial in recosted),
     )
 
 
@@ -144,12 +144,13 @@ def retarget_front(
         target=front,
         evaluated=select_front(space, profile, recosted, front, len(recosted)),
         predicted=tuple(proposer.predicted_front(recosted, front, predicted, np.random.default_rng(seed))),
-        trials_inside=sum(front.admits(trial.cost) for trial in recosted),
+        trials_inside=sum(trial.is_completed and front.admits(trial.cost) for trial in recosted),
     )
 
 
 def _recosted(space: SearchSpace, trials: Sequence[Trial], cost: CostFunction) -> tuple[Trial, ...]:
-    completed = highest_fidelity(trials)
-    if len(completed) < 2:
-        raise SearchError(f"retargeting needs at least 2 completed trials, the search has {len(completed)}")
-    return with_costs(completed, space, cost)
+    ended = ended_at_highest_fidelity(trials)
+    completed = sum(trial.is_completed for trial in ended)
+    if completed < 2:
+        raise SearchError(f"retargeting needs at least 2 completed trials, the search has {completed}")
+    return with_costs(ended, space, cost)

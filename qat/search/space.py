@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +18,7 @@ from hwmodel.network import LayerSpec, NetworkSpec
 from hwmodel.precision import Granularity, LayerConfig, NetworkConfig, WeightFormat, group_shape
 from hwmodel.storage import stored, weight_storage
 from qat.errors import ConfigError, SearchError
+from qat.patterns import matching
 from qat.search.noise import group_weights_of, relative_noise
 from qat.search.trial import FloatArray, IntArray
 
@@ -389,13 +389,6 @@ def _label(choice: LayerConfig) -> str:
     return " ".join(f"{name}={value}" for name, value in asdict(choice).items())
 
 
-def _matching(pattern: str, names: Sequence[str], where: str) -> list[str]:
-    found = [name for name in names if fnmatchcase(name, pattern)]
-    if not found:
-        raise ConfigError(f"{where}: pattern {pattern!r} matches no layer; layers with weights are {list(names)}")
-    return found
-
-
 def _rules(names: Sequence[str], owners: Sequence[str], settings: SpaceSettings) -> dict[str, LayerRule]:
     """Rule of each layer; what is said of one call of a layer is said of all."""
     owner_of = dict(zip(names, owners, strict=True))
@@ -403,11 +396,11 @@ def _rules(names: Sequence[str], owners: Sequence[str], settings: SpaceSettings)
     rules[names[0]] = replace(settings.rule, act_bit_widths=(settings.first_act_bit_width,))
     known = [f.name for f in fields(LayerRule)]
     for pattern, changes in settings.layers:
-        matching = _matching(pattern, names, "search.layers")
+        named = matching(pattern, names, "search.layers")
         unknown = [name for name in changes if name not in known]
         if unknown:
             raise ConfigError(f"search.layers[{pattern!r}] has unknown fields {unknown}, expected some of {known}")
-        for owner in dict.fromkeys(owner_of[name] for name in matching):
+        for owner in dict.fromkeys(owner_of[name] for name in named):
             try:
                 rules[owner] = replace(rules[owner], **changes)
             except (ConfigError, SpecError) as error:
@@ -425,7 +418,7 @@ def _groups(
         if isinstance(group, str):
             raise ConfigError(f"search.groups[{number}]={group!r}, expected a list of patterns")
         for pattern in group:
-            for name in _matching(pattern, names, f"search.groups[{number}]"):
+            for name in matching(pattern, names, f"search.groups[{number}]"):
                 known = number_of.setdefault(owner_of[name], number)
                 if known != number:
                     raise ConfigError(f"layer {name!r} is in search.groups {known} and {number}, expected one")

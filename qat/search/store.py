@@ -32,6 +32,22 @@ BUSY_TIMEOUT_S = 30.0
 """How long a statement waits for another program that has locked the file."""
 
 
+def is_being_written(path: Path) -> bool:
+    """Whether a process has the store at `path` open for writing: a search runs there."""
+    try:
+        with open(_lock_path(path), encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock file, or a disk without locks
+        return False
+    return False
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
 class TrialStore:
     """The trials of one search.
 
@@ -63,10 +79,9 @@ class TrialStore:
     # -- opening and closing --------------------------------------------------------------------------------------
 
     def _acquire_lock(self) -> io.TextIOWrapper:
-        lock_path = self.path.with_name(self.path.name + ".lock")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(lock_path, "a+", encoding="utf-8")  # noqa: SIM115  (held open as long as the store is)
+            lock = open(_lock_path(self.path), "a+", encoding="utf-8")  # noqa: SIM115  (held open as long as the store is)
         except OSError as error:
             raise SearchError(
                 f"cannot write the trial store {self.path}: {error}; choose another run folder"
@@ -330,6 +345,21 @@ class TrialStore:
         """Records that the worker died during an attempt: the trial is pending again, and the attempt counts."""
         self._update(trial.id, state=TrialState.PENDING, started_s=None)
         return self.trial(trial.id)
+
+    def retry_failed(self) -> tuple[Trial, ...]:
+        """Makes all failed trials pending, as if they had never been started.
+
+        Returns:
+            The trials as they were, with their errors.
+        """
+        failed = tuple(trial for trial in self.trials() if trial.state is TrialState.FAILED)
+        with self._errors("write to"):
+            self._database.execute(
+                "UPDATE trials SET state = ?, started_s = NULL, ended_s = NULL, attempts = 0, error = NULL "
+                "WHERE state = ?",
+                (TrialState.PENDING, TrialState.FAILED),
+            )
+        return failed
 
     def _update(self, trial_id: int, **changes: Any) -> None:
         names = ", ".join(f"{name} = ?" for name in changes)

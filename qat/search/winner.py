@@ -39,6 +39,12 @@ def highest_fidelity(trials: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in completed if trial.fidelity.effort == top]
 
 
+def ended_at_highest_fidelity(trials: Sequence[Trial]) -> list[Trial]:
+    """All trials that ended at the fidelity of `highest_fidelity`: what stopped and failed is knowledge too."""
+    top = {trial.fidelity.effort for trial in highest_fidelity(trials)}
+    return [trial for trial in trials if trial.has_ended and trial.fidelity.effort in top]
+
+
 def select_winner(
     space: SearchSpace, profile: SensitivityProfile, trials: Sequence[Trial], target: Target
 ) -> Winner | None:

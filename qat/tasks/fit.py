@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -141,9 +142,9 @@ def fit(
         callbacks: Further Lightning callbacks.
 
     Raises:
-        TrainingError: The loss is not finite, a training that was interrupted by the user, or no compiler for
-            `machine.compiled`.
+        TrainingError: The loss is not finite, or no compiler for `machine.compiled`.
         CheckpointError: A checkpoint could not be written; earlier ones are intact.
+        KeyboardInterrupt: The user's.
     """
     if machine.compiled:
         _check_compiler()
@@ -180,9 +181,15 @@ def fit(
     with warnings.catch_warnings():
         # Lightning 2.6 asks torch for a tree API that torch has renamed: nothing that a user could mend.
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
-        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:
-        raise TrainingError("training was interrupted; run the same command again to go on from the last epoch")
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+        except SystemExit as stop:
+            if not trainer.interrupted:
+                raise
+            # Lightning ends the process, deaf to further interrupts; how a command ends is for the command to say.
+            signal.signal(signal.SIGINT, on_interrupt)
+            raise KeyboardInterrupt from stop
     if folder is not None:
         _collect_metrics(folder)
 

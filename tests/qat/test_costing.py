@@ -40,6 +40,15 @@ def test_arguments_are_split() -> None:
     assert split_arguments(["network=net.onnx", "precision=c.json"])[0] == CostArguments("net.onnx", (), Path("c.json"))
 
 
+def test_activation_bits_of_single_layers_are_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rule = "quant.layers=[{pattern: 'layer3*', act_bit_width: 2}]"
+    arguments, rest = split_arguments(["network=resnet20", "board=zcu102", "baselines=[4]", f"out={tmp_path}", rule])
+    cost(compose_config(rest), arguments)
+    (written,) = tmp_path.glob("resnet20_*.json")
+    layers = {layer["name"]: layer["act_bit_width"] for layer in json.loads(written.read_text())["layers"]}
+    assert layers["layer3.1.conv2"] == 2 and layers["layer2.1.conv2"] == 4
+
+
 def test_frame_rate_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     network, board = load_network("yolov2_tiny_voc"), load_board("pynq_z2")
     arguments, rest = split_arguments(["network=yolov2_tiny_voc", "baselines=[4]", "min_fps=5"])

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from hwmodel import BudgetError, NetworkConfig
 from qat import pipeline
 from qat.compose import compose_config
-from qat.config import Config
+from qat.config import Config, ExecutorSettings
 from qat.deployment import DeployedNetwork
 from qat.errors import CheckpointError, ConfigError, PackedFormatError, QatError, RunFolderError, SearchError
+from qat.pipeline.evaluation import executor_of
 from qat.pipeline.planning import plan
 from qat.pipeline.retargeting import retarget_run
+from qat.pipeline.watching import status
 from qat.report import Result
 from qat.runs import RunFolder
+from qat.search.pool import ProcessPool
 from qat.search.retarget import RetargetedFront
 from qat.search.store import TrialStore
 from qat.search.trial import Screening, Trial
@@ -149,6 +155,62 @@ def test_trials_in_other_processes_score_the_same(finished: tuple[Config, RunFol
     assert scores[0] == scores[1]
 
 
+def test_a_longer_search_goes_on_and_keeps_the_networks_of_the_shorter_one(
+    finished: tuple[Config, RunFolder], tmp_path: Path
+) -> None:
+    folder = tmp_path / "longer"
+    shutil.copytree(finished[1].path, folder)
+    config = _config(folder, "search.trials=5")
+    run = RunFolder.create(config)
+    kept = json.loads((folder / "networks" / "mix_16x" / "config.json").read_text())
+    with TrialStore(folder / "trials.sqlite") as store:  # what won turns out to be bad
+        (won,) = (trial for trial in store.trials() if trial.config == NetworkConfig.from_dict(kept))
+        store.complete(won, {**won.metrics, "accuracy": 0.01})
+        before = store.trials()
+    names = [result.name for result in pipeline.search(config, run)]
+    assert sorted(names) == ["mix_16x", "mix_16x_earlier1", "uniform_w2"]
+    with TrialStore(folder / "trials.sqlite", read_only=True) as store:
+        assert store.trials()[:4] == before and len(store.trials()) == 5
+    assert json.loads((folder / "networks" / "mix_16x_earlier1" / "config.json").read_text()) == kept
+    assert json.loads((folder / "networks" / "mix_16x" / "config.json").read_text()) != kept
+    assert run.config_values()["search"]["trials"] == 5
+    pipeline.export(config, run)
+    assert pipeline.verify(config, run) == 0
+
+
+def test_status_tells_a_search_that_runs_from_one_that_was_killed(
+    finished: tuple[Config, RunFolder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "killed"
+    shutil.copytree(finished[1].path, folder)
+    config = _config(folder, "search.trials=6")
+    with TrialStore(folder / "trials.sqlite") as store:
+        first = store.trials()[0]
+        assert status(config).done == 4
+        assert "left" in capsys.readouterr().out
+        store.start(first)
+        assert status(config).done == 3
+        assert "trial 1 has been running for" in capsys.readouterr().out
+    status(config)
+    shown = capsys.readouterr().out
+    assert "3 of 6 trials done (1 running, 3 completed)" in shown
+    assert "no search is running now; the same command goes on where it stopped" in shown
+    assert "has been running" not in shown and " left" not in shown
+
+
+def test_workers_have_the_threads_of_their_executor(finished: tuple[Config, RunFolder]) -> None:
+    config, run = finished
+    wanted = replace(config, trainer=replace(config.trainer, num_threads=7))
+    wanted.search = replace(config.search, executor=ExecutorSettings(kind="processes", workers=1, threads=1))
+    setup = pipeline.train(config, run)
+    with executor_of(wanted, run, setup) as executor:
+        assert isinstance(executor, ProcessPool)
+        factory = pickle.loads(executor._description)
+    torch.set_num_threads(1)
+    factory()
+    assert torch.get_num_threads() == 1
+
+
 def test_a_moved_run_folder_verifies(finished: tuple[Config, RunFolder], tmp_path: Path) -> None:
     config, run = finished
     moved = shutil.copytree(run.path, tmp_path / "elsewhere")
@@ -180,6 +242,9 @@ def test_another_board_from_the_same_trials_and_some_more(finished: tuple[Config
     assert len(stored()) == 7
     with pytest.raises(SearchError, match=r"(?s)made with other settings.*fidelity.epochs: .*only the board and the"):
         retarget_run(_config(folder, *there, "search.train_steps=5"), more_trials=4)
+    untrained = ["search.train_steps=0", "quant.one_shot_rounding=layerwise"]
+    with pytest.raises(SearchError, match='one_shot_rounding: stored nothing, now "layerwise"'):
+        retarget_run(_config(folder, *there, *untrained), more_trials=4)
     assert len(stored()) == 7
 
 

@@ -19,7 +19,6 @@ from qat.pipeline.planning import (
     required_fps,
     space_settings,
     targets_of,
-    uniform_of,
     untrained,
 )
 from qat.pipeline.retargeting import retarget_run
@@ -27,6 +26,7 @@ from qat.runs import RunFolder
 from qat.search.front import Front
 from qat.search.space import SearchSpace
 from qat.search.trial import Target
+from qat.uniform import uniform_of
 from tests.qat.search.problems import chain
 
 
@@ -119,7 +119,7 @@ def test_schedules_keep_the_bounds_of_the_search() -> None:
     """The best schedule of the whole board takes more block RAM and DSP slices than the search allowed."""
     free, board = config(), load_board("pynq_z2")
     network = untrained(free)
-    precision = uniform_of(free, network, 1)
+    precision = uniform_of(free.quant, network, 1)
     whole = estimate(network, precision, board, bounded_schedule(free, network, precision))
     assert whole.bram18 > 30 and whole.dsp > 100
     few_memories = bounded_schedule(config("search.bram18=30"), network, precision)

@@ -44,6 +44,18 @@ def test_same_configuration_goes_on(tmp_path: Path) -> None:
     assert len(again.read_json("environment.json")) == 2
 
 
+def test_a_longer_search_goes_on_in_the_folder_and_is_noted(tmp_path: Path) -> None:
+    run = RunFolder.create(_config(tmp_path / "run"))
+    run.write_json("float.json", {})
+    longer = ["search.trials=50", "search.max_failed_share=1", "search.screening_share=0.5", "search.retry_failed=true"]
+    assert RunFolder.create(_config(tmp_path / "run", *longer)) == run
+    noted = run.config_values()["search"]
+    assert (noted["trials"], noted["max_failed_share"], noted["screening_share"]) == (50, 1, 0.5)
+    assert noted["retry_failed"] is False  # asked for once
+    with pytest.raises(RunFolderError, match="search.initial_trials: 8 there, 4 now"):
+        RunFolder.create(_config(tmp_path / "run", "search.initial_trials=4"))
+
+
 def test_other_configuration_is_refused_with_its_keys(tmp_path: Path) -> None:
     RunFolder.create(_config(tmp_path / "run")).write_json("float.json", {})
     before = (tmp_path / "run" / "config.yaml").read_bytes()

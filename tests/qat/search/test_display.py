@@ -42,6 +42,17 @@ def test_shows_every_trial(is_terminal: bool) -> None:
         assert "\x1b" not in shown
 
 
+def test_the_time_left_is_shared_among_trials_that_run_at_once() -> None:
+    text = io.StringIO()
+    display = SearchDisplay(PROBLEM.space, [TARGET], Console(file=text, width=160))
+    display.search_started([], 9)
+    trials = PROBLEM.completed(POINTS)
+    for trial in trials:
+        display.trial_started(replace(trial, state=TrialState.RUNNING, metrics={}, ended_s=None))
+    display.trial_ended(trials[0])
+    assert "about 4.0 s left" in text.getvalue()  # 8 trials of 1.5 s, three at once
+
+
 def test_costs_that_are_absent_show_a_dash() -> None:
     display = SearchDisplay(PROBLEM.space, [TARGET], Console(file=io.StringIO()))
     trial = PROBLEM.completed(POINTS)[0]

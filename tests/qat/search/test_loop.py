@@ -166,6 +166,47 @@ def test_too_many_failures_end_the_search(tmp_path: Path) -> None:
         run(tmp_path / "all.sqlite", evaluator=evaluator, settings=SearchSettings(trials=3, max_failed_share=1.0))
 
 
+def test_failed_trials_are_run_again_where_that_is_asked_for(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole.sqlite", trials=6)
+    calls: list[int] = []
+
+    def evaluator(config: NetworkConfig, fidelity: Fidelity, seed: int) -> Mapping[str, float]:
+        calls.append(seed)
+        if len(calls) > 4:
+            raise RuntimeError("no driver")
+        return PROBLEM.evaluate(config, fidelity, seed)
+
+    settings = SearchSettings(trials=6, seed=1, max_failed_share=0.1)
+    with pytest.raises(SearchError, match=r"1 of 5 trials failed.*no driver.*search\.retry_failed=true"):
+        run(tmp_path / "s.sqlite", evaluator=evaluator, settings=settings)
+    with pytest.raises(SearchError, match="1 of 5 trials failed"):  # the same command changes nothing
+        run(tmp_path / "s.sqlite", settings=settings)
+    mended = run(tmp_path / "s.sqlite", settings=replace(settings, retry_failed=True))
+    assert sequence(mended.trials) == sequence(whole.trials)
+    assert all(t.error is None and t.attempts == 1 for t in mended.trials)
+    with TrialStore(tmp_path / "s.sqlite") as store:
+        assert store.retry_failed() == ()
+
+
+def test_a_search_ends_where_everything_has_been_tried(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    problem = Problem(layers=2, seed=0)
+    grid = np.stack(np.meshgrid(*map(np.arange, problem.space.sizes)), axis=-1).reshape(-1, 2)
+    third = float(np.sort(problem.cost(grid)["stored_bits"])[2])
+    narrow, wide = Target("narrow", {"stored_bits": (None, third)}), Target("wide", {"stored_bits": (None, 1e9)})
+    small = {"space": problem.space, "cost": problem.cost, "profile": problem.profile, "evaluator": problem.evaluate}
+    found = run(tmp_path / "a.sqlite", trials=20, targets=[narrow], **small)
+    assert len(found.trials) == 3 and all(t.is_completed for t in found.trials)
+    truth = problem.accuracy(np.array([t.point for t in found.trials]))
+    assert found.winners["narrow"].trial == found.trials[int(np.argmax(truth))]
+    assert "the search ends after 3 of 20 trials" in caplog.text
+    assert run(tmp_path / "a.sqlite", trials=30, targets=[narrow], **small).trials == found.trials
+    # Another target goes on in its place.
+    both = run(tmp_path / "b.sqlite", trials=12, targets=[narrow, wide], **small)
+    assert len(both.trials) == 12 and set(both.winners) == {"narrow", "wide"}
+    assert [t.target for t in both.trials][-4:] == ["wide"] * 4
+    assert all(both.trials[i].target == "narrow" for i in range(0, 2, 2))
+
+
 def test_ctrl_c_leaves_a_store_that_resumes_the_same(tmp_path: Path) -> None:
     whole = sequence(run(tmp_path / "a.sqlite", trials=8).trials)
     calls = []

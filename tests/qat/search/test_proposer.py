@@ -133,6 +133,18 @@ def test_failures_are_avoided() -> None:
     assert sum(a != b for a, b in zip(other.point, plain.point, strict=True)) > 1
 
 
+def test_what_failed_or_was_stopped_is_not_recommended() -> None:
+    trials = search(PROBLEM, 12, seed=1)
+    best = PROPOSER.best_predicted(trials, TARGET, rng())
+    known = [t for t in trials if t.point != best.point]
+    for changes in (
+        {"state": TrialState.FAILED, "metrics": {}},
+        {"state": TrialState.STOPPED, "metrics": {"screening_accuracy": 0.8}},
+    ):
+        gone = replace(trials[0], id=99, point=best.point, cost=best.cost, **changes)
+        assert PROPOSER.best_predicted([*known, gone], TARGET, rng()).point != best.point
+
+
 def test_only_failures_so_far_still_gives_a_new_design() -> None:
     first = search(PROBLEM, 5, seed=2)
     failed = [replace(t, state=TrialState.FAILED, metrics={}, predicted=None) for t in first]
@@ -169,8 +181,15 @@ def test_everything_feasible_tried() -> None:
         proposal = proposer.propose(trials, target, rng(number))
         trials.append(replace(problem.completed(np.array([proposal.point]), "two")[0], id=number))
     assert len({t.point for t in trials}) == 2
-    with pytest.raises(SearchError, match=r"every feasible configuration that was found has been tried \(2\)"):
-        proposer.propose(trials, target, rng())
+    assert proposer.propose(trials, target, rng()) is None
+    few = Proposer(problem.space, problem.cost, problem.profile, ProposerSettings(initial_trials=1))
+    assert few.propose(trials, target, rng()) is None  # by the surrogate
+    failed = [trials[0], replace(trials[1], point=(8, 8)), replace(trials[1], state=TrialState.FAILED, metrics={})]
+    assert few.best_predicted(failed, target, rng()).point == trials[0].point
+    failed[0] = replace(trials[0], point=(7, 7))
+    stopped = replace(trials[0], id=3, state=TrialState.STOPPED, metrics={"screening_accuracy": 0.1})
+    with pytest.raises(SearchError, match="target 'two': everything inside its bounds failed or was stopped"):
+        few.best_predicted([*failed, stopped], target, rng())
 
 
 def _second_cheapest(problem: Problem) -> float:

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from hwmodel.precision import NetworkConfig
 from qat.errors import SearchError
-from qat.search.front import Front, Hypervolume, non_dominated
+from qat.search.front import Front, Hypervolume, non_dominated, select_front
+from qat.search.loop import SearchSettings, run_search
 from qat.search.retarget import retarget, retarget_front, with_costs
-from qat.search.trial import FloatArray, IntArray, Target
-from tests.qat.search.problems import Problem
+from qat.search.store import TrialStore
+from qat.search.trial import Fidelity, FloatArray, IntArray, Screening, Target, TrialState
+from tests.qat.search.problems import FIDELITY, Problem
 
 PROBLEM = Problem(layers=8, seed=4)
 
@@ -36,6 +42,32 @@ def test_answers_another_board_from_trials_already_paid_for() -> None:
     inside = PROBLEM.accuracy(np.array([t.point for t in recosted if t.cost["late_bits"] <= limit]))
     assert truth > inside.max()
     assert abs(truth - answer.expected_accuracy) < 4 * answer.std + 0.01
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_board_has_the_same_winner_where_trials_were_stopped_or_failed(seed: int, tmp_path: Path) -> None:
+    def evaluator(config: NetworkConfig, fidelity: Fidelity, number: int, screening: Screening) -> Mapping[str, float]:
+        if number % 5 == 1:
+            raise MemoryError("too large")
+        return PROBLEM.unlucky(config, fidelity, number, screening)
+
+    target = Target("small", {"bits_per_weight": (None, 2.5)})
+    with TrialStore(tmp_path / "s.sqlite") as store:
+        found = run_search(
+            evaluator=evaluator, space=PROBLEM.space, cost=PROBLEM.cost, targets=[target], fidelity=FIDELITY,
+            store=store, settings=SearchSettings(trials=24, seed=seed, screening_share=0.5), profile=PROBLEM.profile,
+        )  # fmt: skip
+    states = [trial.state for trial in found.trials]
+    assert TrialState.STOPPED in states and TrialState.FAILED in states
+    answer = retarget(PROBLEM.space, PROBLEM.profile, found.trials, PROBLEM.cost, target)
+    assert answer.evaluated == found.winners["small"]
+    assert answer.trials_inside == sum(t.is_completed and target.admits(t.cost) for t in found.trials)
+    front = Front("front", target.bounds, ("stored_bits",))
+    fronts = retarget_front(PROBLEM.space, PROBLEM.profile, found.trials, PROBLEM.cost, front, 3)
+    assert fronts.evaluated == select_front(PROBLEM.space, PROBLEM.profile, found.trials, front, 24)
+    assert fronts.trials_inside == answer.trials_inside
+    given_up = {trial.config for trial in found.trials if not trial.is_completed}
+    assert answer.predicted not in given_up
 
 
 def test_no_evaluated_trial_fits_but_a_predicted_one_does() -> None:

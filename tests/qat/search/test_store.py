@@ -18,7 +18,7 @@ from qat.errors import RunFolderError, SearchError
 from qat.search import store as module
 from qat.search.export import export_parquet
 from qat.search.schema import MIGRATIONS, SCHEMA_VERSION
-from qat.search.store import TrialStore
+from qat.search.store import TrialStore, is_being_written
 from qat.search.trial import Screening, Trial, TrialState
 from tests.qat.search.problems import FIDELITY, PROBLEM_FOR_CRASHES
 
@@ -117,6 +117,31 @@ def test_trials_of_another_search_are_adopted_once(tmp_path: Path) -> None:
         assert store.adopt(trials[:1]) == 3
         assert len(store.trials()) == 4
         store.check_integrity()
+
+
+def test_whether_a_search_runs_is_seen_from_outside(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    assert not is_being_written(path)
+    with TrialStore(path) as store:
+        add(store, 0, 0, 0)
+        assert is_being_written(path)
+        with TrialStore(path, read_only=True):
+            assert is_being_written(path)
+    assert not is_being_written(path)
+    with TrialStore(path, read_only=True):
+        assert not is_being_written(path)
+    with TrialStore(path):  # having asked is in nobody's way
+        pass
+
+
+def test_failed_trials_become_pending_again(tmp_path: Path) -> None:
+    with TrialStore(tmp_path / "s.sqlite") as store:
+        store.complete(store.start(add(store, 0, 0, 0)), {"accuracy": 0.5})
+        pending = add(store, 0, 0, 1)
+        failed = store.fail(store.start(pending), "no driver")
+        assert store.retry_failed() == (failed,)
+        assert store.trials()[1] == pending
+        assert store.trials()[0].is_completed and store.retry_failed() == ()
 
 
 def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

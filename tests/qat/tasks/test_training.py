@@ -6,6 +6,7 @@ import csv
 import errno
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -181,6 +182,20 @@ def test_an_interrupted_fit_goes_on_and_ends_as_if_nothing_had_happened(trained:
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         if isinstance(a, Tensor):
             torch.testing.assert_close(a, b, msg=name)
+
+
+class _Interrupt(pl.Callback):
+    def on_train_batch_end(self, *_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_leaves_a_fit_as_one() -> None:
+    """Lightning would end the process with status 1, deaf to further interrupts."""
+    before = signal.getsignal(signal.SIGINT)
+    task = TrainingTask(Quarters(), NORMALIZATION, Recipe(), OBJECTIVE)
+    with pytest.raises(KeyboardInterrupt):
+        fit(task, Stripes(), CPU, steps=3, callbacks=(_Interrupt(),))
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_sparse_planes_settle_and_keep_their_density(trained: nn.Module) -> None:
