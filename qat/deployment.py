@@ -15,6 +15,7 @@ One shift serves all channels of a layer: the largest multiplier uses all 16 bit
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -55,7 +56,7 @@ def lower(model: QuantNetwork, normalization: Normalization, class_names: tuple[
     """The integers of a calibrated or trained model.
 
     Args:
-        model: Quantized network; its present weights, steps and statistics are used.
+        model: Quantized network on any device; its present weights, steps and statistics are used.
         normalization: What turns 8-bit images into the model's input.
         class_names: Names of the classes, for the manifest.
 
@@ -64,6 +65,8 @@ def lower(model: QuantNetwork, normalization: Normalization, class_names: tuple[
             is not finite, or an accumulator could leave 32 bits; the message names the layer.
     """
     _require_quantized(model)
+    if model.input_quantizer.scale.device.type != "cpu":
+        model = deepcopy(model).cpu()
     channels = model.network.input_channels
     if len(normalization.mean) != channels:
         raise ExportError(

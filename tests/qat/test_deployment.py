@@ -218,3 +218,13 @@ def test_normalization_must_have_the_channels_of_the_input() -> None:
     quantized = _quantized(settle(Residual()), LayerConfig(4, 4))
     with pytest.raises(ExportError, match="normalization has 1 channels, expected 3: a mean and a deviation for each"):
         deploy(quantized, Normalization((0.5,), (0.5,)))
+
+
+@pytest.mark.gpu
+def test_a_network_on_a_gpu_has_the_integers_of_its_copy_on_the_cpu() -> None:
+    model = _quantized(settle(EveryOp()), LayerConfig(4, 4))
+    here = deploy(model, NORMALIZATION).layer_codes(images(4))
+    there = deploy(model.cuda(), NORMALIZATION).layer_codes(images(4))
+    assert next(model.parameters()).is_cuda
+    for name, codes in here.items():
+        assert torch.equal(codes, there[name]), name
