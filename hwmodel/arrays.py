@@ -188,12 +188,12 @@ class ConfigArrays:
         values = self._rows(name)
         if values.dtype.kind not in dtypes:
             raise SpecError(f"{name} of dtype {values.dtype}, expected {expected}")
-        return values
+        return values.astype(np.float64 if "f" in dtypes else np.int64)  # sums of narrower ones wrap
 
     def _positions(self, name: str, kinds: Sequence[StrEnum]) -> NDArray[Any]:
         values = self._rows(name)
         if values.dtype.kind in "iu":
-            positions, wrong = values, (values < 0) | (values >= len(kinds))
+            positions, wrong = values.astype(np.int64), (values < 0) | (values >= len(kinds))
         else:
             positions = np.full(values.shape, -1)
             for number, kind in enumerate(kinds):

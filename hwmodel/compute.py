@@ -73,6 +73,16 @@ def folds(layer: LayerSpec, pe: Count, simd: Count) -> Count:
     return -(-layer.out_channels // pe) * -(-reduction_length(layer) // simd)
 
 
+def sharing(layer: LayerSpec, pe: Count) -> Count:
+    """Of the output channels in parallel, those that read the same activations: no more than are in a group.
+
+    >>> from hwmodel.network import Op
+    >>> sharing(LayerSpec("dw", Op.CONV, ("input",), 64, 8, 8, 64, 8, 8, groups=64), pe=8)
+    1
+    """
+    return smaller(pe, layer.out_channels // layer.groups)
+
+
 def accumulator_bits(layer: LayerSpec, weight_bit_width: int, act_bit_width: int) -> int:
     """Bits of a sum that cannot overflow: product bits plus log2 of the number of products."""
     return weight_bit_width + act_bit_width + ceil(log2(reduction_length(layer)))
@@ -139,6 +149,7 @@ def mac_array(
     sum_bits: int,
     multiplier: Multiplier,
     family: str,
+    shared: Count | None = None,
 ) -> ArrayUse:
     """LUTs and DSP slices of `pe * simd` products with their adder trees and accumulators, without rescaling.
 
@@ -150,15 +161,18 @@ def mac_array(
         sum_bits: Bits of an accumulator.
         multiplier: What multiplies; products with a 1-bit weight are additions, in LUTs always.
         family: Device family.
+        shared: Output channels of them that read the same activations (`sharing`); by default all.
 
     Source:
         Within 7 % of Yosys 0.23 for 16 and 64 products, DSP slices exact: `tests/hwmodel/test_compute.py`.
     """
     accumulators = pe * sum_bits
+    shared = pe if shared is None else shared
+    sets = -(-pe // shared)  # of activations
     if weight_bit_width == 1:
         tree = adder_tree_luts(simd, act_bit_width)
-        # One tree more for sum(a), which all output channels share.
-        return ArrayUse(pe * simd * act_bit_width + (pe + 1) * tree + accumulators, 0 * pe)
+        # One tree more for sum(a), which the output channels of a set share.
+        return ArrayUse(pe * simd * act_bit_width + (pe + sets) * tree + accumulators, 0 * pe)
     width = weight_bit_width + act_bit_width
     trees = pe * adder_tree_luts(simd, width)
     if multiplier is Multiplier.LUT:
@@ -167,7 +181,19 @@ def mac_array(
     if multiplier is Multiplier.DSP:  # the adder behind a slice's multiplier takes the product of its neighbour
         return ArrayUse(trees - pe * (simd // 2) * width + accumulators, pe * simd)
     packed = products_per_dsp(weight_bit_width, act_bit_width, family)
-    return ArrayUse(trees + accumulators, -(-pe // packed) * simd)
+    return ArrayUse(trees + accumulators, sets * -(-shared // packed) * simd)
+
+
+def larger(first: Count, second: Count) -> Count:
+    """The larger of two numbers, or of each two in arrays."""
+    if isinstance(first, int) and isinstance(second, int):
+        return max(first, second)
+    return np.maximum(first, second)
+
+
+def smaller(first: Count, second: Count) -> Count:
+    """The smaller of two numbers, or of each two in arrays."""
+    return -larger(-first, -second)
 
 
 def round_up(value: Any) -> Count:

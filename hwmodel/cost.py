@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import gcd
 
 from hwmodel.board import Board
 from hwmodel.compute import Count
 from hwmodel.cycles import layer_cycles, reach
-from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
+from hwmodel.dataflow import DataFlow, Execution, HostInterface, LayerSchedule, Schedule, WeightPlace
 from hwmodel.energy import dram_energy_pj, mac_energy_pj, on_chip_energy_pj
-from hwmodel.network import AFFINE, INPUT, LayerSpec, NetworkSpec, Op
+from hwmodel.network import AFFINE, DRAM, FRAME_ENGINE, INPUT, LayerSpec, NetworkSpec, Op
 from hwmodel.precision import LOOKUP_BIT_WIDTH, LayerConfig, NetworkConfig, ofm_bit_widths, operand_bit_width
 from hwmodel.report import CostReport, LayerCost, MemoryCost
 from hwmodel.resources import (
-    FRAME_ENGINE,
     Memory,
     SharedLayer,
     combine,
@@ -30,9 +30,6 @@ from hwmodel.resources import (
 )
 from hwmodel.storage import BIAS_BITS, EPSILON_BITS, MULTIPLIER_BITS, SHIFT_BITS, WeightStorage, stored, weight_storage
 from hwmodel.traffic import elements, place, tensor_bits, waiting_rows
-
-DRAM = "dram"
-"""Name of the off-chip memory as a bottleneck."""
 
 RESOURCES = ("bram18", "uram", "lut", "dsp")
 """Budgets of a board, in the order in which ties between them are reported."""
@@ -136,7 +133,8 @@ def all_memories(
         memories += shared_memories(need, engine.pe, engine.simd, shared_place(schedule))
         for buffer in placement.buffers:
             bits = max(elements(network, tensor) * widths[tensor] for tensor in buffer.tensors)
-            memories.append(Memory(FRAME_ENGINE, "frame_buffer", *frame_buffer_shape(bits, engine.simd)))
+            widest = max(widths[tensor] for tensor in buffer.tensors)
+            memories.append(Memory(FRAME_ENGINE, "frame_buffer", *frame_buffer_shape(bits, widest, engine.simd)))
     return tuple(memories)
 
 
@@ -179,12 +177,18 @@ def feature_map_bits(network: NetworkSpec, schedule: Schedule, widths: Mapping[s
     return bits
 
 
-def weight_reads(layer: LayerSpec, plan: LayerSchedule) -> int:
-    """How often weights of a layer come from off chip per frame: streamed ones once per output row unless `frame`."""
+def weight_reads(layer: LayerSpec, plan: Execution) -> int:
+    """How often weights of a layer come from off chip per frame.
+
+    Streamed ones once per output row, where the data flow finishes one pixel after the other once per pixel, and once
+    where it is frame-based.
+    """
     if plan.weight_place.is_loaded:
         return 1
     if plan.weight_place is not WeightPlace.STREAMED:
         return 0
+    if plan.data_flow is DataFlow.ROW_PIXEL:
+        return layer.out_height * layer.out_width
     return 1 if plan.data_flow is DataFlow.FRAME else layer.out_height
 
 
@@ -220,7 +224,13 @@ def _stage_cycles(schedule: Schedule, cycles: Mapping[str, int]) -> dict[str, in
 
 def dram_cycles(bits: Count, board: Board) -> Count:
     """Cycles that off-chip traffic takes at the board's peak bandwidth; of one number of bits or of an array."""
-    return -(-bits * board.clock_hz // (8 * board.dram_bytes_per_s))
+    # The same as ceil(bits * clock_hz / bandwidth), by parts: the product of large maps leaves 64 bits.
+    bandwidth = 8 * board.dram_bytes_per_s
+    whole, rest = divmod(board.clock_hz, bandwidth)
+    shared = gcd(rest, bandwidth)
+    rest, bandwidth = rest // shared, bandwidth // shared
+    turns = bits // bandwidth
+    return bits * whole + turns * rest - (-(bits - turns * bandwidth) * rest // bandwidth)
 
 
 def operation_stored_bits(layer: LayerSpec) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hwmodel.compute import ROOT_CYCLES, Count, folds
+from hwmodel.compute import ROOT_CYCLES, Count, folds, larger, sharing
 from hwmodel.dataflow import DataFlow, Execution
 from hwmodel.network import NORMALIZING, LayerSpec, Op
 
@@ -24,6 +24,14 @@ def array_depth(simd: Count) -> Count:
     return 3 + (stages.astype(np.int64) if isinstance(stages, np.ndarray) else int(stages))
 
 
+def shared_folds(layer: LayerSpec, pe: Count, simd: Count) -> Count:
+    """`folds` on the shared engine, whose buffers deliver `simd` activations per cycle, the same for all of `pe`.
+
+    Of a layer with groups only the output channels of one group work at a time.
+    """
+    return folds(layer, sharing(layer, pe), simd)
+
+
 def layer_cycles(layer: LayerSpec, plan: Execution) -> Count:
     """Cycles between two frames that a layer needs of its engine, if nobody makes it wait.
 
@@ -34,16 +42,21 @@ def layer_cycles(layer: LayerSpec, plan: Execution) -> Count:
     if not layer.has_weights:
         if not plan.data_flow.is_pipelined and layer.op not in NORMALIZING:
             return 0
+        if layer.op in (Op.REORG, Op.FLATTEN):  # as many values leave as come, pixels become channels
+            return layer.in_height * layer.in_width * -(-layer.in_channels // plan.simd)
         pixels = max(layer.in_height * layer.in_width, layer.out_height * layer.out_width)
         pixel_cycles = -(-max(layer.in_channels, layer.out_channels) // plan.simd)
         if layer.op is Op.L2_NORM:
-            return pixels * _larger(pixel_cycles, ROOT_CYCLES)
+            return pixels * larger(pixel_cycles, ROOT_CYCLES)
         roots = layer.groups if layer.op is Op.GROUP_NORM else 0
         return pixels * pixel_cycles + roots * ROOT_CYCLES
     if plan.data_flow is DataFlow.ROW_PIXEL:
         return pixel_order_cycles(
             layer, folds(layer, plan.pe, plan.simd), -(-layer.in_channels // plan.ingest_channels)
         )
+    if plan.data_flow is DataFlow.ROW_PASS:
+        arriving = layer.in_height * layer.in_width * -(-layer.in_channels // plan.ingest_channels)
+        return larger(pass_order_cycles(layer, plan), arriving)
     return pass_order_cycles(layer, plan)
 
 
@@ -63,7 +76,7 @@ def pixel_order_cycles(layer: LayerSpec, pixel_folds: Count, ingest_cycles: Coun
         without padding.  Exact in RTL simulation: `benchmarks/verilator_cycles.py`.
     """
     _, _, to_next_frame = _pixels_between_windows(layer)
-    return _within_frame_cycles(layer, pixel_folds, ingest_cycles) + _larger(pixel_folds, to_next_frame * ingest_cycles)
+    return _within_frame_cycles(layer, pixel_folds, ingest_cycles) + larger(pixel_folds, to_next_frame * ingest_cycles)
 
 
 def pixel_order_latency(layer: LayerSpec, pixel_folds: Count, simd: Count, ingest_cycles: Count = 1) -> Count:
@@ -78,7 +91,7 @@ def _within_frame_cycles(layer: LayerSpec, pixel_folds: Count, ingest_cycles: Co
     """Cycles from the first window of a frame to the last."""
     in_row, to_next_row, _ = _pixels_between_windows(layer)
     rows, columns = layer.out_height, layer.out_width
-    return rows * (columns - 1) * _larger(pixel_folds, in_row * ingest_cycles) + (rows - 1) * _larger(
+    return rows * (columns - 1) * larger(pixel_folds, in_row * ingest_cycles) + (rows - 1) * larger(
         pixel_folds, to_next_row * ingest_cycles
     )
 
@@ -93,12 +106,6 @@ def _pixels_between_windows(layer: LayerSpec) -> tuple[int, int, int]:
     return layer.stride[1], to_next_row, to_next_frame
 
 
-def _larger(first: Count, second: Count) -> Count:
-    if isinstance(first, int) and isinstance(second, int):
-        return max(first, second)
-    return np.maximum(first, second)
-
-
 def pass_order_cycles(layer: LayerSpec, plan: Execution) -> Count:
     """Cycles per frame of an engine that makes passes: over a row, or over the frame.
 
@@ -106,7 +113,8 @@ def pass_order_cycles(layer: LayerSpec, plan: Execution) -> Count:
     windows span, and the array drains before the next pass adds to the same sums.  A 1x1 layer on the shared engine
     needs no window, so its folds follow each other without draining.
     """
-    pixel_folds = folds(layer, plan.pe, plan.simd)
+    folds_of = folds if plan.data_flow is DataFlow.ROW_PASS else shared_folds
+    pixel_folds = folds_of(layer, plan.pe, plan.simd)
     depth = array_depth(plan.simd)
     if plan.data_flow is not DataFlow.ROW_PASS and (layer.op is Op.LINEAR or layer.kernel_size == (1, 1)):
         return pixel_folds * layer.out_height * layer.out_width + depth

@@ -31,7 +31,7 @@ from typing import Any, Protocol
 
 from hwmodel.compute import Count, Multiplier
 from hwmodel.errors import SpecError
-from hwmodel.network import LayerSpec, NetworkSpec
+from hwmodel.network import LayerSpec, NetworkSpec, is_size
 
 VERSION = 1
 """Schema version of `Schedule.to_dict`."""
@@ -155,7 +155,7 @@ class LayerSchedule:
                 ) from None
         for name in ("pe", "simd", "ingest_channels"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not is_size(value, 1):
                 raise SpecError(f"schedule of layer {self.name!r}: {name}={value!r}, expected an integer >= 1")
         if self.weight_place.is_loaded and self.data_flow is not DataFlow.SPILLED:
             raise SpecError(
@@ -180,7 +180,7 @@ class HostInterface:
     def __post_init__(self) -> None:
         for name in ("pixel_word_bits", "result_word_bits"):
             value = getattr(self, name)
-            if not (value is None and name == "result_word_bits") and (not isinstance(value, int) or value < 1):
+            if not (value is None and name == "result_word_bits") and not is_size(value, 1):
                 raise SpecError(f"host interface: {name}={value!r}, expected an integer >= 1")
 
 

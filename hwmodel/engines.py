@@ -15,12 +15,11 @@ from hwmodel.dataflow import WeightPlace
 from hwmodel.exchanges import starts_of
 from hwmodel.layers import LayerFacts
 from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
-from hwmodel.network import NetworkSpec
+from hwmodel.network import FRAME_ENGINE, NetworkSpec
 from hwmodel.option_cache import OptionCache
 from hwmodel.options import RESOURCES, Array, Space, resource_use
 from hwmodel.resources import (
     FIXED,
-    FRAME_ENGINE,
     Memory,
     SharedLayer,
     beside_shared_array,
@@ -125,10 +124,12 @@ class EngineUses:
         held = self._held
         found = np.zeros((len(held.numbers), len(simd), 4), dtype=np.int64)
         if len(held.cuts):
-            bits = np.maximum.reduceat(held.values * self._tensor_widths[held.tensors], held.starts)
-            sizes, size = np.unique(bits, return_inverse=True)
-            shape = frame_buffer_shape(sizes[:, None], simd)
-            depth, width = (np.broadcast_to(one, (len(sizes), len(simd))).ravel() for one in shape)
+            widths = self._tensor_widths[held.tensors]
+            bits = np.maximum.reduceat(held.values * widths, held.starts)
+            widest = np.maximum.reduceat(widths, held.starts)
+            sizes, size = np.unique(np.stack([bits, widest]), axis=1, return_inverse=True)
+            shape = frame_buffer_shape(sizes[0][:, None], sizes[1][:, None], simd)
+            depth, width = (np.broadcast_to(one, (sizes.shape[1], len(simd))).ravel() for one in shape)
             memory = Memory(FRAME_ENGINE, "frame_buffer", depth, width)
             uses = resource_use([memory], 0, 0, self._family, len(depth)).reshape(*shape[0].shape, 4)
             first = starts_of(held.cuts)

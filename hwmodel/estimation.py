@@ -105,6 +105,6 @@ def estimate_arrays(
             join_needs(needs, own.needs[own.row_of])
     act_bits = arrays.fields["act_bit_width"]
     terms.add_tensors(sums, act_bits)
-    if terms.shared_columns.size:
+    if terms.has_shared_engine:
         terms.add_shared_engine(sums, needs, act_bits)
     return terms.columns(sums, energy_pj)

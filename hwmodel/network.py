@@ -17,6 +17,15 @@ from hwmodel.errors import SpecError
 INPUT = "input"
 """Name of the network input; `LayerSpec.inputs` refers to it like to a layer."""
 
+FRAME_ENGINE = "frame engine"
+"""Owner of the memories that layers on the shared engine have in common."""
+
+DRAM = "dram"
+"""Name of the off-chip memory as a bottleneck."""
+
+RESERVED = (INPUT, FRAME_ENGINE, DRAM)
+"""Names that no layer has."""
+
 
 class Op(StrEnum):
     """What a layer does to its input feature maps (ifm)."""
@@ -48,6 +57,12 @@ NORMALIZING = (Op.GROUP_NORM, Op.L2_NORM)
 """Operations that divide by what they measure in the map itself; then a multiplier and a bias per channel."""
 AFFINE = (Op.SCALE, *NORMALIZING)
 """Operations without weights that have a multiplier and a bias per channel."""
+
+STRIDE_ALONE = (Op.SUBSAMPLE, Op.UPSAMPLE, Op.REORG)
+"""Operations without a window that have a stride."""
+
+POINTWISE = (Op.LINEAR, Op.ADD, Op.CONCAT, Op.FLATTEN, Op.MUL, Op.LOOKUP, Op.SHUFFLE, Op.SLICE, *AFFINE)
+"""Operations that have neither window nor stride."""
 
 ACTIVATIONS = ("none", "relu", "relu6", "leaky_relu", "hard_swish", "hard_sigmoid", "silu", "sigmoid", "tanh")
 
@@ -107,6 +122,8 @@ class LayerSpec:
     weights_of: str | None = None
 
     def __post_init__(self) -> None:
+        self._require(isinstance(self.name, str), "name", "a string")
+        self._require(self.name not in RESERVED, "name", f"another one: {list(RESERVED)} are no layers")
         try:
             object.__setattr__(self, "op", Op(self.op))
         except ValueError:
@@ -137,6 +154,13 @@ class LayerSpec:
             raise SpecError(f"layer {self.name!r}: {name}={getattr(self, name)!r}, expected {expected}")
 
     def _check_shapes(self) -> None:
+        if self.op in (*STRIDE_ALONE, *POINTWISE):
+            self._require(self.padding_end is None, "padding_end", f"None for op={str(self.op)!r}")
+            plain = {"kernel_size": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+            if self.op in POINTWISE:
+                plain["stride"] = (1, 1)
+            for name, default in plain.items():
+                self._require(getattr(self, name) == default, name, f"{default} for op={str(self.op)!r}")
         if self.op is Op.CONV:
             self._require(self.in_channels % self.groups == 0, "groups", f"a divisor of in_channels={self.in_channels}")
             self._require(
@@ -162,7 +186,10 @@ class LayerSpec:
         if self.op in (Op.SHUFFLE, Op.GROUP_NORM):
             self._require(self.in_channels % self.groups == 0, "groups", f"a divisor of in_channels={self.in_channels}")
         last = self.in_channels - self.out_channels if self.op is Op.SLICE else 0
-        ok = isinstance(self.first_channel, int) and 0 <= self.first_channel <= last
+        if self.op is Op.SUBSAMPLE:
+            ok = self.out_channels >= self.in_channels
+            self._require(ok, "out_channels", f"at least in_channels={self.in_channels}")
+        ok = is_size(self.first_channel, 0) and self.first_channel <= last
         self._require(ok, "first_channel", f"0..{last}" if last >= 0 else f"at most {self.in_channels} channels")
         if self.op is Op.MUL:
             self._require(len(self.inputs) == 2, "inputs", "a feature map and its gate")
@@ -284,6 +311,8 @@ class NetworkSpec:
                 )
             earlier[layer.name] = layer
             shapes[layer.name] = (layer.out_channels, layer.out_height, layer.out_width)
+        if not self.weighted:
+            raise SpecError(f"network {self.name!r}: no layer has weights; expected a convolution or a linear layer")
         unread = tuple(layer.name for layer in self.layers if not self.consumers[layer.name])
         object.__setattr__(self, "outputs", tuple(self.outputs) or unread)
         if len(set(self.outputs)) < len(self.outputs) or not set(unread) <= set(self.outputs) <= set(self.by_name):
@@ -298,7 +327,10 @@ class NetworkSpec:
         if layer.op is Op.CONCAT:
             channels = sum(shape[0] for shape in operands)
             got = {(channels, *shape[1:]) for shape in operands}
-        elif layer.op is Op.MUL and operands[1] == (layer.in_channels, 1, 1):
+        elif layer.op is Op.MUL:
+            gate = (layer.in_channels, 1, 1)
+            if operands[1] != gate:
+                raise SpecError(f"layer {layer.name!r}: its gate {layer.inputs[1]!r} is {operands[1]}, expected {gate}")
             got = {operands[0]}
         else:
             got = set(operands)

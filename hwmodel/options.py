@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hwmodel.choices import outdone_from
 from hwmodel.compute import Count, Multiplier
+from hwmodel.cost import weight_reads
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, LayerSchedule, WeightPlace
 from hwmodel.enumeration import least_of
@@ -124,7 +125,7 @@ def weighted_options(
     multipliers = space.multipliers if config.weight_bit_width > 1 else space.multipliers[:1]
 
     def grid_of(flow: DataFlow, multiplier: Multiplier, place: WeightPlace) -> Foldings:
-        return Foldings(flow, pe, simd, ingest, multiplier, place)
+        return Foldings(flow, pe, simd, ingest[flow], multiplier, place)
 
     # What each choice takes adds up; data flow and place of the weights do not depend on each other.
     weights = []
@@ -140,18 +141,22 @@ def weighted_options(
             array = pipelined_array(layer, config, lanes, grid_of(flow, multiplier, places[0]), rescales, family)
             beside = buffers + resource_use((), array.lut, array.dsp, family, len(pe))
             for place, taken in zip(places, weights, strict=True):
-                streamed = storage.weight_bits * layer.out_height if place is WeightPlace.STREAMED else 0
                 grid = grid_of(flow, multiplier, place)
+                streamed = storage.weight_bits * weight_reads(layer, grid)
                 parts.append(_options(cycles, beside + taken, np.full(len(pe), streamed), grid))
     return undominated(join(parts))
 
 
 @lru_cache(maxsize=1024)
-def _pipelined_grid(layer: LayerSpec, most_pe: int, most_products: int) -> tuple[Array, Array, Array]:
-    """Output channels, products per output channel and ingested channels in parallel of each folding of a layer."""
+def _pipelined_grid(layer: LayerSpec, most_pe: int, most_products: int) -> tuple[Array, Array, dict[DataFlow, Array]]:
+    """Of each folding of a layer output channels, products of each, and by data flow ingested channels in parallel."""
     pairs = [(pe, simd) for pe, simd in pipelined_foldings(layer) if pe <= most_pe and pe * simd <= most_products]
     pe, simd = np.array(pairs, dtype=np.int64).T
-    return pe, simd, np.array([ingest_channels(layer, *pair) for pair in pairs], dtype=np.int64)
+    ingest = {
+        flow: np.array([ingest_channels(layer, *pair, flow) for pair in pairs], dtype=np.int64)
+        for flow in (DataFlow.ROW_PIXEL, DataFlow.ROW_PASS)
+    }
+    return pe, simd, ingest
 
 
 def operation_options(layer: LayerSpec, bit_width: int, memories_of: Any, family: str, space: Space) -> Options:

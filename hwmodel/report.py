@@ -84,7 +84,7 @@ class CostReport:
         offchip_ofm_bits: Output feature maps written off chip per frame.
         offchip_shortcut_bits: Shortcut operands read from off chip per frame.
         baseline_offchip_bits: Traffic of the same network executed layer by layer: every feature map written and
-            read, every weight read once.
+            read, but those that stay in the output path of the layer before, and every weight read once.
         interval_cycles: Cycles from frame to frame when frames follow each other.
         latency_cycles: Cycles from the first pixel to the last result of a single frame.
         bottleneck: What sets the interval: a layer, the frame engine, or the DRAM.
@@ -165,7 +165,7 @@ class CostReport:
     def mac_efficiency(self) -> float:
         """Multiply-accumulates per frame over the products that all arrays could make in an interval.
 
-        Skipped zeros are counted as in `gops`, so that a `sparse` network can pass 1.
+        At most 1: engines take the cycles of all products, zeros too.
         """
         return self.total_macs / (self.interval_cycles * self.multipliers) if self.multipliers else 0.0
 

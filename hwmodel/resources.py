@@ -11,7 +11,7 @@ Every memory has an owner and a purpose, and is mapped by `hwmodel.memory`.  Siz
 | parameters   | multiplier and bias               | ceil(M / pe)                      | pe * 32                     |
 | line_buffer  | ifm rows                          | W * C / ingest channels           | rows * ingest channels * a  |
 | sums         | partial sums of a row or a frame  | pixels                            | pe * accumulator bits       |
-| frame_buffer | whole feature maps                | bits / width                      | simd * 8                    |
+| frame_buffer | whole feature maps                | bits / width                      | simd * 8, or 16-bit codes   |
 | frame_buffer | a pipelined group norm's maps     | 2 * pixels * C / lanes            | lanes * bits                |
 | pixel        | pixels whose length is measured   | 2 * C / lanes                     | lanes * bits                |
 | table        | codes of a function of codes      | 2 ** bits                         | lanes * bits                |
@@ -38,22 +38,21 @@ from hwmodel.compute import (
     folds,
     lane_load,
     lane_loads,
+    larger,
     mac_array,
     reduction_length,
     round_up,
+    sharing,
 )
 from hwmodel.cycles import reach
 from hwmodel.dataflow import DataFlow, Execution, WeightPlace
 from hwmodel.memory import MemoryUse, lutram_luts, map_memories, map_uram
-from hwmodel.network import AFFINE, NORMALIZING, LayerSpec, Op
+from hwmodel.network import AFFINE, FRAME_ENGINE, NORMALIZING, LayerSpec, Op
 from hwmodel.precision import SIGNIFICANT_BIT_WIDTH, LayerConfig, WeightFormat
 from hwmodel.storage import BIAS_BITS, MULTIPLIER_BITS, WeightBits
 
-FRAME_ENGINE = "frame engine"
-"""Owner of the memories that layers on the shared engine have in common."""
-
 CODE_BITS = 8
-"""Bits per lane of a word of the shared engine's memories; narrower codes are packed into it."""
+"""Bits per lane of a word of the shared engine's memories, if no code is wider; narrower codes are packed into it."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def operation_memories(layer: LayerSpec, bit_width: int, plan: Execution) -> tup
     lanes = plan.simd
     per_row = -(-layer.in_channels // lanes)
     if layer.op in (Op.MAX_POOL, Op.AVG_POOL) and layer.kernel_size != (1, 1):
-        rows = -(-layer.kernel_size[0] // layer.stride[0])
+        rows = -(-reach(layer, 0) // layer.stride[0])
         bits = bit_width
         if layer.op is Op.AVG_POOL:
             bits += (layer.kernel_size[0] * layer.kernel_size[1] - 1).bit_length()
@@ -210,16 +209,18 @@ def pipelined_array(
         family: Device family.
     """
     sum_bits = accumulator_bits(layer, config.stored_bit_width, config.act_bit_width)
-    array = mac_array(
-        plan.pe, plan.simd, config.weight_bit_width, config.act_bit_width, sum_bits, plan.multiplier, family
-    )
+    bits = config.weight_bit_width, config.act_bit_width
+    shared = sharing(layer, plan.pe)
+    array = mac_array(plan.pe, plan.simd, *bits, sum_bits, plan.multiplier, family, shared)
     lut, dsp = array.lut + CONTROL_LUTS, array.dsp
     if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE:
         # Each multiplier reads any activation of the window, from its own copy.
         lut = lut + plan.pe * lanes.multipliers * lutram_luts(reduction_length(layer), config.act_bit_width, family)
         dsp = dsp + plan.pe * lanes.multipliers
     if plan.data_flow is DataFlow.ROW_PIXEL:
-        lut += lutram_luts(-(-reduction_length(layer) // plan.simd), plan.simd * config.act_bit_width, family)
+        sets = -(-plan.pe // shared)  # windows of channel groups that are read at once
+        words = -(-layer.groups // sets) * -(-reduction_length(layer) // plan.simd)
+        lut += lutram_luts(words, sets * plan.simd * config.act_bit_width, family)
     if rescales:
         lut += plan.pe * RESCALE_LUTS
         dsp += plan.pe
@@ -383,7 +384,7 @@ def shared_memories(need: SharedLayer, pe: Count, simd: Count, place: WeightPlac
         place: `BRAM` or `URAM`, for weights that are resident or loaded.
     """
     word = pe * simd * CODE_BITS
-    line_word = simd * CODE_BITS
+    line_word = simd * larger(CODE_BITS, need.act_bit_width)
     shapes = (
         ("weights", need.weight_words + need.loaded_words, word, place),
         ("stream", need.stream_words, word, WeightPlace.BRAM),
@@ -395,9 +396,16 @@ def shared_memories(need: SharedLayer, pe: Count, simd: Count, place: WeightPlac
     return tuple(Memory(FRAME_ENGINE, purpose, d, w, where) for purpose, d, w, where in shapes if np.any(d))
 
 
-def frame_buffer_shape(bits: Count, simd: Count) -> tuple[Count, Count]:
-    """Depth and width of a frame buffer of the shared engine."""
-    return -(-bits // (simd * CODE_BITS)), simd * CODE_BITS
+def frame_buffer_shape(bits: Count, widest: Count, simd: Count) -> tuple[Count, Count]:
+    """Depth and width of a frame buffer of the shared engine.
+
+    Args:
+        bits: Of the largest feature map that lies in it.
+        widest: Bits of its widest codes, `simd` of which are read per cycle.
+        simd: Products per output channel in parallel.
+    """
+    width = simd * larger(CODE_BITS, widest)
+    return -(-bits // width), width
 
 
 def shared_array(need: SharedLayer, pe: Count, simd: Count, multiplier: Multiplier, family: str) -> ArrayUse:

@@ -148,7 +148,7 @@ def longest_interval(board: Board, min_fps: float) -> int:
     Raises:
         SpecError: `min_fps` is negative or not finite.
     """
-    if not (isfinite(min_fps) and min_fps >= 0):
+    if not (isinstance(min_fps, int | float) and isfinite(min_fps) and min_fps >= 0):
         raise SpecError(f"min_fps={min_fps!r}, expected a finite number >= 0; 0 for any")
     if not min_fps:
         return NO_LIMIT - 1

@@ -156,6 +156,7 @@ class CostTable:
                     f"indices[:, {column}] differ from indices[:, {owner}]: layer {self.layers[column]!r} uses the "
                     f"weights of {self.layers[owner]!r}"
                 )
+        index = index.astype(np.int64)
         sums, energy = self._gather(index)
         terms = self._terms
         if terms.depends_on_widths or not self._has_shared_table:
@@ -278,7 +279,7 @@ class CostTable:
 
     def _add_shared(self, sums: Array, index: Array, act_bits: Array) -> None:
         """Adds memories and array of the shared engine to `sums`, in place."""
-        if not self._terms.shared_columns.size:
+        if not self._terms.has_shared_engine:
             return
         for start in range(0, len(index), CHUNK):
             part = slice(start, start + CHUNK)

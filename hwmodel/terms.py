@@ -33,10 +33,9 @@ from hwmodel.cost import (
 from hwmodel.cycles import layer_cycles
 from hwmodel.dataflow import DataFlow, Schedule
 from hwmodel.energy import DRAM_PJ_PER_BIT, mac_energy_pj, on_chip_energy_pj
-from hwmodel.network import INPUT, LayerSpec, NetworkSpec
+from hwmodel.network import FRAME_ENGINE, INPUT, LayerSpec, NetworkSpec
 from hwmodel.precision import LayerConfig, WeightFormat, kept_groups, operand_bit_width
 from hwmodel.resources import (
-    FRAME_ENGINE,
     SUMMED,
     Memory,
     SharedLayer,
@@ -159,6 +158,11 @@ class Terms:
         """Whether the width of any tensor that costs something depends on choices."""
         return bool(self.width_rows or self.rescaled_inputs or self.buffers)
 
+    @property
+    def has_shared_engine(self) -> bool:
+        """Whether there is one, be it for operations without weights alone."""
+        return bool(self.schedule.shared)
+
     def of_layer(self, layer: LayerSpec, kinds: Sequence[Kind]) -> LayerTerms:
         """What each configuration of a layer adds, the rescaling of its input included where that depends on no other.
 
@@ -198,10 +202,12 @@ class Terms:
             needs: Shape (n, `NEEDS`): what its layers ask for together.
             act_bits: Shape (n, layers): bits that each layer reads.
         """
-        sums += self._of_shared_engine(needs)
+        if self.shared_columns.size:
+            sums += self._of_shared_engine(needs)
         for tensors in self.buffers:
-            sizes = [elements(self.network, tensor) * self._widths(tensor, act_bits) for tensor in tensors]
-            sums += self._of_frame_buffers(np.max(sizes, axis=0))
+            bit_widths = np.array([self._widths(tensor, act_bits) for tensor in tensors])
+            sizes = bit_widths * np.array([[elements(self.network, tensor)] for tensor in tensors])
+            sums += self._of_frame_buffers(sizes.max(axis=0), bit_widths.max(axis=0))
 
     def columns(self, sums: Array, energy_pj: Floats) -> dict[str, NDArray[np.generic]]:
         """Totals of configurations by name.
@@ -263,9 +269,9 @@ class Terms:
             terms[same] = self._many_terms(len(same), memories, lut=array.lut, dsp=array.dsp)
         return terms
 
-    def _of_frame_buffers(self, bits: Array) -> Array:
-        """Terms of frame buffers of the shared engine, by their bits."""
-        shape = frame_buffer_shape(bits, self.schedule.shared[0].simd)
+    def _of_frame_buffers(self, bits: Array, widest: Array) -> Array:
+        """Terms of frame buffers of the shared engine, by their bits and their widest codes."""
+        shape = frame_buffer_shape(bits, widest, self.schedule.shared[0].simd)
         return self._many_terms(len(bits), [Memory(FRAME_ENGINE, "frame_buffer", *shape)])
 
     def _of_kind(self, layer: LayerSpec, kind: Kind) -> LayerTerms:
@@ -352,7 +358,8 @@ class Terms:
             widths = [self._fixed_width(tensor) for tensor in tensors]
             fixed_bits = [elements(network, t) * w for t, w in zip(tensors, widths, strict=True) if w is not None]
             if len(fixed_bits) == len(tensors):
-                self.constant += self._of_frame_buffers(np.array([max(fixed_bits)]))[0]
+                widest = max(width for width in widths if width is not None)
+                self.constant += self._of_frame_buffers(np.array([max(fixed_bits)]), np.array([widest]))[0]
             else:
                 self.buffers.append(tensors)
         self.constant[:2] = sum(operation_stored_bits(layer) for layer in network.layers)

@@ -6,14 +6,15 @@ A tensor goes where its readers want it:
 |--------------------|-----------------------------------------------------------------------------------|
 | a pipelined layer  | the reader's line buffer or FIFO; nothing off chip                                |
 | a `frame` layer    | a frame buffer; two if the writer works on the next frame meanwhile (ping-pong),  |
-|                    | and one for each group norm by which others come later                            |
+|                    | and one for each frame by which others come later                                 |
 | a `spilled` layer  | written off chip once, read once by each such reader                              |
 
 The network input is read from off chip once (by each `spilled` reader once), results are written once.
 Operations without weights join the engine's output path: what the layer right before hands only to them stays in it.
 Normalisations do not: what they measure must be there first.
 
-In a pipeline a group norm is a whole map behind its producer.  What goes another way to the same reader waits as long.
+In a pipeline a group norm is a whole map behind its producer, and so is a pooling of the whole map, and a layer with
+weights on a single row, as behind one.  What goes another way to the same reader waits as long.
 """
 
 from __future__ import annotations
@@ -89,13 +90,15 @@ def tensor_bits(network: NetworkSpec, tensor: str, bit_width: int, host: HostInt
 def fused_tensors(network: NetworkSpec) -> frozenset[str]:
     """Tensors that only the operation right behind reads, and that operation has no weights.
 
-    In the shared engine they pass through its output path and lie nowhere; what is normalised must be there first.
+    In the shared engine they pass through its output path and lie nowhere; what is normalised must be there first, and
+    what is a result of the network leaves the chip.
     """
     fused = set()
     for before, layer in zip(network.layers, network.layers[1:], strict=False):
         readers = network.consumers[before.name]
         passes = not layer.has_weights and layer.op not in NORMALIZING
-        if passes and readers == (layer,) and layer.inputs.count(before.name) == 1:
+        is_result = before.name in network.outputs
+        if passes and not is_result and readers == (layer,) and layer.inputs.count(before.name) == 1:
             fused.add(before.name)
     return frozenset(fused)
 
@@ -139,7 +142,7 @@ def _frame_buffers(
     """Assigns tensors to buffers by their lifetimes: the first buffer that is free, in order of execution."""
     position = {layer.name: index for index, layer in enumerate(network.layers)}
     crossing: list[FrameBuffer] = []
-    late = group_norms_before(network)
+    late = frames_before(network)
     latest = max(late[tensor] for tensor in late if tensor == INPUT or flow_of[tensor].is_pipelined)
     lifetimes: list[tuple[int, int, str]] = []
     for tensor in (INPUT, *position):
@@ -166,11 +169,13 @@ def _frame_buffers(
 
 
 @lru_cache(maxsize=256)
-def group_norms_before(network: NetworkSpec) -> Mapping[str, int]:
-    """Most group norms on a way from the network's input to each tensor (`"input"` included), its own producer too."""
+def frames_before(network: NetworkSpec) -> Mapping[str, int]:
+    """Frames by which each tensor (`"input"` included) is later than the network's input: whole maps on its way."""
     found = {INPUT: 0}
     for layer in network.layers:
-        found[layer.name] = max(found[tensor] for tensor in layer.inputs) + (layer.op is Op.GROUP_NORM)
+        gathers = layer.in_height > 1 and (layer.op is Op.GROUP_NORM or layer.out_height == 1)
+        takes_a_frame = gathers or (layer.has_weights and layer.in_height == 1)
+        found[layer.name] = max(found[tensor] for tensor in layer.inputs) + takes_a_frame
     return found
 
 
@@ -178,21 +183,18 @@ def group_norms_before(network: NetworkSpec) -> Mapping[str, int]:
 def waiting_rows(network: NetworkSpec) -> Mapping[tuple[str, str], int]:
     """Rows of each operand of an `add`, `concat` or `mul` that wait for the slowest operand in a pipeline.
 
-    A layer hands on a row when it has the rows that its kernel needs and has computed one row itself.
+    A layer hands on a row when it has the rows that its kernel needs and has computed one row itself.  One whose map
+    is a single row, as behind a pooling of whole maps, may take a frame for it.  An early operand may be several frames
+    ahead.
     """
     lag = {INPUT: 0.0}  # in rows of the network input
-    rows = {INPUT: network.input_height}
     waiting: dict[tuple[str, str], int] = {}
-    late = group_norms_before(network)
     for layer in network.layers:
         scale = network.input_height / layer.in_height
         start = max(lag[tensor] for tensor in layer.inputs)
         if layer.op in (Op.ADD, Op.CONCAT, Op.MUL):
-            latest = max(late[tensor] for tensor in layer.inputs)
             for tensor in layer.inputs:
-                most = layer.in_height * (1 + latest - late[tensor])
-                waiting[layer.name, tensor] = min(most, ceil((start - lag[tensor]) / scale) + 1)
+                waiting[layer.name, tensor] = ceil((start - lag[tensor]) / scale) + 1
         needed = layer.in_height - 1 if layer.op is Op.GROUP_NORM else reach(layer, 0) - 1 - layer.padding[0]
         lag[layer.name] = start + max(0, needed) * scale + (scale if layer.has_weights else 0)
-        rows[layer.name] = layer.out_height
     return waiting

@@ -47,8 +47,12 @@ def random_network(pick: np.random.Generator) -> NetworkSpec:
         if kind == "conv" or not layers:
             out_channels = int(pick.choice([2, 4])) if kept is None else channels
             layer = conv(name, source, channels, out_channels, size, int(pick.choice([1, 3])))
+            if out_channels == channels and pick.random() < 0.3:
+                layer = replace(layer, groups=channels)
             alike = [
-                other.name for other in layers if other.weight_shape == layer.weight_shape and not other.weights_of
+                other.name
+                for other in layers
+                if other.weight_shape == layer.weight_shape and other.groups == layer.groups and not other.weights_of
             ]
             shares = layer.has_weights and alike and pick.random() < 0.4
             layers.append(replace(layer, weights_of=str(pick.choice(alike))) if shares else layer)
@@ -69,7 +73,9 @@ def random_network(pick: np.random.Generator) -> NetworkSpec:
         else:
             continue
         source = name
-    return NetworkSpec("random", 2, 8, 8, tuple(layers))
+    network = NetworkSpec("random", 2, 8, 8, tuple(layers))
+    read_too = [layer.name for layer in layers if pick.random() < 0.1 and layer.name not in network.outputs]
+    return replace(network, outputs=(*network.outputs, *read_too))
 
 
 def random_config(network: NetworkSpec, pick: np.random.Generator) -> NetworkConfig:

@@ -82,6 +82,20 @@ def test_reading_objects_gives_the_arrays_back(sharing_network: NetworkSpec, see
     assert again.config(len(arrays)) == configs[-1]
 
 
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u8"])
+def test_any_integers_cost_the_same(residual_network: NetworkSpec, dtype: str) -> None:
+    plan = some_schedule(residual_network, 2, 1, np.random.default_rng(3))
+    shape = (3, len(residual_network.weighted))
+    names = tuple(layer.name for layer in residual_network.weighted)
+    bits = np.random.default_rng(0).integers(1, 9, shape)
+    columns = [
+        estimate_arrays(residual_network, ConfigArrays(names, bits.astype(kind), np.full(shape, 8, kind)), BOARD, plan)
+        for kind in (dtype, "i8")
+    ]
+    for name, values in columns[0].items():
+        np.testing.assert_array_equal(values, columns[1][name])
+
+
 def test_one_row_and_one_value_stand_for_all() -> None:
     arrays = ConfigArrays(AB, 1, [4, 8], [[0.5, 0.25], [0.75, 1.0], [0, 0]], "sparse", ["kernel", "filter"])
     assert len(arrays) == 3

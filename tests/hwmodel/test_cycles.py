@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from hwmodel import INPUT, DataFlow, LayerSchedule, LayerSpec, Op, WeightPlace
 from hwmodel.compute import folds
 from hwmodel.cycles import array_depth, layer_cycles, pixel_order_cycles, pixel_order_latency
+from hwmodel.folding import channels_read, ingest_channels
 
 # Verilator counted them on benchmarks/rtl/conv_stream.sv, whose every output was compared with a plain convolution.
 SIMULATED = json.loads((Path(__file__).parent / "data" / "verilator_cycles.json").read_text(encoding="utf-8"))
@@ -101,3 +103,29 @@ def test_valid_convolution_is_the_short_formula(k: int, size: int, pixel_folds: 
     rows = columns = size - k + 1
     short = rows * columns * pixel_folds + (rows - 1) * max(0, k - pixel_folds)
     assert pixel_order_cycles(layer, pixel_folds) == short + max(0, (k - 1) * size + k - pixel_folds)
+
+
+@given(stride=st.integers(1, 3), ingest=st.sampled_from([1, 2, 4, 8]), flow=st.sampled_from(["row_pass", "row_pixel"]))
+def test_no_pipelined_layer_is_faster_than_its_pixels_arrive(stride: int, ingest: int, flow: str) -> None:
+    layer = convolution(8, 8, 3, stride, 1, 16, 12)
+    plan = LayerSchedule("conv", DataFlow(flow), 8, 72, ingest, weight_place=WeightPlace.BRAM)
+    assert layer_cycles(layer, plan) >= 16 * 12 * 8 // ingest - 12
+
+
+@given(channels=st.integers(1, 8), rows=st.integers(1, 8), lanes=st.sampled_from([1, 2, 4]))
+def test_what_turns_pixels_into_channels_takes_the_cycles_of_its_values(channels: int, rows: int, lanes: int) -> None:
+    size = 2 * rows
+    plan = LayerSchedule("r", DataFlow.ROW_PIXEL, 1, lanes)
+    reorg = LayerSpec("r", Op.REORG, (INPUT,), channels, size, size, 4 * channels, rows, rows, stride=(2, 2))
+    flat = LayerSpec("r", Op.FLATTEN, (INPUT,), channels, size, size, channels * size * size, 1, 1)
+    assert layer_cycles(reorg, plan) == layer_cycles(flat, plan) == size * size * -(-channels // lanes)
+
+
+def test_channels_into_the_line_buffer_keep_up_with_the_array() -> None:
+    layer = convolution(64, 64, 3, 2, 1, 56, 56)
+    assert ingest_channels(layer, 8, 64) == 4  # of 4 pixels in for each out, within 72 cycles
+    assert channels_read(layer, 8, 9 * 16) == 16 and channels_read(layer, 8, 16) == 16
+    grouped = replace(layer, groups=8)
+    assert channels_read(grouped, 16, 9 * 2) == 4  # of two groups
+    for flow, least in ((DataFlow.ROW_PIXEL, 1), (DataFlow.ROW_PASS, 64)):
+        assert ingest_channels(convolution(64, 64, 3, 1, 1, 56, 56), 1, 64, flow) == least

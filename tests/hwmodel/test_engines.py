@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from hwmodel import DataFlow, LayerConfig, LayerSchedule, Multiplier, NetworkSpec, WeightPlace, load_board, uniform
 from hwmodel.memory import RAMB18_BITS
+from hwmodel.network import FRAME_ENGINE
 from hwmodel.option_cache import OptionCache
 from hwmodel.options import RESOURCES, Space
 from hwmodel.precision import NetworkConfig
 from hwmodel.resources import (
-    FRAME_ENGINE,
     WEIGHTS,
     Memory,
     combine,
@@ -57,7 +57,8 @@ def used(segments: Segments, cut: tuple[int, int], pe: int, simd: int, multiplie
     flows = (DataFlow.ROW_PIXEL,) * pipelined + (DataFlow.SPILLED,) * spilled + (DataFlow.FRAME,) * rest
     for buffer in place(network, flows).buffers:
         bits = max(elements(network, tensor) * segments.widths[tensor] for tensor in buffer.tensors)
-        memories.append(Memory(FRAME_ENGINE, "frame_buffer", *frame_buffer_shape(bits, simd)))
+        widest = max(segments.widths[tensor] for tensor in buffer.tensors)
+        memories.append(Memory(FRAME_ENGINE, "frame_buffer", *frame_buffer_shape(bits, widest, simd)))
     uses = [memory.use(BOARD.family) for memory in memories]
     lutram = sum(use.lutram_luts for use in uses)
     return [sum(use.bram18 for use in uses), sum(use.uram for use in uses), array.lut + lutram, array.dsp]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from hwmodel import LayerSpec, NetworkSpec, Op, SpecError, load_network, network_names
-from hwmodel.networks.builder import NetworkBuilder
 
 # Weights without bias and batch norm, and MACs, of convolutions and fully connected layers.
 # torchvision: `num_params` and `_ops` of its weight enums (torchvision.models, IMAGENET1K_V1), less batch norm and
@@ -97,6 +96,9 @@ CONV = {
 VECTOR = {**CONV, "op": "linear", "kernel_size": (1, 1), "padding": (0, 0), "out_height": 1, "out_width": 1}
 VECTOR |= {"in_height": 1, "in_width": 1}
 
+LOOKUP = {**CONV, "op": "lookup", "in_channels": 4, "kernel_size": (1, 1), "padding": (0, 0)}
+SUBSAMPLE = {**LOOKUP, "op": "subsample", "stride": (2, 2), "out_height": 4, "out_width": 4}
+
 
 @pytest.mark.parametrize(
     ("layer", "changes", "message"),
@@ -113,6 +115,14 @@ VECTOR |= {"in_height": 1, "in_width": 1}
         (VECTOR, {"in_height": 7}, "in_height=7, expected 1 for op='linear'"),
         (VECTOR, {"kernel_size": (3, 3)}, r"kernel_size=\(3, 3\), expected \(1, 1\) for op='linear'"),
         (VECTOR, {"groups": 3}, "groups=3, expected 1 for op='linear'"),
+        (VECTOR, {"stride": (2, 2)}, r"stride=\(2, 2\), expected \(1, 1\) for op='linear'"),
+        (LOOKUP, {"stride": (2, 2)}, r"stride=\(2, 2\), expected \(1, 1\) for op='lookup'"),
+        (LOOKUP, {"kernel_size": (5, 5)}, r"kernel_size=\(5, 5\), expected \(1, 1\) for op='lookup'"),
+        (LOOKUP, {"padding": (1, 1)}, r"padding=\(1, 1\), expected \(0, 0\) for op='lookup'"),
+        (LOOKUP, {"padding_end": (1, 1)}, r"padding_end=\(1, 1\), expected None for op='lookup'"),
+        (SUBSAMPLE, {"dilation": (2, 2)}, r"dilation=\(2, 2\), expected \(1, 1\) for op='subsample'"),
+        (SUBSAMPLE, {"out_channels": 2}, "out_channels=2, expected at least in_channels=4"),
+        (SUBSAMPLE, {"first_channel": True}, "first_channel=True, expected 0..0"),
     ],
 )
 def test_wrong_layer_is_refused_by_name_field_and_value(
@@ -131,6 +141,25 @@ def test_neighbours_that_do_not_match() -> None:
         NetworkSpec("n", 3, 8, 8, (first, second))
 
 
+@pytest.mark.parametrize("name", ["input", "dram", "frame engine", 3])
+def test_names_that_mean_something_else_are_refused(name: object) -> None:
+    with pytest.raises(SpecError, match=f"name={name!r}, expected"):
+        LayerSpec(**{**CONV, "name": name})  # type: ignore[arg-type]
+
+
+def test_a_gate_has_one_value_per_channel() -> None:
+    first = LayerSpec(**CONV)  # type: ignore[arg-type]
+    gate = LayerSpec("m", Op.MUL, ("a", "a"), 4, 8, 8, 4, 8, 8)
+    with pytest.raises(SpecError, match=r"layer 'm': its gate 'a' is \(4, 8, 8\), expected \(4, 1, 1\)"):
+        NetworkSpec("n", 3, 8, 8, (first, gate))
+
+
+def test_a_network_without_weights_is_refused() -> None:
+    for layers in ((), (LayerSpec("r", Op.REORG, ("input",), 3, 8, 8, 12, 4, 4, stride=(2, 2)),)):
+        with pytest.raises(SpecError, match="network 'n': no layer has weights; expected a convolution or a linear"):
+            NetworkSpec("n", 3, 8, 8, layers)
+
+
 def test_input_shape_is_checked() -> None:
     with pytest.raises(SpecError, match="network 'n': input_channels=-3, expected an integer >= 1"):
         NetworkSpec("n", -3, 8, 8, ())
@@ -142,9 +171,7 @@ def test_other_names_in_use() -> None:
 
 
 def test_reorg_turns_space_into_channels() -> None:
-    net = NetworkBuilder("n", 3, 8)
-    net.reorg("r", "input", 2)
-    layer = net.build().layers[0]
+    layer = LayerSpec("r", Op.REORG, ("input",), 3, 8, 8, 12, 4, 4, stride=(2, 2))
     assert (layer.out_channels, layer.out_height, layer.out_width) == (12, 4, 4)
     with pytest.raises(SpecError, match=r"layer 'r': stride=\(3, 3\), expected divisors of the ifm's 8 rows"):
         LayerSpec("r", Op.REORG, ("input",), 3, 8, 8, 27, 2, 2, stride=(3, 3))

@@ -10,14 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwmodel import (
+    INPUT,
     CostTable,
     DataFlow,
     HostInterface,
     LayerConfig,
     LayerSchedule,
+    LayerSpec,
     Multiplier,
     NetworkConfig,
     NetworkSpec,
+    Op,
     Schedule,
     SpecError,
     WeightPlace,
@@ -28,6 +31,7 @@ from hwmodel import (
     uniform,
 )
 from hwmodel.table import COLUMNS
+from tests.hwmodel.conftest import conv
 
 BOARD = load_board("zcu104")
 
@@ -107,6 +111,47 @@ def test_many_equal_one_by_one(small_networks: tuple[NetworkSpec, ...], seed: in
         report = estimate(network, config, BOARD, plan)
         for name, values in columns.items():
             assert values[row] == pytest.approx(getattr(report, name), rel=1e-12), name
+
+
+@pytest.mark.parametrize("widths", [(4,), (4, 8, 16)])
+def test_a_shared_engine_without_layers_with_weights_has_its_buffers(widths: tuple[int, ...]) -> None:
+    network = NetworkSpec("n", 3, 8, 8, (
+        conv("a", INPUT, 3, 4, 8), LayerSpec("p", Op.MAX_POOL, ("a",), 4, 8, 8, 4, 4, 4, (2, 2), (2, 2)),
+    ))  # fmt: skip
+    plans = [
+        LayerSchedule("a", DataFlow.ROW_PIXEL, 1, 1, weight_place=WeightPlace.BRAM),
+        LayerSchedule("p", DataFlow.FRAME, 1, 4),
+    ]
+    plan, choices = Schedule("n", tuple(plans)), {"a": [LayerConfig(4, width) for width in widths]}
+    table = CostTable(network, BOARD, choices, plan)
+    indices = np.arange(len(widths))[:, None]
+    configs = [table.config(row) for row in indices]
+    for columns in (
+        table.evaluate(indices),
+        table.evaluate(indices.astype("u8")),
+        estimate_many(network, configs, BOARD, plan),
+    ):
+        for row, config in enumerate(configs):
+            report = estimate(network, config, BOARD, plan)
+            assert report.lut > 0 and any(memory.purpose == "frame_buffer" for memory in report.memories)
+            for name, values in columns.items():
+                assert values[row] == pytest.approx(getattr(report, name), rel=1e-12), name
+
+
+def test_wide_codes_are_read_as_fast_as_narrow_ones(plain_network: NetworkSpec) -> None:
+    plans = [
+        LayerSchedule(layer.name, DataFlow.SPILLED if i == 0 else DataFlow.FRAME, 2, 4, weight_place=WeightPlace.BRAM)
+        for i, layer in enumerate(plain_network.layers)
+    ]
+    for bits, width in ((4, 8), (8, 8), (16, 16)):
+        report = estimate(
+            plain_network,
+            uniform(plain_network, 4, bits, end_bit_width=None),
+            BOARD,
+            Schedule(plain_network.name, tuple(plans)),
+        )
+        read = [memory for memory in report.memories if memory.purpose in ("frame_buffer", "line_buffer")]
+        assert len(read) > 1 and all(memory.width == 4 * width for memory in read)
 
 
 def test_many_are_refused_like_one(plain_network: NetworkSpec) -> None:

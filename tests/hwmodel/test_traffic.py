@@ -32,7 +32,8 @@ from hwmodel import (
 from hwmodel.cost import dram_cycles
 from hwmodel.network import NORMALIZING
 from hwmodel.precision import ofm_bit_widths
-from hwmodel.traffic import fused_tensors, place
+from hwmodel.traffic import fused_tensors, place, waiting_rows
+from tests.hwmodel.conftest import conv
 
 
 class CountingMachine:
@@ -83,6 +84,7 @@ class CountingMachine:
             and not layer.has_weights
             and layer.op not in NORMALIZING
             and len(self.network.consumers[tensor]) == 1
+            and tensor not in self.network.outputs  # a result is written whoever reads it
             and not self.schedule[tensor].data_flow.is_pipelined
             and layer.inputs.count(tensor) == 1
         )
@@ -116,7 +118,8 @@ class CountingMachine:
             return
         block_bits = weight_storage(layer, self.config[layer.name]).weight_bits
         on_chip = False
-        for _row in range(layer.out_height):
+        columns = layer.out_width if plan.data_flow is DataFlow.ROW_PIXEL else 1
+        for _row, _pass in product(range(layer.out_height), range(columns)):
             if plan.data_flow is DataFlow.FRAME and on_chip:
                 continue  # the block serves the whole frame before the next one comes
             if plan.weight_place is not WeightPlace.STREAMED and on_chip:
@@ -129,7 +132,7 @@ class CountingMachine:
         if any(self._in_output_path(index + 1, layer.name) for _ in readers[:1] if index + 1 < self._size):
             return
         wanted = any(self.schedule[reader.name].data_flow is DataFlow.SPILLED for reader in readers)
-        if wanted or not readers:
+        if wanted or layer.name in self.network.outputs:
             for bits in self._pixels(layer.name):
                 self.bits["ofm"] += bits
 
@@ -145,6 +148,8 @@ def test_equals_the_counting_machine(
 ) -> None:
     network, pick = normalizing_network if normalizes else residual_network, np.random.default_rng(seed)
     size = len(network.layers)
+    read_too = [layer.name for layer in network.layers if pick.random() < 0.2 and layer.name not in network.outputs]
+    network = replace(network, outputs=(*network.outputs, *read_too))
     cut = int(pick.integers(0, size + 1))
     spilled = int(pick.integers(0, size + 1 - cut))
     flows = [DataFlow.ROW_PIXEL] * cut + [DataFlow.SPILLED] * spilled + [DataFlow.FRAME] * (size - cut - spilled)
@@ -218,3 +223,49 @@ def test_a_frame_buffer_holds_one_live_tensor_at_a_time(residual_network: Networ
         for first, second in pairwise(tensors):
             last_read = max(order[reader.name] for reader in residual_network.consumers[first])
             assert last_read < order[second]
+
+
+def gated(size: int) -> NetworkSpec:
+    """A convolution whose channels are weighted by a gate: pooling of the whole map, and two layers on vectors."""
+    return NetworkSpec("gated", 3, size, size, (
+        conv("stem", INPUT, 3, 8, size),
+        LayerSpec("pool", Op.AVG_POOL, ("stem",), 8, size, size, 8, 1, 1, (size, size), (size, size)),
+        conv("squeeze", "pool", 8, 4, 1, kernel=1),
+        conv("excite", "squeeze", 4, 8, 1, kernel=1),
+        LayerSpec("gate", Op.MUL, ("stem", "excite"), 8, size, size, 8, size, size),
+        conv("last", "gate", 8, 4, size),
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_what_a_gate_weights_waits_for_it(size: int) -> None:
+    """Three frames: the pooling has seen all of the map, and each layer on a vector may take as long as a frame."""
+    network = gated(size)
+    assert waiting_rows(network)["gate", "stem"] == 3 * size
+    flows = [DataFlow.FRAME if layer.name in ("gate", "last") else DataFlow.ROW_PIXEL for layer in network.layers]
+    held = [buffer.tensors for buffer in place(network, tuple(flows)).buffers]
+    assert held.count(("excite",)) == 2 and held.count(("stem",)) == 2 + 3
+
+
+def test_a_result_that_the_next_layer_reads_leaves_the_chip() -> None:
+    network = NetworkSpec("n", 3, 8, 8, (
+        conv("a", INPUT, 3, 4, 8), LayerSpec("p", Op.MAX_POOL, ("a",), 4, 8, 8, 4, 4, 4, (2, 2), (2, 2)),
+    ), outputs=("a", "p"))  # fmt: skip
+    config, board = uniform(network, 4, 4), load_board("zcu102")
+    for flow in (DataFlow.FRAME, DataFlow.SPILLED, DataFlow.ROW_PIXEL):
+        plans = [LayerSchedule("a", flow, 1, 1, weight_place=WeightPlace.BRAM), LayerSchedule("p", flow, 1, 1)]
+        report = estimate(network, config, board, Schedule("n", tuple(plans)))
+        assert report.offchip_ofm_bits == 16 * (4 * 64 + 4 * 16)
+    assert report.baseline_offchip_bits > 16 * (4 * 64 + 4 * 16)
+
+
+@given(
+    bits=st.lists(st.integers(0, 2**44), min_size=1, max_size=4),
+    clock=st.integers(1, 10**6).map(lambda khz: 1000 * khz),
+    bandwidth=st.integers(1, 10**5).map(lambda mb: mb * 10**6),
+)
+def test_cycles_of_traffic_are_exact_beyond_64_bits(bits: list[int], clock: int, bandwidth: int) -> None:
+    board = replace(load_board("vc707"), clock_hz=clock, dram_bytes_per_s=bandwidth)
+    exact = [-(-n * clock // (8 * bandwidth)) for n in bits]
+    assert [dram_cycles(n, board) for n in bits] == exact
+    assert dram_cycles(np.array(bits), board).tolist() == exact
