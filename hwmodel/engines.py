@@ -97,11 +97,12 @@ class EngineUses:
         """What every engine takes beside memories of weights, shape (cuts, engines, multipliers, resources)."""
         pipelined, spilled = np.array(cuts, dtype=np.int64).reshape(-1, 2).T
         start, end = self.weighted_before[pipelined], self.weighted_before[pipelined + spilled]
-        found: Array = self._frame_uses.take(end, axis=0)
-        is_spilled = spilled > 0
-        if is_spilled.any():
-            behind = end[is_spilled]
-            found[is_spilled] = self._uses_of(np.maximum(self._frame_needs[behind], self._spilled_needs[behind]))
+        needs = self._frame_needs.take(end, axis=0)
+        is_spilled = (spilled > 0).nonzero()[0]
+        if len(is_spilled):
+            needs[is_spilled] = np.maximum(needs[is_spilled], self._spilled_needs[end[is_spilled]])
+        shape = (len(needs), len(self._space.shared_grid[0]), len(self._space.multipliers), len(RESOURCES))
+        found = np.array([self._uses_of(row) for row in needs], dtype=np.int64).reshape(shape)
         found += (self._parameter_uses.take(start, axis=0) + self.buffers(cuts))[:, :, None]
         return found
 
@@ -166,11 +167,6 @@ class EngineUses:
         return room
 
     @cached_property
-    def _frame_uses(self) -> Array:
-        """What the layers from one on take, frame-based; shape as of `_uses_of`, rows layers with weights + 1."""
-        return self._uses_of(self._frame_needs)
-
-    @cached_property
     def _frame_needs(self) -> Array:
         """Shape (layers with weights + 1, needs): maxima over the layers from one on, frame-based."""
         return accumulated(np.maximum, self._fixed(is_spilled=False)[::-1])[::-1]
@@ -184,15 +180,11 @@ class EngineUses:
         """Resources of arrays, line buffers and sums: configurations have few different needs.
 
         Args:
-            needs: Shape (rows, needs), as in `LayerFacts.fixed`.
+            needs: Shape (needs,), as in `LayerFacts.fixed`.
 
         Returns:
-            Shape (rows, engines, multipliers, resources).
+            Shape (engines, multipliers, resources).
         """
-        return np.array([self._use_of(row) for row in needs])
-
-    def _use_of(self, needs: Array) -> Array:
-        """One row of `_uses_of`."""
 
         def make() -> Array:
             pe, simd = self._space.shared_grid

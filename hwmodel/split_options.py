@@ -81,9 +81,9 @@ class SplitOptions:
 
     def picked(self, split: Split, rows: Sequence[int]) -> tuple[tuple[Options, ...], tuple[int, ...]]:
         """Options of each pipelined layer and of the shared engine if there is one, and which of them rows mean."""
-        depth, starts = split.cut.pipelined, self.segments.own_starts
+        depth = split.cut.pipelined
         groups = self.segments.own_options[:depth]
-        picks = tuple(row - start for row, start in zip(rows[:depth], starts, strict=False))
+        picks = tuple((np.array(rows[:depth], dtype=np.int64) - self.segments.own_starts[:depth]).tolist())
         if depth == self._layers:
             return groups, picks
         engine, kind = divmod(rows[-1] - len(self.segments.own.key), self._kinds)
