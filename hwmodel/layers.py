@@ -40,6 +40,7 @@ class LayerFacts:
         space: Space,
     ) -> None:
         self.storage = weight_storage(layer, config)
+        self.weight_bits = self.storage.weight_bits
         self._layer = layer
         self._norms = norms
         self._config = config

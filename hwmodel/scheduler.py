@@ -216,8 +216,10 @@ class _Search:
     def least_traffic(self) -> tuple[list[Split], Reached, int] | None:
         """The splits of fewest off-chip bits whose engines may fit, a choice of one of them, and its cycles."""
         segments, cuts = self.segments, self.segments.cuts
-        first = SplitOptions(segments, [segments.engine.all_resident(cuts[0])], self.longest, self.longest)
-        reached, is_proven = self._any_choice(first, self._fill(first), [0])
+        reached, is_proven = None, True
+        if cuts[0].pipelined <= len(segments.own_options):
+            first = SplitOptions(segments, [segments.engine.all_resident(cuts[0])], self.longest, self.longest)
+            reached, is_proven = self._any_choice(first, self._fill(first), [0])
         if reached is not None:
             least = cuts[0].map_bits
             return [segments.engine.all_resident(one) for one in cuts if one.map_bits == least], *reached
@@ -385,11 +387,11 @@ class _Search:
         bounds = np.zeros(len(reaching))
         while left:
             number = left.pop(0)
+            gap = SPLIT_GAP if options.groups(numbers[number]) > PROVEN_GROUPS else 0.0
+            if ceil(bounds[number] - 1e-6) >= bram18 * (1 - gap):
+                continue
             choices = options.choices(numbers[number])
             if choices is None:
-                continue
-            gap = SPLIT_GAP if choices.groups > PROVEN_GROUPS else 0.0
-            if ceil(bounds[number] - 1e-6) >= bram18 * (1 - gap):
                 continue
             choices = choices.at_cost(choices.use[:, RESOURCES.index("bram18")])
             if choices.groups > PROVEN_GROUPS and bounds[number] >= bram18 * (1 - EXCHANGED_GAP):

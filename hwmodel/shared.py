@@ -277,7 +277,7 @@ class SharedEngine:
     def _weight_bits(self) -> Array:
         """Stored bits of each layer of the network."""
         bits = np.zeros(len(self.network.layers), dtype=np.int64)
-        bits[list(self._facts)] = [facts.storage.weight_bits for facts in self._facts.values()]
+        bits[list(self._facts)] = [facts.weight_bits for facts in self._facts.values()]
         return bits
 
     def _order(self, pipelined: int, spilled: int) -> tuple[tuple[int, ...], Array, tuple[bool, ...]]:

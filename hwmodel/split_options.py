@@ -59,6 +59,11 @@ class SplitOptions:
         found._longest = longest
         return found
 
+    def groups(self, number: int) -> int:
+        """Groups of options of one split: pipelined layers, and the shared engine if there is one."""
+        depth = int(self.depth[number])
+        return depth + (depth < self._layers)
+
     def choices(self, number: int) -> Choices | None:
         """The options of one split: of each pipelined layer, then of the shared engine; None if a group has none."""
         depth = int(self.depth[number])
@@ -169,6 +174,4 @@ class SplitOptions:
 
 def _asked_about(own: Choices, shortest: int, longest: int) -> Choices:
     """The options that count at one of some intervals."""
-    kept = np.flatnonzero((own.key <= longest) & (shortest < own.until))
-    use = own.use.take(kept, axis=0)
-    return Choices(own.key[kept], use, own.group[kept], own.until[kept], own.rows[kept], own.groups)
+    return own.take(np.flatnonzero((own.key <= longest) & (shortest < own.until)))
