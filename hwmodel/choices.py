@@ -61,7 +61,8 @@ class Choices:
 
     def counting(self, limit: int) -> Array:
         """The options that count where no key may be larger than `limit`."""
-        return np.flatnonzero((self.key <= limit) & (limit < self.until))
+        counts: Array = ((self.key <= limit) & (limit < self.until)).nonzero()[0]
+        return counts
 
     def at_cost(self, cost: Array) -> Choices:
         """The same options with other keys, all of them to be looked at."""

@@ -114,7 +114,7 @@ class Problem:
 
     def fits(self, chosen: Array) -> bool:
         """Whether a choice is within all budgets."""
-        return bool((self.choices.use.take(chosen, axis=0).sum(axis=0) <= self.budgets).all())
+        return bool((np.add.reduce(self.choices.use.take(chosen, axis=0)) <= self.budgets).all())
 
     def first_open(self, grid: Array, low: int, weights: Floats) -> int:
         """The first limit from `low` on that the bound at these prices does not exclude; `len(grid)` if none."""
@@ -122,7 +122,7 @@ class Problem:
 
         def is_open(index: int) -> bool:
             least = np.minimum.reduceat(np.where(keys <= grid[index], priced, np.inf), self.starts)
-            return float(least.sum()) <= 1 + TINY
+            return float(np.add.reduce(least)) <= 1 + TINY
 
         step, high = 1, low
         while high < len(grid) and not is_open(high):

@@ -115,7 +115,7 @@ class SplitOptions:
         starts = starts_of(group)
         if len(starts):
             sums[1 + group[starts]] = np.minimum.reduceat(own_prices, starts, axis=0)
-        return np.cumsum(sums, axis=0)
+        return np.add.accumulate(sums)
 
     def _least(self, own_prices: Floats, group: Array, shared_prices: Floats) -> Floats:
         """The least sum of prices of a choice of each split, shape (splits, prices)."""
@@ -145,7 +145,7 @@ class SplitOptions:
         scaled = (weights / np.maximum(budgets, 1)).T
         # An option that is outdone at a longer interval than any that is asked about still counts.
         limit = min(limit, self._longest)
-        kept = np.flatnonzero((self.own.key <= limit) & (limit < self.own.until))
+        kept = self.own.counting(limit)
         own = self.own.use.take(kept, axis=0) @ scaled
         shared = np.zeros((0, len(weights)))
         if self.rows is not None:
@@ -174,4 +174,4 @@ class SplitOptions:
 
 def _asked_about(own: Choices, shortest: int, longest: int) -> Choices:
     """The options that count at one of some intervals."""
-    return own.take(np.flatnonzero((own.key <= longest) & (shortest < own.until)))
+    return own.take(((own.key <= longest) & (shortest < own.until)).nonzero()[0])
