@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,7 +134,8 @@ class SharedRows:
 def accumulated(ufunc: np.ufunc, rows: Array) -> Array:
     """Sums or maxima, not negative, of no row, the first row, the first two, and so on."""
     found = np.zeros((len(rows) + 1, *rows.shape[1:]), dtype=np.int64)
+    found[1:] = rows
     # Row by row: `ufunc.accumulate` goes along the first axis, with large steps, for each of the others.
-    for row, before, after in zip(rows, found[:-1], found[1:], strict=True):
-        ufunc(before, row, out=after)
+    for before, after in pairwise(found):
+        ufunc(before, after, out=after)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,18 +44,25 @@ class Choices:
         until = np.full(len(group), NO_LIMIT) if untils is None else np.concatenate(untils)
         return cls(np.concatenate(keys), np.concatenate(uses), group, until, np.arange(len(group)), len(keys))
 
-    def only(self, keep: Mask) -> Choices | None:
-        """The options where `keep` is true; None if a group has none."""
-        index = np.flatnonzero(keep)
-        group = self.group[index]
-        if len(starts_of(group)) < self.groups:
-            return None
-        use = self.use.take(index, axis=0)
-        return Choices(self.key[index], use, group, self.until[index], self.rows[index], self.groups)
+    @cached_property
+    def starts(self) -> Array:
+        """Shape (groups that have options,): where those of each group start."""
+        return starts_of(self.group)
 
-    def up_to(self, limit: int) -> Choices | None:
-        """The options that count where no key may be larger than `limit`; None if a group has none."""
-        return self.only((self.key <= limit) & (limit < self.until))
+    def take(self, kept: Array) -> Choices:
+        """The options at these indices."""
+        key, group, until, rows = (column.take(kept) for column in (self.key, self.group, self.until, self.rows))
+        return Choices(key, self.use.take(kept, axis=0), group, until, rows, self.groups)
+
+    def only(self, kept: Array) -> Choices | None:
+        """The options at these indices; None if a group has none."""
+        found = self.take(kept)
+        return None if len(found.starts) < self.groups else found
+
+    def counting(self, limit: int) -> Array:
+        """The options that count where no key may be larger than `limit`."""
+        counts: Array = ((self.key <= limit) & (limit < self.until)).nonzero()[0]
+        return counts
 
     def at_cost(self, cost: Array) -> Choices:
         """The same options with other keys, all of them to be looked at."""

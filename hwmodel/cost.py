@@ -47,6 +47,7 @@ def cost_of(network: NetworkSpec, config: NetworkConfig, board: Board, schedule:
     Raises:
         SpecError: Configuration or schedule do not match the network.
     """
+    network.require_weights()
     config.check_matches(network)
     schedule.check_matches(network)
     storages = {layer.name: weight_storage(layer, config[layer.name]) for layer in network.weighted}

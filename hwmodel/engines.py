@@ -28,9 +28,6 @@ from hwmodel.resources import (
 )
 from hwmodel.traffic import Placement, elements
 
-WIDEST = 32
-"""More than any bit width."""
-
 
 @dataclass(frozen=True)
 class _Held:
@@ -99,11 +96,12 @@ class EngineUses:
         """What every engine takes beside memories of weights, shape (cuts, engines, multipliers, resources)."""
         pipelined, spilled = np.array(cuts, dtype=np.int64).reshape(-1, 2).T
         start, end = self.weighted_before[pipelined], self.weighted_before[pipelined + spilled]
-        found: Array = self._frame_uses.take(end, axis=0)
-        is_spilled = spilled > 0
-        if is_spilled.any():
-            behind = end[is_spilled]
-            found[is_spilled] = self._uses_of(np.maximum(self._frame_needs[behind], self._spilled_needs[behind]))
+        needs = self._frame_needs.take(end, axis=0)
+        is_spilled = (spilled > 0).nonzero()[0]
+        if len(is_spilled):
+            needs[is_spilled] = np.maximum(needs[is_spilled], self._spilled_needs[end[is_spilled]])
+        shape = (len(needs), len(self._space.shared_grid[0]), len(self._space.multipliers), len(RESOURCES))
+        found = np.array([self._uses_of(row) for row in needs], dtype=np.int64).reshape(shape)
         found += (self._parameter_uses.take(start, axis=0) + self.buffers(cuts))[:, :, None]
         return found
 
@@ -170,45 +168,46 @@ class EngineUses:
         return room
 
     @cached_property
-    def _frame_uses(self) -> Array:
-        """What the layers from one on take, frame-based; shape as of `_uses_of`, rows layers with weights + 1."""
-        return self._uses_of(self._frame_needs)
-
-    @cached_property
     def _frame_needs(self) -> Array:
-        """Shape (layers with weights + 1, `FIXED`, engines): maxima over the layers from one on, frame-based."""
+        """Shape (layers with weights + 1, needs): maxima over the layers from one on, frame-based."""
         return accumulated(np.maximum, self._fixed(is_spilled=False)[::-1])[::-1]
 
     @cached_property
     def _spilled_needs(self) -> Array:
-        """Shape (layers with weights + 1, `FIXED`, engines): maxima over the layers before one, spilled."""
+        """Shape (layers with weights + 1, needs): maxima over the layers before one, spilled."""
         return accumulated(np.maximum, self._fixed(is_spilled=True))
 
     def _uses_of(self, needs: Array) -> Array:
-        """Resources of arrays, line buffers and sums.
+        """Resources of arrays, line buffers and sums: configurations have few different needs.
 
         Args:
-            needs: Shape (rows, `FIXED`, engines); those of a row are mostly those of the one before.
+            needs: Shape (needs,), as in `LayerFacts.fixed`.
 
         Returns:
-            Shape (rows, engines, multipliers, resources).
+            Shape (engines, multipliers, resources).
         """
-        is_new = np.append(True, (needs[1:] != needs[:-1]).any(axis=(1, 2)))
-        different = needs[is_new].swapaxes(0, 1)
-        shape = different.shape[1:]
-        need = SharedLayer(**dict(zip(FIXED, different.reshape(len(FIXED), -1), strict=True)))
-        pe, simd = (np.broadcast_to(values, shape).ravel() for values in self._space.shared_grid)
-        beside = beside_shared_array(need, pe, simd, self._family)
-        has_array = need.weight_bit_width > 0
-        lut, dsp = (beside.lut + pe * need.sum_bits) * has_array, beside.dsp * has_array
-        memories = shared_memories(need, pe, simd, WeightPlace.BRAM)
-        uses = resource_use(memories, lut, dsp, self._family, len(pe)).reshape(*shape, 1, len(RESOURCES))
-        widths = need.weight_bit_width * WIDEST + need.act_bit_width
-        pairs, pair = np.unique(widths, return_inverse=True)
-        arrays = np.array([self._arrays(*divmod(both, WIDEST)) for both in pairs.tolist()])
-        found = uses + arrays[pair.reshape(shape), np.arange(shape[1])]
-        of_rows: Array = found.take(np.cumsum(is_new) - 1, axis=0)
-        return of_rows
+
+        def make() -> Array:
+            pe, simd = self._space.shared_grid
+            fields = dict(zip(FIXED, needs[: len(FIXED)].tolist(), strict=True))
+            need = SharedLayer(**fields, lane_multipliers=needs[len(FIXED) :])
+            uses = self._memories(need)[:, None] + self._arrays(fields["weight_bit_width"], fields["act_bit_width"])
+            if fields["weight_bit_width"]:
+                beside = beside_shared_array(need, pe, simd, self._family)
+                uses[..., RESOURCES.index("lut")] += (beside.lut + pe * need.sum_bits)[:, None]
+                uses[..., RESOURCES.index("dsp")] += np.asarray(beside.dsp)[:, None]
+            return uses
+
+        return self._cache.get(("uses", needs.tobytes()), make)
+
+    def _memories(self, need: SharedLayer) -> Array:
+        """Resources of each engine's line buffer and sums, shape (engines, resources)."""
+
+        def make() -> Array:
+            pe, simd = self._space.shared_grid
+            return resource_use(shared_memories(need, pe, simd, WeightPlace.BRAM), 0, 0, self._family, len(pe))
+
+        return self._cache.get(("line buffer and sums", need.line_bits, need.sum_words, need.sum_bits), make)
 
     def _arrays(self, weight_bits: int, act_bits: int) -> Array:
         """Resources of each engine's array without accumulators, shape (engines, multipliers, resources)."""
@@ -225,9 +224,9 @@ class EngineUses:
         return self._cache.get(("arrays", weight_bits, act_bits), make)
 
     def _fixed(self, *, is_spilled: bool) -> Array:
-        """Shape (layers with weights, `FIXED`, engines)."""
+        """Shape (layers with weights, needs), as in `LayerFacts.fixed`."""
         rows = [facts.fixed(is_spilled) for facts in self._facts.values()]
-        return np.array(rows, dtype=np.int64).reshape(-1, len(FIXED), len(self._space.shared_grid[0]))
+        return np.array(rows, dtype=np.int64).reshape(-1, len(FIXED) + len(self._space.shared_grid[0]))
 
     @cached_property
     def _parameter_uses(self) -> Array:

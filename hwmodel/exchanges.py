@@ -50,9 +50,9 @@ def repaired(key: Array, share: Floats, group: Array, chosen: Array) -> Array:
 
     exchange(slice(None), chosen[group])
     for _ in range(2 * len(chosen)):
-        excess = np.maximum(0.0, used - 1).sum()
-        if not (used > 1 + TINY).any():
+        if used.max() <= 1 + TINY:
             break
+        excess = np.add.reduce(np.maximum(0.0, used - 1))
         fewer = excess - np.maximum(0.0, used - 1 + change) @ every
         pick = int(np.argmax(np.where(fewer > TINY, fewer / (takes + 0.01), -1.0)))
         if fewer[pick] <= TINY:

@@ -92,8 +92,8 @@ def least_bottleneck(
     if problem is None:
         return NOTHING
     keys = problem.choices.key
-    grid = np.unique(np.maximum(keys, floor))
-    grid = grid[grid >= np.minimum.reduceat(keys, problem.starts).max()]
+    least = max(floor, int(np.minimum.reduceat(keys, problem.starts).max()))
+    grid = np.array(sorted({least, *keys[keys > least].tolist()}))
     low, weights = problem.first_possible(grid, _equal_prices(budgets) if prices is None else prices)
     last, index, step, is_next_lowest = len(grid) - 1, low, 1, True
     best: Array | None = None

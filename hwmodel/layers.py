@@ -40,6 +40,7 @@ class LayerFacts:
         space: Space,
     ) -> None:
         self.storage = weight_storage(layer, config)
+        self.weight_bits = self.storage.weight_bits
         self._layer = layer
         self._norms = norms
         self._config = config
@@ -63,9 +64,12 @@ class LayerFacts:
         return self._cycles[is_spilled]
 
     def fixed(self, is_spilled: bool) -> Array:
-        """What it asks of each shared engine beside weights and parameters, shape (`FIXED`, engines)."""
+        """What it asks of shared engines beside weights and parameters: `FIXED`, then each one's lane multipliers."""
         if is_spilled not in self._fixed:
-            self._fixed[is_spilled] = self._table(FIXED, self._need(is_spilled, WeightPlace.BRAM, True))
+            need = self._need(is_spilled, WeightPlace.BRAM, True)
+            alike = [getattr(need, name) for name in FIXED]
+            multipliers = np.broadcast_to(need.lane_multipliers, self._space.shared_grid[0].shape)
+            self._fixed[is_spilled] = np.append(np.array(alike, dtype=np.int64), multipliers)
         return self._fixed[is_spilled]
 
     def words(self, keeps_weights: bool, loads: bool) -> Array:

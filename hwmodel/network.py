@@ -311,8 +311,6 @@ class NetworkSpec:
                 )
             earlier[layer.name] = layer
             shapes[layer.name] = (layer.out_channels, layer.out_height, layer.out_width)
-        if not self.weighted:
-            raise SpecError(f"network {self.name!r}: no layer has weights; expected a convolution or a linear layer")
         unread = tuple(layer.name for layer in self.layers if not self.consumers[layer.name])
         object.__setattr__(self, "outputs", tuple(self.outputs) or unread)
         if len(set(self.outputs)) < len(self.outputs) or not set(unread) <= set(self.outputs) <= set(self.by_name):
@@ -383,6 +381,11 @@ class NetworkSpec:
             elif found:
                 found[next(reversed(found))].append(layer)
         return {name: tuple(layers) for name, layers in found.items()}
+
+    def require_weights(self) -> None:
+        """Raises `SpecError` where no layer has weights: there is nothing to choose, and nothing to compare with."""
+        if not self.weighted:
+            raise SpecError(f"network {self.name!r}: no layer has weights; expected a convolution or a linear layer")
 
     @property
     def total_weights(self) -> int:

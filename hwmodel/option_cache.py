@@ -21,6 +21,9 @@ class OptionCache:
             key: All that the result depends on beside what the cache is valid for; its kind comes first.
             make: Makes the result.
         """
-        if key not in self._made:
-            self._made[key] = make()
-        return cast(Made, self._made[key])
+        try:
+            return cast(Made, self._made[key])
+        except KeyError:
+            pass
+        made = self._made[key] = make()
+        return made

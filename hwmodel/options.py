@@ -38,6 +38,21 @@ RESOURCES = ("bram18", "uram", "lut", "dsp")
 """Columns of `use` arrays: the budgets of a board."""
 
 
+@dataclass(frozen=True, eq=False)
+class Rates:
+    """Prices of a unit of each resource, several times.
+
+    Args:
+        values: Shape (resources, prices).
+    """
+
+    values: NDArray[np.float64]
+
+
+FREE = Rates(np.zeros((len(RESOURCES), 1)))
+"""Nothing costs anything."""
+
+
 @dataclass(frozen=True)
 class Space:
     """Which executions are tried.
@@ -96,13 +111,32 @@ class Options:
 
     def plan(self, name: str, option: int) -> LayerSchedule:
         """Execution of layer `name` by one option."""
-        flow, pe, simd, ingest, multiplier, place = (column[option] for column in self.plans)
-        return LayerSchedule(name, flow, int(pe), int(simd), int(ingest), multiplier, place)
+        if (name, option) not in self._written:
+            flow, pe, simd, ingest, multiplier, place = (column[option] for column in self.plans)
+            written = LayerSchedule(name, flow, int(pe), int(simd), int(ingest), multiplier, place)
+            self._written[name, option] = written
+        return self._written[name, option]
+
+    @cached_property
+    def _written(self) -> dict[tuple[str, int], LayerSchedule]:
+        """What `plan` has made so far: schedules have many plans of layers in common."""
+        return {}
 
     @cached_property
     def until(self) -> Array:
         """Shape (options,): the interval from which on another option uses no more; see `hwmodel.choices.Choices`."""
         return outdone_from(self.cycles, self.use)
+
+    def least_prices(self, rates: Rates) -> list[float]:
+        """The least price of an option, whatever its cycles, where a unit of each resource costs as much."""
+        if rates not in self._least_prices:
+            self._least_prices[rates] = (self.use @ rates.values).min(axis=0).tolist()
+        return self._least_prices[rates]
+
+    @cached_property
+    def _least_prices(self) -> dict[Rates, list[float]]:
+        """What `least_prices` has found so far."""
+        return {}
 
     def only(self, keep: Array) -> Options:
         """The options at these indices."""

@@ -261,7 +261,11 @@ def uniform(
         end_bit_width: Weight and activation bits of first and last layer; `None` treats them like the others.  The
             last one in execution order, also where a network has several results.
         sum_bit_width: As in `NetworkConfig`.
+
+    Raises:
+        SpecError: No layer has weights, or a width is out of range.
     """
+    network.require_weights()
     owners = {layer.name: layer.weights_of or layer.name for layer in network.weighted}
     names = list(owners)
     body = LayerConfig(weight_bit_width, act_bit_width)

@@ -66,14 +66,17 @@ class Problem:
         choices: The options.
         budgets: Shape (resources,).
         answers: What similar problems found out about the options that prices left; it is added to.
+        share: Shape (options, resources): what an option takes of each budget, if that is known.
     """
 
-    def __init__(self, choices: Choices, budgets: Array, answers: Answers | None = None) -> None:
+    def __init__(
+        self, choices: Choices, budgets: Array, answers: Answers | None = None, share: Floats | None = None
+    ) -> None:
         self.choices = choices
         self.budgets = budgets
         self.answers: Answers = {} if answers is None else answers
-        self.share = choices.use / np.maximum(budgets, 1)
-        self.starts = np.searchsorted(choices.group, np.arange(choices.groups))
+        self.share: Floats = choices.use / np.maximum(budgets, 1) if share is None else share
+        self.starts = choices.starts
 
     @classmethod
     def of(cls, choices: Choices, budgets: Array, limit: int, answers: Answers | None = None) -> Problem | None:
@@ -81,13 +84,14 @@ class Problem:
         keep: Mask = choices.key <= limit
         for taken, budget in zip(choices.use.T, budgets.tolist(), strict=True):
             keep &= taken <= budget
-        fitting = choices.only(keep)
+        fitting = choices.only(np.flatnonzero(keep))
         return None if fitting is None else cls(fitting, budgets, answers)
 
     def up_to(self, limit: int) -> Problem | None:
         """The problem where no key may be larger than `limit`; None if a group has no such option."""
-        choices = self.choices.up_to(limit)
-        return None if choices is None else Problem(choices, self.budgets, self.answers)
+        kept = self.choices.counting(limit)
+        choices = self.choices.only(kept)
+        return None if choices is None else Problem(choices, self.budgets, self.answers, self.share.take(kept, axis=0))
 
     def binding(self, most: float) -> Array:
         """Numbers of the budgets that a choice can exceed whose sum of keys is at most `most`."""
@@ -110,7 +114,7 @@ class Problem:
 
     def fits(self, chosen: Array) -> bool:
         """Whether a choice is within all budgets."""
-        return bool((self.choices.use.take(chosen, axis=0).sum(axis=0) <= self.budgets).all())
+        return bool((np.add.reduce(self.choices.use.take(chosen, axis=0)) <= self.budgets).all())
 
     def first_open(self, grid: Array, low: int, weights: Floats) -> int:
         """The first limit from `low` on that the bound at these prices does not exclude; `len(grid)` if none."""
@@ -118,7 +122,7 @@ class Problem:
 
         def is_open(index: int) -> bool:
             least = np.minimum.reduceat(np.where(keys <= grid[index], priced, np.inf), self.starts)
-            return float(least.sum()) <= 1 + TINY
+            return float(np.add.reduce(least)) <= 1 + TINY
 
         step, high = 1, low
         while high < len(grid) and not is_open(high):
@@ -174,12 +178,12 @@ class Problem:
         for _ in range(STEPS):
             priced = self.share @ weights
             chosen = self.cheapest(priced)
-            bound = float(priced[chosen].sum())
+            bound = float(np.add.reduce(priced.take(chosen)))
             if bound > 1 + TINY:
                 return None, weights, True
             if bound > largest:
                 largest, best_weights = bound, weights
-            used = self.share.take(chosen, axis=0).sum(axis=0)
+            used = np.add.reduce(self.share.take(chosen, axis=0))
             excess = float(used.max()) - 1
             if excess < least_excess:
                 nearest, least_excess = chosen, excess
@@ -230,7 +234,7 @@ class Problem:
             weights[:-1] = price
             chosen = self.cheapest(takes @ weights)
             columns.append(chosen)
-            taken = takes.take(chosen, axis=0).sum(axis=0)
+            taken = np.add.reduce(takes.take(chosen, axis=0))
             used, cost = taken[:-1], float(taken[-1])
             bound = cost + float((used - 1) @ price)
             if bound > lower:

@@ -298,8 +298,8 @@ KEPT = tuple(name for name in WEIGHTS if name in SUMMED)
 LOADED = tuple(BUFFERED.index(name) for name in ("loaded_words", "loaded_sparse_words"))
 """Of each of them: the number of the field in `BUFFERED` that counts where weights are loaded."""
 
-FIXED = tuple(name for name in SharedLayer.__dataclass_fields__ if name not in (*WEIGHTS, *SUMMED))
-"""Fields that do not depend on it, the sum of parameter words apart."""
+FIXED = tuple(name for name in SharedLayer.__dataclass_fields__ if name not in (*WEIGHTS, *SUMMED, "lane_multipliers"))
+"""Fields that depend neither on it nor on the engine's folding."""
 
 
 def shared_layer(

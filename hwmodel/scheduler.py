@@ -41,7 +41,7 @@ from hwmodel.exchanges import TINY, Floats
 from hwmodel.knapsack import NOTHING, Solution, any_choice, cheapest, exchanged, least_bottleneck
 from hwmodel.network import NetworkSpec
 from hwmodel.option_cache import OptionCache
-from hwmodel.options import RESOURCES, Options, Space
+from hwmodel.options import RESOURCES, Array, Options, Rates, Space
 from hwmodel.precision import NetworkConfig
 from hwmodel.problem import PROVEN_GROUPS, Answers
 from hwmodel.segments import Segments
@@ -53,7 +53,7 @@ SPLITS_TOGETHER = 16
 LEANING = 1 / 16
 """Share of the resources together in prices to begin with that are nearly those of one alone."""
 
-AMPLE = 2
+AMPLE = 1
 """Doublings of an interval at which there likely is a choice if prices leave the interval."""
 
 BRAM_GAP = 0.004
@@ -105,9 +105,11 @@ class Scheduler:
         self.board = board
         self.space = space or Space()
         self._cache = OptionCache()
+        self._rates = Rates((np.array(_first_prices()) / np.maximum(_budgets(board), 1)).T)
 
     def schedule(self, config: NetworkConfig, min_fps: float = 0.0) -> Schedule:
         """The best schedule of a configuration; arguments and errors as in `hwmodel.schedule`."""
+        self.network.require_weights()
         config.check_matches(self.network)
         longest = longest_interval(self.board, min_fps)
         segments = self.segments(config)
@@ -121,7 +123,7 @@ class Scheduler:
 
     def segments(self, config: NetworkConfig) -> Segments:
         """Cuts and options of a configuration."""
-        return Segments(self.network, config, self.board, self.space, self._cache)
+        return Segments(self.network, config, self.board, self.space, self._cache, self._rates)
 
 
 def schedule(network: NetworkSpec, config: NetworkConfig, board: Board, min_fps: float = 0.0) -> Schedule:
@@ -169,6 +171,16 @@ class Reached:
     rows: tuple[int, ...] = ()
 
 
+def _budgets(board: Board) -> Array:
+    return np.array([getattr(board, name) for name in RESOURCES], dtype=np.int64)
+
+
+def _first_prices() -> list[Floats]:
+    """Prices of whole budgets to begin with, each of sum 1: mostly one resource is short."""
+    one, mean = np.eye(len(RESOURCES)), np.full(len(RESOURCES), 1 / len(RESOURCES))
+    return [*((1 - LEANING) * one + LEANING * mean), mean]
+
+
 def search(segments: Segments, board: Board, longest: int = NO_LIMIT - 1) -> Best | None:
     """The best schedule within a board's budgets of a frame interval up to `longest`, or None if there is none."""
     return _Search(segments, board, longest).best()
@@ -179,12 +191,11 @@ class _Search:
         self.segments = segments
         self.board = board
         self.longest = longest
-        self.budgets = np.array([getattr(board, name) for name in RESOURCES], dtype=np.int64)
+        self.budgets = _budgets(board)
         self.is_proven = True
         self._answers: Answers = {}
-        # Prices that have excluded cuts exclude similar ones too.  Mostly one resource is short.
-        one, mean = np.eye(len(RESOURCES)), np.full(len(RESOURCES), 1 / len(RESOURCES))
-        self._prices = [*((1 - LEANING) * one + LEANING * mean), mean]
+        # Prices that have excluded cuts exclude similar ones too.
+        self._prices = _first_prices()
 
     def best(self) -> Best | None:
         """All three goals."""
@@ -206,8 +217,10 @@ class _Search:
     def least_traffic(self) -> tuple[list[Split], Reached, int] | None:
         """The splits of fewest off-chip bits whose engines may fit, a choice of one of them, and its cycles."""
         segments, cuts = self.segments, self.segments.cuts
-        first = SplitOptions(segments, [segments.engine.all_resident(cuts[0])], self.longest, self.longest)
-        reached, is_proven = self._any_choice(first, self._fill(first), [0])
+        reached, is_proven = None, True
+        if cuts[0].pipelined <= len(segments.own_options):
+            first = SplitOptions(segments, [segments.engine.all_resident(cuts[0])], self.longest, self.longest)
+            reached, is_proven = self._any_choice(first, self._fill(first), [0])
         if reached is not None:
             least = cuts[0].map_bits
             return [segments.engine.all_resident(one) for one in cuts if one.map_bits == least], *reached
@@ -244,20 +257,18 @@ class _Search:
     def _cuts_of_stage(self, stage: int, spilled: Sequence[Cut]) -> list[Cut]:
         """Cuts to be looked at together: what earlier ones reach excludes most of the later.
 
-        First those with the least traffic of feature maps, all pipelined ones among them; then the other spilled ones;
-        then those that load weights.
+        First the pipelined ones, which have the least traffic of feature maps; then the spilled ones; then those that
+        load weights.
 
         Args:
             stage: 0, 1 or 2.
             spilled: Spilled cuts that may have no more off-chip bits than what is reached.
         """
-        segments = self.segments
-        least = segments.cuts[0].map_bits
         if stage == 0:
-            return [one for one in segments.cuts if one.map_bits == least]
+            return [one for one in self.segments.cuts if not one.spilled]
         if stage == 1:
-            return [one for one in spilled if one.map_bits > least]
-        return [one for cut in spilled for one in segments.loading(cut)]
+            return list(spilled)
+        return [one for cut in spilled for one in self.segments.loading(cut)]
 
     def _fill(self, options: SplitOptions, limit: int = NO_LIMIT) -> Floats:
         """`SplitOptions.fill` at all prices so far."""
@@ -351,7 +362,7 @@ class _Search:
             limits.append(2 * limits[-1])
         near = bisect_left(limits, True, key=lambda limit: bool(self._fill(options, limit)[0] <= 1 + TINY))
         # Up to a limit that the prices so far leave ample there likely is a choice, of few options.
-        if near + AMPLE < len(limits):
+        if near + 2 * AMPLE < len(limits):
             low, ample = limits[max(0, near - 1)], limits[near + AMPLE]
             solution = self._least_bottleneck(options.at(low, ample).choices(0), floor, ample)
             if solution.is_found:
@@ -377,11 +388,11 @@ class _Search:
         bounds = np.zeros(len(reaching))
         while left:
             number = left.pop(0)
+            gap = SPLIT_GAP if options.groups(numbers[number]) > PROVEN_GROUPS else 0.0
+            if ceil(bounds[number] - 1e-6) >= bram18 * (1 - gap):
+                continue
             choices = options.choices(numbers[number])
             if choices is None:
-                continue
-            gap = SPLIT_GAP if choices.groups > PROVEN_GROUPS else 0.0
-            if ceil(bounds[number] - 1e-6) >= bram18 * (1 - gap):
                 continue
             choices = choices.at_cost(choices.use[:, RESOURCES.index("bram18")])
             if choices.groups > PROVEN_GROUPS and bounds[number] >= bram18 * (1 - EXCHANGED_GAP):
@@ -446,8 +457,8 @@ def _too_slow(segments: Segments, board: Board, min_fps: float, longest: int, po
 
 def _binding(segments: Segments, board: Board) -> tuple[str, int]:
     """The budget that is missed, and the least of it that a schedule needs whose other resources fit."""
-    problem = _Search(segments, board)
-    budgets = problem.budgets
+    segments = Segments(segments.network, segments.config, segments.board, segments.space, segments.cache)
+    budgets = _budgets(board)
     shortest: tuple[float, str, int] | None = None
     for column, name in enumerate(RESOURCES):
         relaxed = budgets.copy()

@@ -10,16 +10,19 @@ import numpy as np
 
 from hwmodel.board import Board
 from hwmodel.chains import Cut, SharedRows, Split
-from hwmodel.choices import Choices
+from hwmodel.choices import NO_LIMIT, Choices
 from hwmodel.cost import operation_bit_width, pipelined_operation_memories
 from hwmodel.dataflow import DataFlow, HostInterface, LayerSchedule, Schedule, WeightPlace
 from hwmodel.engines import EngineUses
+from hwmodel.exchanges import TINY, starts_of
 from hwmodel.layers import layer_facts
 from hwmodel.network import LayerSpec, NetworkSpec
 from hwmodel.option_cache import OptionCache
 from hwmodel.options import (
+    FREE,
     Array,
     Options,
+    Rates,
     Space,
     column,
     join,
@@ -29,6 +32,9 @@ from hwmodel.options import (
 from hwmodel.precision import NetworkConfig, ofm_bit_widths
 from hwmodel.shared import SharedEngine
 from hwmodel.traffic import Placement, place, tensor_bits
+
+LAYERS_TOGETHER = 8
+"""Layers after which it is asked again whether those so far may be pipelined together."""
 
 
 class Segments:
@@ -42,6 +48,7 @@ class Segments:
         board: The board.
         space: Which executions are tried.
         cache: Options that earlier configurations left; they are added to.
+        rates: Prices at which pipelined layers may cost 1 at most: those that cannot keep that need no options.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class Segments:
         board: Board,
         space: Space,
         cache: OptionCache | None = None,
+        rates: Rates = FREE,
     ) -> None:
         self.network = network
         self.config = config
@@ -59,6 +67,7 @@ class Segments:
         self.places = (WeightPlace.BRAM, WeightPlace.URAM) if board.uram else (WeightPlace.BRAM,)
         self.widths = ofm_bit_widths(network, config)
         self.cache = OptionCache() if cache is None else cache
+        self._rates = rates
         self.facts = {
             index: layer_facts(
                 layer,
@@ -110,8 +119,10 @@ class Segments:
     @cached_property
     def _own_cycles(self) -> Array:
         """Shape (layers + 1,): least cycles of the slowest of the first layers with an engine of their own."""
-        least = [int(options.cycles[0]) for options in self.own_options]
-        return np.maximum.accumulate(np.array([0, *least]))
+        least = np.full(len(self.network.layers) + 1, NO_LIMIT)
+        least[0] = 0
+        least[1 : len(self.own_options) + 1] = self.own.key[self.own_starts]
+        return np.maximum.accumulate(least)
 
     def groups(self, cut: Cut, *, streams: bool) -> tuple[Options, ...]:
         """Options of each pipelined layer, then of the shared engine if there is one.
@@ -145,22 +156,27 @@ class Segments:
 
     @cached_property
     def own(self) -> Choices:
-        """Options of all layers as pipelined ones, with cycles as keys."""
+        """`own_options`, with cycles as keys."""
         options = self.own_options
         return Choices.of([one.cycles for one in options], [one.use for one in options], [one.until for one in options])
 
     @cached_property
-    def own_starts(self) -> list[int]:
-        """Where the options of each layer start in `own`, and the last one's end."""
-        return [0, *np.cumsum([len(options.cycles) for options in self.own_options]).tolist()]
+    def own_starts(self) -> Array:
+        """Where the options of each layer start in `own`: there is its fastest one."""
+        return starts_of(self.own.group)
 
     @cached_property
     def own_options(self) -> tuple[Options, ...]:
-        """Options of each layer as a pipelined one."""
-        return tuple(
-            self.facts[index].pipelined if index in self.facts else self._operation(layer)
-            for index, layer in enumerate(self.network.layers)
-        )
+        """Options of each layer as a pipelined one, up to layers with which they are too dear together."""
+        found, costs = list[Options](), [0.0] * self._rates.values.shape[1]
+        for index, layer in enumerate(self.network.layers):
+            found.append(self.facts[index].pipelined if index in self.facts else self._operation(layer))
+            if index % LAYERS_TOGETHER == LAYERS_TOGETHER - 1:
+                more = [options.least_prices(self._rates) for options in found[-LAYERS_TOGETHER:]]
+                costs = list(map(sum, zip(costs, *more, strict=True)))
+                if max(costs) > 1 + TINY:
+                    break
+        return tuple(found)
 
     def write(self, cut: Cut, groups: Sequence[Options], picks: Sequence[int]) -> Schedule:
         """The schedule that takes the picked option of each group."""

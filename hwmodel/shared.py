@@ -85,8 +85,14 @@ class SharedEngine:
 
     def all_resident(self, cut: Cut) -> Split:
         """The split of a cut whose weights all are resident."""
+        return Split(cut, self._layers_from[cut.pipelined], cut.map_bits)
+
+    @cached_property
+    def _layers_from(self) -> list[int]:
+        """By layer, and for the end of the network: layers with weights from it on."""
         before = self.uses.weighted_before
-        return Split(cut, int(before[-1] - before[cut.pipelined]), cut.map_bits)
+        found: list[int] = (before[-1] - before).tolist()
+        return found
 
     def cycles(self, cut: Cut) -> Array:
         """Shape (engines,): cycles per frame at a cut, without those of waiting for weights that are loaded."""
@@ -122,7 +128,7 @@ class SharedEngine:
             else:
                 # Few numbers for many cuts: as if LUTs held all that they may, and memories had any depth.
                 per_word, in_luts = np.swapaxes(self._weight_memories, 0, 1)
-                bits, spare = (chain.before * per_word).sum(axis=1), (in_luts * per_word).sum(axis=0)
+                bits, spare = (chain.before * per_word).sum(axis=1, dtype=np.float64), (in_luts * per_word).sum(axis=0)
                 has_room = (bits <= (rooms[numbers] + bits[start] + spare)[:, None]).any(axis=2)
             offchip = chain.streamed_bits + map_bits[numbers, None]
             cut, end = np.nonzero(has_room & (ends >= start[:, None]) & (offchip <= limit))
@@ -166,25 +172,32 @@ class SharedEngine:
     @cached_property
     def most_in_luts(self) -> Array:
         """Shape (engines,): bits of weights and of significant values that may lie in LUTs."""
-        pe, simd = self.grid
-        return np.ceil(_small_memory_bits(CODE_BITS * pe * simd) + _small_memory_bits(SPARSE_WORD_BITS * pe)).astype(
-            int
-        )
+
+        def make() -> Array:
+            pe, simd = self.grid
+            bits = _small_memory_bits(CODE_BITS * pe * simd) + _small_memory_bits(SPARSE_WORD_BITS * pe)
+            return np.ceil(bits).astype(np.int64)
+
+        return self._cache.get("most in LUTs", make)
 
     @cached_property
     def _weight_memories(self) -> list[tuple[Array, Array]]:
         """By memory of weights (`KEPT`), shape (engines,): bits that a word takes at least, and most words in LUTs."""
-        pe, simd = self.grid
-        found = []
-        for width in (CODE_BITS * pe * simd, SPARSE_WORD_BITS * pe):
-            taken = np.min(
-                [-(-width // bits) * RAMB18_BITS / (16384 >> i) for i, bits in enumerate(RAMB18_WIDTHS)], axis=0
-            )
-            if WeightPlace.URAM in self._places:
-                taken = np.minimum(taken, -(-width // URAM_SHAPE[1]) * URAM_SHAPE[1])
-            in_luts = np.floor(_small_memory_bits(width) / width)
-            found.append((np.floor(taken).astype(np.int64), in_luts.astype(np.int64)))
-        return found
+
+        def make() -> list[tuple[Array, Array]]:
+            pe, simd = self.grid
+            found = []
+            for width in (CODE_BITS * pe * simd, SPARSE_WORD_BITS * pe):
+                taken = np.min(
+                    [-(-width // bits) * RAMB18_BITS / (16384 >> i) for i, bits in enumerate(RAMB18_WIDTHS)], axis=0
+                )
+                if WeightPlace.URAM in self._places:
+                    taken = np.minimum(taken, -(-width // URAM_SHAPE[1]) * URAM_SHAPE[1])
+                in_luts = np.floor(_small_memory_bits(width) / width)
+                found.append((np.floor(taken).astype(np.int64), in_luts.astype(np.int64)))
+            return found
+
+        return self._cache.get("memories of weights", make)
 
     def rows(
         self, splits: Sequence[Split], longest: int = NO_LIMIT, has_room: NDArray[np.bool_] | None = None
@@ -264,7 +277,7 @@ class SharedEngine:
     def _weight_bits(self) -> Array:
         """Stored bits of each layer of the network."""
         bits = np.zeros(len(self.network.layers), dtype=np.int64)
-        bits[list(self._facts)] = [facts.storage.weight_bits for facts in self._facts.values()]
+        bits[list(self._facts)] = [facts.weight_bits for facts in self._facts.values()]
         return bits
 
     def _order(self, pipelined: int, spilled: int) -> tuple[tuple[int, ...], Array, tuple[bool, ...]]:

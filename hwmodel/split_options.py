@@ -59,6 +59,11 @@ class SplitOptions:
         found._longest = longest
         return found
 
+    def groups(self, number: int) -> int:
+        """Groups of options of one split: pipelined layers, and the shared engine if there is one."""
+        depth = int(self.depth[number])
+        return depth + (depth < self._layers)
+
     def choices(self, number: int) -> Choices | None:
         """The options of one split: of each pipelined layer, then of the shared engine; None if a group has none."""
         depth = int(self.depth[number])
@@ -81,9 +86,9 @@ class SplitOptions:
 
     def picked(self, split: Split, rows: Sequence[int]) -> tuple[tuple[Options, ...], tuple[int, ...]]:
         """Options of each pipelined layer and of the shared engine if there is one, and which of them rows mean."""
-        depth, starts = split.cut.pipelined, self.segments.own_starts
+        depth = split.cut.pipelined
         groups = self.segments.own_options[:depth]
-        picks = tuple(row - start for row, start in zip(rows[:depth], starts, strict=False))
+        picks = tuple((np.array(rows[:depth], dtype=np.int64) - self.segments.own_starts[:depth]).tolist())
         if depth == self._layers:
             return groups, picks
         engine, kind = divmod(rows[-1] - len(self.segments.own.key), self._kinds)
@@ -110,7 +115,7 @@ class SplitOptions:
         starts = starts_of(group)
         if len(starts):
             sums[1 + group[starts]] = np.minimum.reduceat(own_prices, starts, axis=0)
-        return np.cumsum(sums, axis=0)
+        return np.add.accumulate(sums)
 
     def _least(self, own_prices: Floats, group: Array, shared_prices: Floats) -> Floats:
         """The least sum of prices of a choice of each split, shape (splits, prices)."""
@@ -140,7 +145,7 @@ class SplitOptions:
         scaled = (weights / np.maximum(budgets, 1)).T
         # An option that is outdone at a longer interval than any that is asked about still counts.
         limit = min(limit, self._longest)
-        kept = np.flatnonzero((self.own.key <= limit) & (limit < self.own.until))
+        kept = self.own.counting(limit)
         own = self.own.use.take(kept, axis=0) @ scaled
         shared = np.zeros((0, len(weights)))
         if self.rows is not None:
@@ -169,6 +174,4 @@ class SplitOptions:
 
 def _asked_about(own: Choices, shortest: int, longest: int) -> Choices:
     """The options that count at one of some intervals."""
-    kept = np.flatnonzero((own.key <= longest) & (shortest < own.until))
-    use = own.use.take(kept, axis=0)
-    return Choices(own.key[kept], use, own.group[kept], own.until[kept], own.rows[kept], own.groups)
+    return own.take(((own.key <= longest) & (shortest < own.until)).nonzero()[0])

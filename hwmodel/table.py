@@ -105,6 +105,7 @@ class CostTable:
             "input_bit_width": input_bit_width,
             "output_bit_width": output_bit_width,
         }
+        network.require_weights()
         self.schedule = self._default_schedule(min_fps) if schedule is None else schedule
         self.schedule.check_matches(network)
         self._sizes = np.array([len(self.choices[name]) for name in names])

@@ -136,6 +136,7 @@ class Terms:
         act_bits: Mapping[str, Collection[int]],
         bit_widths: Mapping[str, int],
     ) -> None:
+        network.require_weights()
         self.network = network
         self.board = board
         self.schedule = schedule

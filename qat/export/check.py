@@ -26,10 +26,6 @@ MAX_TENSOR_ELEMENTS = 1 << 28
 """Largest feature map, padding included, per image; keeps a crafted description from exhausting the memory."""
 
 
-MOVING = (Op.ADD, Op.CONCAT, Op.MUL, Op.LOOKUP, Op.SHUFFLE, Op.SLICE, *AFFINE)
-POINTWISE = (1, 1, 1, 1, 0, 0, 0, 0)
-
-
 def check_network(network: IntegerNetwork) -> None:
     """Raises unless packing loses nothing and inference is exact.
 
@@ -70,18 +66,6 @@ def _check_input(network: IntegerNetwork) -> None:
 
 def _check_geometry(spec: LayerSpec) -> None:
     """What `LayerSpec` leaves open but integer inference needs."""
-    if spec.op is Op.LINEAR and (spec.in_height, spec.in_width, *spec.kernel_size, spec.groups) != (1, 1, 1, 1, 1):
-        raise ValueError("a linear layer reads 1 x 1 maps with a 1 x 1 kernel in one group; flatten first")
-    if spec.op is Op.SUBSAMPLE:
-        if spec.out_channels < spec.in_channels or (*spec.kernel_size, *spec.padding) != (1, 1, 0, 0):
-            raise ValueError("subsampling has a 1 x 1 kernel, no padding, and cannot remove channels")
-    elif spec.op is Op.REORG:
-        if (*spec.kernel_size, *spec.padding) != (1, 1, 0, 0):
-            raise ValueError("space to depth has a 1 x 1 kernel and no padding")
-    elif spec.op in MOVING and (*spec.kernel_size, *spec.stride, *spec.padding, *spec.end_padding) != POINTWISE:
-        raise ValueError(f"{spec.op} has a 1 x 1 kernel, stride 1 and no padding")
-    elif spec.op not in (Op.FLATTEN, Op.SLICE) and not spec.has_weights and spec.out_channels != spec.in_channels:
-        raise ValueError(f"{spec.op} of {spec.in_channels} channels cannot give {spec.out_channels}")
     padded_height = spec.in_height + spec.padding[0] + spec.end_padding[0]
     padded_width = spec.in_width + spec.padding[1] + spec.end_padding[1]
     largest = max(spec.in_channels * padded_height * padded_width, spec.out_channels * spec.out_height * spec.out_width)

@@ -39,7 +39,9 @@ def test_every_engine_has_the_scalar_values(config: LayerConfig, kernel: int, is
         plan = LayerSchedule("a", flow, pe, simd, 1, Multiplier.LUT, WeightPlace.BRAM)
         resident = need(layer, config, plan)
         assert facts.cycles(is_spilled)[engine] == layer_cycles(layer, plan) + layer_cycles(NORM, plan)
-        assert facts.fixed(is_spilled)[:, engine].tolist() == [getattr(resident, name) for name in FIXED]
+        fixed = facts.fixed(is_spilled)
+        assert fixed[: len(FIXED)].tolist() == [getattr(resident, name) for name in FIXED]
+        assert fixed[len(FIXED) + engine] == resident.lane_multipliers
         for loads in {False, is_spilled}:  # frame-based layers stream
             place = WeightPlace.LOADED_BRAM if loads else WeightPlace.STREAMED
             away = need(layer, config, replace(plan, weight_place=place))

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from hwmodel import LayerSpec, NetworkSpec, Op, SpecError, load_network, network_names
+from hwmodel import (
+    CostTable,
+    DataFlow,
+    LayerSchedule,
+    LayerSpec,
+    NetworkConfig,
+    NetworkSpec,
+    Op,
+    Schedule,
+    SpecError,
+    estimate,
+    estimate_many,
+    load_board,
+    load_network,
+    network_names,
+    uniform,
+)
 
 # Weights without bias and batch norm, and MACs, of convolutions and fully connected layers.
 # torchvision: `num_params` and `_ops` of its weight enums (torchvision.models, IMAGENET1K_V1), less batch norm and
@@ -96,6 +114,7 @@ CONV = {
 VECTOR = {**CONV, "op": "linear", "kernel_size": (1, 1), "padding": (0, 0), "out_height": 1, "out_width": 1}
 VECTOR |= {"in_height": 1, "in_width": 1}
 
+REORG = LayerSpec("r", Op.REORG, ("input",), 3, 8, 8, 12, 4, 4, stride=(2, 2))
 LOOKUP = {**CONV, "op": "lookup", "in_channels": 4, "kernel_size": (1, 1), "padding": (0, 0)}
 SUBSAMPLE = {**LOOKUP, "op": "subsample", "stride": (2, 2), "out_height": 4, "out_width": 4}
 
@@ -154,10 +173,21 @@ def test_a_gate_has_one_value_per_channel() -> None:
         NetworkSpec("n", 3, 8, 8, (first, gate))
 
 
-def test_a_network_without_weights_is_refused() -> None:
-    for layers in ((), (LayerSpec("r", Op.REORG, ("input",), 3, 8, 8, 12, 4, 4, stride=(2, 2)),)):
-        with pytest.raises(SpecError, match="network 'n': no layer has weights; expected a convolution or a linear"):
-            NetworkSpec("n", 3, 8, 8, layers)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda network, board, plan: uniform(network, 4, 4),
+        lambda network, board, plan: estimate(network, NetworkConfig(()), board, plan),
+        lambda network, board, plan: estimate(network, NetworkConfig(()), board),
+        lambda network, board, plan: estimate_many(network, [NetworkConfig(())], board, plan),
+        lambda network, board, plan: CostTable(network, board, {}, plan),
+    ],
+)
+@pytest.mark.parametrize("layers", [(), (REORG,)])
+def test_a_network_without_weights_is_refused(use: Callable[..., object], layers: tuple[LayerSpec, ...]) -> None:
+    plan = Schedule("n", tuple(LayerSchedule(layer.name, DataFlow.FRAME, 1, 1) for layer in layers))
+    with pytest.raises(SpecError, match="network 'n': no layer has weights; expected a convolution or a linear layer"):
+        use(NetworkSpec("n", 3, 8, 8, layers), load_board("zcu102"), plan)
 
 
 def test_input_shape_is_checked() -> None:

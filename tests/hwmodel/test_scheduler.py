@@ -34,6 +34,7 @@ from hwmodel import (
     weight_storage,
 )
 from hwmodel import scheduler as scheduler_module
+from hwmodel import segments as segments_module
 from hwmodel.choices import NO_LIMIT
 from hwmodel.cost import cost_of, dram_cycles
 from hwmodel.folding import ingest_channels, pipelined_foldings
@@ -65,6 +66,25 @@ def test_equals_exhaustive_search_from_few_options(seed: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler_module, "AMPLE", 0)
         check_equals_exhaustive(*random_problem(np.random.default_rng(seed)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_layers_that_cannot_be_pipelined_together_need_no_options(seed: int) -> None:
+    whole, board = random_problem(np.random.default_rng(seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segments_module, "LAYERS_TOGETHER", 1)
+        few = Scheduler(whole.network, board, whole.space).segments(whole.config)
+        found, best = search(few, board), search(whole, board)
+        assert len(few.own_options) <= len(whole.own_options) == len(whole.network.layers)
+    assert (found is None) == (best is None)
+    if found is not None and best is not None:
+        assert (found.offchip_bits, found.interval_cycles, found.bram18, found.is_proven) == (
+            best.offchip_bits,
+            best.interval_cycles,
+            best.bram18,
+            best.is_proven,
+        )
 
 
 @settings(max_examples=100, deadline=None)
