@@ -67,8 +67,8 @@ FREE_KEYS = (
 )
 """Settings that say where, with what and how long a run works, not what it computes: they may differ on resume."""
 
-NOTED = (*PATHS, ("search", "max_failed_share"), ("search", "screening_share"), ("search", "trials"))
-"""Of these the ones that later commands find in the folder as they were last: group and name."""
+LENGTH = (("search", "max_failed_share"), ("search", "screening_share"), ("search", "trials"))
+"""Of these the ones that say how long a search is: group and name."""
 
 RECORDS = ("config.yaml", "environment.json", "overrides.yaml")
 """Files that say how a folder's commands were called; all others but logs are results."""
@@ -89,7 +89,7 @@ class RunFolder:
         """Makes the folder `config.run_dir`, or goes on in it if it holds the same configuration.
 
         Another configuration takes the place of one whose command left no results and has ended.  Where data, weights
-        and the network's code lie now, and how long the search is, is what later commands find in it.
+        and the network's code lie now is what later commands find in it.
 
         Args:
             config: What is going to run.
@@ -105,9 +105,11 @@ class RunFolder:
             run._check_unused()
         if is_new or run._is_other(config):
             write_text(run.path / "overrides.yaml", _to_yaml(list(overrides)))
-            write_text(run.path / "config.yaml", _to_yaml(config_to_dict(config)))
-        else:
-            run._note_changes(config)
+            values = config_to_dict(config)
+            values["search"]["retry_failed"] = False  # what was asked for once
+            write_text(run.path / "config.yaml", _to_yaml(values))
+        elif not run._is_in_use():  # a command that has the folder knows it by this file
+            run._note(config, PATHS)
         run._record_environment(config)
         return run
 
@@ -144,6 +146,13 @@ class RunFolder:
             with suppress(OSError):  # a disk without locks
                 fcntl.flock(file, fcntl.LOCK_SH)
             yield
+
+    def note_length(self, config: Config) -> None:
+        """Keeps how long the search is, which later commands find in the folder; for the command that searches.
+
+        Other commands may work in the folder: it has results by now, which keep its configuration from being replaced.
+        """
+        self._note(config, LENGTH)
 
     def config_values(self) -> dict[str, Any]:
         """The stored configuration as plain values, with this folder as `run_dir`.
@@ -231,11 +240,11 @@ class RunFolder:
             )
         return True
 
-    def _note_changes(self, config: Config) -> None:
-        """Keeps what is `NOTED`; not while another command has the folder, which knows it by this file."""
+    def _note(self, config: Config, keys: Sequence[tuple[str, str]]) -> None:
+        """Keeps these settings, given by group and name, as they are now."""
         stored, now = self.config_values(), config_to_dict(config)
-        changed = [(group, name) for group, name in NOTED if stored[group].get(name) != now[group][name]]
-        if changed and not self._is_in_use():
+        changed = [(group, name) for group, name in keys if stored[group].get(name) != now[group][name]]
+        if changed:
             for group, name in changed:
                 stored[group][name] = now[group][name]
             write_text(self.path / "config.yaml", _to_yaml(stored))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Final
 
 from rich.console import Console
@@ -27,7 +28,8 @@ def results(run: RunFolder) -> list[Result]:
     paths = sorted((run.path / NETWORKS).glob("*/result.json"))
     if not paths:
         raise RunFolderError(f"run folder {run.path} has no trained network; run scripts/search.py first")
-    found = [Result.from_dict(json.loads(path.read_text())) for path in paths]
+    # A network that was set aside has the name of its folder.
+    found = [replace(Result.from_dict(json.loads(path.read_text())), name=path.parent.name) for path in paths]
     return sorted(found, key=lambda result: (result.kind, -result.compression))
 
 

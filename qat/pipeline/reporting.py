@@ -29,7 +29,7 @@ def report(cfg: Config, run: RunFolder) -> Path:
     """
     found = results(run)
     folders = {result.name: run.path / NETWORKS / result.name for result in found}
-    every = _trials(run) if cfg.search.trials else ()
+    every, profile = _searched(run)
     trials = [trial for trial in every if trial.is_completed]
     environment = run.read_json("environment.json")[0]
     data = ReportData(
@@ -37,13 +37,13 @@ def report(cfg: Config, run: RunFolder) -> Path:
         board=cfg.board.name,
         bram18_available=cfg.board.bram18,
         results=found,
-        foretold=_foretold(cfg, run, trials) if every else (),
+        foretold=_foretold(cfg, profile, trials) if profile else (),
         trials=[(trial.id, trial.target, trial.cost["compression"], trial.accuracy) for trial in trials],
         fronts={name: [(trial.cost[name], trial.accuracy) for trial in trials] for name in cfg.search.front},
         costs={
             name: CostReport.from_dict(json.loads((path / "cost.json").read_text())) for name, path in folders.items()
         },
-        sensitivity=_sensitivity(run) if every else {},
+        sensitivity=_sensitivity(profile) if profile else {},
         curves={name: _curve(path / "metrics.csv", found[0].score) for name, path in folders.items()},
         notes=[*_notes(cfg, found), *_stopped(every)],
         commands=[("this run", " ".join(environment["command"]))],
@@ -58,26 +58,24 @@ def report(cfg: Config, run: RunFolder) -> Path:
     return write_report(data, run.path)
 
 
-def _trials(run: RunFolder) -> tuple[Trial, ...]:
-    """All trials of the search."""
+def _searched(run: RunFolder) -> tuple[tuple[Trial, ...], SensitivityProfile | None]:
+    """All trials of the search, which may not have ended, and its sensitivities; none where nothing was searched."""
+    if not (run.path / TRIALS).is_file():
+        return (), None
     with TrialStore(run.path / TRIALS, read_only=True) as store:
-        return store.trials()
+        profile = store.document("profile")
+        return store.trials(), profile and SensitivityProfile.from_dict(profile)
 
 
-def _profile(run: RunFolder) -> SensitivityProfile:
-    return SensitivityProfile.from_dict(run.read_json("sensitivity.json"))
-
-
-def _foretold(cfg: Config, run: RunFolder, trials: Sequence[Trial]) -> list[tuple[float, float, float]]:
+def _foretold(cfg: Config, profile: SensitivityProfile, trials: Sequence[Trial]) -> list[tuple[float, float, float]]:
     """Each trial's score, what the others foretell of it, and how surely."""
     network = untrained(cfg)
     space = SearchSpace.from_network(network, space_settings(cfg, network))
-    return [(one.observed, one.predicted, one.std) for one in leave_one_out(space, _profile(run), trials)]
+    return [(one.observed, one.predicted, one.std) for one in leave_one_out(space, profile, trials)]
 
 
-def _sensitivity(run: RunFolder) -> dict[str, float]:
+def _sensitivity(profile: SensitivityProfile) -> dict[str, float]:
     """Loss increase of each layer at its lowest precision; of tied ones that of all together."""
-    profile = _profile(run)
     rows = zip(profile.dimensions, profile.loss_increase, strict=True)
     return {layer: max(row) for dimension, row in rows for layer in dimension.split("+")}
 

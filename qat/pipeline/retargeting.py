@@ -20,7 +20,7 @@ from qat.files import write_rows, write_text
 from qat.pipeline.evaluation import executor_of
 from qat.pipeline.planning import plan
 from qat.pipeline.records import LOG_WIDTH, TRIALS
-from qat.pipeline.searching import context_of, fidelity_of, settings_of
+from qat.pipeline.searching import complete_fingerprint, completed, context_of, fidelity_of, settings_of
 from qat.pipeline.setup import train
 from qat.runs import RunFolder
 from qat.search.display import SearchDisplay
@@ -143,6 +143,7 @@ def _with_more(
     _check_comparable(run, start, fidelity, context)
     path = run.path / "retarget" / cfg.board.name / TRIALS
     with TrialStore(path) as store, executor_of(cfg, run, setup) as executor:
+        complete_fingerprint(store, run)
         adopted = store.adopt(with_costs(ended_at_highest_fidelity(trials), start.space, start.cost))
         found = search_on(
             executor=executor,
@@ -164,7 +165,8 @@ def _check_comparable(run: RunFolder, start: Continuation, fidelity: Fidelity, c
     """Raises `SearchError` unless new trials would be made as the earlier ones were; the board may differ."""
     made = {"space": start.space.to_dict(), "fidelity": fidelity.to_dict(), "context": context}
     now = json.loads(json.dumps(made))
-    then = {key: start.settings[key] for key in now}
+    before = completed(start.settings, run)
+    then = {key: before[key] for key in now}
     now["context"], then["context"] = ({**values["context"], "board": None} for values in (now, then))
     if now != then:
         lines = "\n".join(f"  {line}" for line in setting_differences(then, now))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import hwmodel
 from hwmodel import CostTables, LayerConfig, NetworkConfig, Schedule
+from qat.compose import config_from_dict
 from qat.config import Config
 from qat.errors import SearchError
 from qat.inputs import check_files
@@ -27,7 +29,7 @@ from qat.runs import RunFolder
 from qat.search.display import SearchDisplay
 from qat.search.export import export_parquet
 from qat.search.front import Front, select_front
-from qat.search.loop import SearchResult, SearchSettings, search_on
+from qat.search.loop import EXHAUSTED, SearchResult, SearchSettings, search_on
 from qat.search.proposer import ProposerSettings
 from qat.search.sensitivity import SensitivityProfile, measure
 from qat.search.space import SearchSpace
@@ -75,6 +77,8 @@ def _searched(
         SearchError: No configuration meets a target, or too many trials fail.
     """
     with TrialStore(run.path / TRIALS) as store, executor_of(cfg, run, setup) as executor:
+        run.note_length(cfg)
+        complete_fingerprint(store, run)
         try:
             found = search_on(
                 executor=executor,
@@ -92,12 +96,17 @@ def _searched(
             store.export_csv(run.path / "trials.csv")
             if find_spec("pyarrow"):
                 export_parquet(store.trials(), run.path / "trials.parquet")
-    run.write_json("sensitivity.json", found.profile.to_dict())
+            if (profile := store.document("profile")) is not None:
+                run.write_json("sensitivity.json", profile)
+        is_exhausted = bool(store.document(EXHAUSTED))
     missing = [target.name for target in targets if target.name not in found.winners]
     if missing:
+        advice = f"run the same command again with more search.trials (now {cfg.search.trials})"
+        if is_exhausted:
+            advice = "everything found inside the bounds has been tried: choose other bounds in another run folder"
         raise SearchError(
-            f"no completed trial meets the targets {missing}; run the same command again with more search.trials (now "
-            f"{cfg.search.trials}), or with search.retry_failed=true after mending what trials.csv has as errors"
+            f"no completed trial meets the targets {missing}; {advice}, or run the same command again with "
+            "search.retry_failed=true after mending what trials.csv has as errors"
         )
     return found_mixes(space, found, targets, cfg.search.front_networks)
 
@@ -146,10 +155,26 @@ def context_of(cfg: Config, recipe: Recipe) -> dict[str, Any]:
         "precision": cfg.trainer.precision,
         "eval_images": cfg.search.eval_images,
     }
+    return context | _rounding(cfg)
+
+
+def _rounding(cfg: Config | DictConfig) -> dict[str, str]:
+    """How trials that do not train round, unless it is to the nearest code."""
     rounding = Rounding(cfg.quant.one_shot_rounding)
-    if not cfg.search.train_steps and rounding is not Rounding.NEAREST:  # stores of before have no such key
-        context["one_shot_rounding"] = rounding.value
-    return context
+    return {} if cfg.search.train_steps or rounding is Rounding.NEAREST else {"one_shot_rounding": rounding.value}
+
+
+def completed(fingerprint: Mapping[str, Any], run: RunFolder) -> dict[str, Any]:
+    """The fingerprint of a store, of before it said how trials round too: they did as the run's configuration says."""
+    stored = config_from_dict(run.config_values(), str(run.path / "config.yaml"))
+    return {**fingerprint, "context": _rounding(stored) | fingerprint["context"]}
+
+
+def complete_fingerprint(store: TrialStore, run: RunFolder) -> None:
+    """Brings a store of before up to date, as `completed` says."""
+    fingerprint = store.document("fingerprint")
+    if fingerprint is not None:
+        store.save_document("fingerprint", completed(fingerprint, run))
 
 
 def _sensitivity(cfg: Config, setup: Setup, space: SearchSpace) -> SensitivityProfile:
@@ -246,8 +271,5 @@ def _set_aside(run: RunFolder, name: str) -> None:
     while (folder / f"{name}_earlier{number}").exists():
         number += 1
     earlier = f"{name}_earlier{number}"
-    result = Path(NETWORKS) / name / "result.json"
-    if (run.path / result).is_file():
-        run.write_json(result, {**run.read_json(result), "name": earlier})
     (folder / name).rename(folder / earlier)
     logger.warning("%s is another network now; the one before is kept as %s", name, earlier)

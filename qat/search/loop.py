@@ -17,11 +17,14 @@ from qat.search.proposer import Proposal, Proposer, ProposerSettings
 from qat.search.screening import screening_of
 from qat.search.sensitivity import SensitivityProfile, gaussian_profile
 from qat.search.space import SearchSpace
-from qat.search.store import TrialStore
+from qat.search.store import ADOPTED, TrialStore
 from qat.search.trial import CostFunction, Evaluator, Fidelity, Target, Trial, TrialState
 from qat.search.winner import Winner, select_winner
 
 logger = logging.getLogger(__name__)
+
+EXHAUSTED = "exhausted"
+"""Document of the store: whether the search ended because it found nothing more to try inside the bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +161,10 @@ def search_on(
             "context": dict(context or {}),
         }
     )
+    store.save_document(EXHAUSTED, False)
+    for trial in store.trials():
+        if trial.state is TrialState.RUNNING:  # of a process that was killed: nobody is to count it as running now
+            store.retry(trial)
     if settings.retry_failed:
         for trial in store.retry_failed():
             logger.warning("trial %d is run again; it had failed: %s", trial.id, trial.error)
@@ -281,6 +288,7 @@ class _Run:
             if proposal is not None:
                 return target, proposal
         self.is_exhausted = True
+        self.store.save_document(EXHAUSTED, True)
         logger.warning(
             "all configurations found inside the bounds have been tried: the search ends after %d of %d trials",
             len(trials),
@@ -312,13 +320,14 @@ class _Run:
 
 
 def _check_failures(trials: Sequence[Trial], settings: SearchSettings) -> None:
-    """Raises `SearchError` as soon as more trials have failed than the whole search may have."""
-    failed = [trial for trial in trials if trial.state is TrialState.FAILED]
-    allowed = settings.max_failed_share * max(settings.trials, len(trials))
-    if failed and (len(failed) > allowed or len(failed) == settings.trials):
+    """Raises `SearchError` as soon as more trials have failed than the whole search may have; adopted ones aside."""
+    own = [trial for trial in trials if trial.origin != ADOPTED]
+    failed = [trial for trial in own if trial.state is TrialState.FAILED]
+    total = max(settings.trials, len(trials)) - (len(trials) - len(own))
+    if failed and (len(failed) > settings.max_failed_share * total or len(failed) == total):
         error, count = Counter(trial.error for trial in failed).most_common(1)[0]
         raise SearchError(
-            f"{len(failed)} of {len(trials)} trials failed, more than search.max_failed_share="
-            f"{settings.max_failed_share:g} of {settings.trials} allows; most often ({count}): {error}. Mend what made "
+            f"{len(failed)} of {len(own)} trials failed, more than search.max_failed_share="
+            f"{settings.max_failed_share:g} of {total} allows; most often ({count}): {error}. Mend what made "
             "them fail and run the same command again with search.retry_failed=true, or allow more failures"
         )

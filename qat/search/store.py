@@ -31,6 +31,9 @@ ADOPTED = "earlier"
 BUSY_TIMEOUT_S = 30.0
 """How long a statement waits for another program that has locked the file."""
 
+ASKING_S = 0.05
+"""How long `is_being_written` may hold the lock that it asks about, with much to spare."""
+
 
 def is_being_written(path: Path) -> bool:
     """Whether a process has the store at `path` open for writing: a search runs there."""
@@ -87,7 +90,11 @@ class TrialStore:
                 f"cannot write the trial store {self.path}: {error}; choose another run folder"
             ) from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it when the process dies
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it when the process dies
+            except BlockingIOError:  # perhaps somebody only asks whether a search runs
+                time.sleep(ASKING_S)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
@@ -274,7 +281,9 @@ class TrialStore:
         return self.trial(int(cursor.lastrowid or 0))
 
     def adopt(self, trials: Sequence[Trial]) -> int:
-        """Takes over ended trials of another search, all or none; nothing if the store has trials already.
+        """Takes over ended trials of another search, all or none, as often as it has new ones.
+
+        Of a trial that was taken over before, what has become of it since is; one that was evaluated here stays.
 
         Args:
             trials: Their costs as they are here; the origin becomes `ADOPTED`.
@@ -300,12 +309,16 @@ class TrialStore:
             for trial in trials
         ]
         marks = ", ".join("?" * len(COLUMNS[1:]))
-        insert = f"INSERT INTO trials ({', '.join(COLUMNS[1:])}) VALUES ({marks})"
+        outcome = ("state", "metrics", "started_s", "ended_s", "attempts", "error", "screening")
+        insert = (
+            f"INSERT INTO trials ({', '.join(COLUMNS[1:])}) VALUES ({marks}) ON CONFLICT (point, fidelity) "
+            f"DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in outcome)} "
+            "WHERE origin = excluded.origin AND state != excluded.state"
+        )
         with self._errors("write to"):
             self._database.execute("BEGIN IMMEDIATE")
             try:
-                if not self._database.execute("SELECT count(*) FROM trials").fetchone()[0]:
-                    self._database.executemany(insert, rows)
+                self._database.executemany(insert, rows)
                 self._database.execute("COMMIT")
             except sqlite3.Error:
                 if self._database.in_transaction:
@@ -347,17 +360,17 @@ class TrialStore:
         return self.trial(trial.id)
 
     def retry_failed(self) -> tuple[Trial, ...]:
-        """Makes all failed trials pending, as if they had never been started.
+        """Makes the failed trials pending, as if they had never been started; adopted ones are another search's.
 
         Returns:
             The trials as they were, with their errors.
         """
-        failed = tuple(trial for trial in self.trials() if trial.state is TrialState.FAILED)
+        failed = tuple(t for t in self.trials() if t.state is TrialState.FAILED and t.origin != ADOPTED)
         with self._errors("write to"):
             self._database.execute(
                 "UPDATE trials SET state = ?, started_s = NULL, ended_s = NULL, attempts = 0, error = NULL "
-                "WHERE state = ?",
-                (TrialState.PENDING, TrialState.FAILED),
+                "WHERE state = ? AND origin != ?",
+                (TrialState.PENDING, TrialState.FAILED, ADOPTED),
             )
         return failed
 

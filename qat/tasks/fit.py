@@ -144,7 +144,7 @@ def fit(
     Raises:
         TrainingError: The loss is not finite, or no compiler for `machine.compiled`.
         CheckpointError: A checkpoint could not be written; earlier ones are intact.
-        KeyboardInterrupt: The user's.
+        KeyboardInterrupt: The user's, or a SIGTERM.
     """
     if machine.compiled:
         _check_compiler()

@@ -24,8 +24,10 @@ from qat.pipeline.retargeting import retarget_run
 from qat.pipeline.watching import status
 from qat.report import Result
 from qat.runs import RunFolder
+from qat.search.loop import EXHAUSTED, SearchResult
 from qat.search.pool import ProcessPool
 from qat.search.retarget import RetargetedFront
+from qat.search.sensitivity import SensitivityProfile
 from qat.search.store import TrialStore
 from qat.search.trial import Screening, Trial
 
@@ -115,8 +117,11 @@ def test_trials_are_screened_and_the_report_says_what_that_saved(
         assert all(trial.screening == Screening(0.0, trial.screening.least) for trial in store.trials())
         assert all(0 <= trial.screening_accuracy <= 1 for trial in store.trials())
         store.stop(store.trials()[-1], {"screening_accuracy": 0.1})
-    pipeline.report(_config(moved), RunFolder.open(moved))
-    assert "1 of 4 trials were stopped early, which saved 25 % of the trials" in (moved / "report.html").read_text()
+    (moved / "sensitivity.json").unlink()  # as a search that was killed leaves the folder
+    for config in (_config(moved), _config(moved, "search.trials=0")):
+        (moved / "report.html").unlink()
+        pipeline.report(config, RunFolder.open(moved))
+        assert "1 of 4 trials were stopped early, which saved 25 % of the trials" in (moved / "report.html").read_text()
 
 
 def test_packed_size_is_what_the_cost_model_predicted(finished: tuple[Config, RunFolder]) -> None:
@@ -167,15 +172,69 @@ def test_a_longer_search_goes_on_and_keeps_the_networks_of_the_shorter_one(
         (won,) = (trial for trial in store.trials() if trial.config == NetworkConfig.from_dict(kept))
         store.complete(won, {**won.metrics, "accuracy": 0.01})
         before = store.trials()
-    names = [result.name for result in pipeline.search(config, run)]
+    with run.in_use():
+        names = [result.name for result in pipeline.search(config, run)]
     assert sorted(names) == ["mix_16x", "mix_16x_earlier1", "uniform_w2"]
     with TrialStore(folder / "trials.sqlite", read_only=True) as store:
         assert store.trials()[:4] == before and len(store.trials()) == 5
     assert json.loads((folder / "networks" / "mix_16x_earlier1" / "config.json").read_text()) == kept
     assert json.loads((folder / "networks" / "mix_16x" / "config.json").read_text()) != kept
     assert run.config_values()["search"]["trials"] == 5
-    pipeline.export(config, run)
+    pipeline.search(_config(folder, "search.trials=0"), run)
+    pipeline.export(config, RunFolder.reopen(_config(folder, "search.trials=20")))
+    assert run.config_values()["search"]["trials"] == 5
     assert pipeline.verify(config, run) == 0
+
+
+def test_a_network_is_named_by_its_folder(finished: tuple[Config, RunFolder], tmp_path: Path) -> None:
+    """Also where a command was killed while it set the network aside."""
+    shutil.copytree(finished[1].path, tmp_path / "aside")
+    run = RunFolder.open(tmp_path / "aside")
+    known = "networks/mix_16x/result.json"
+    run.write_json(known, {**run.read_json(known), "name": "mix_16x_earlier1"})
+    assert [result.name for result in pipeline.results(run)] == ["mix_16x", "uniform_w2"]
+
+
+def test_an_interrupted_search_leaves_its_sensitivities(
+    finished: tuple[Config, RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(**arguments: object) -> SearchResult:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qat.pipeline.searching.search_on", interrupted)
+    folder = tmp_path / "interrupted"
+    shutil.copytree(finished[1].path, folder)
+    before = json.loads((folder / "sensitivity.json").read_text())
+    (folder / "sensitivity.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.search(_config(folder), RunFolder.open(folder))
+    assert json.loads((folder / "sensitivity.json").read_text()) == before
+
+
+@pytest.mark.parametrize(
+    ("is_exhausted", "advice"),
+    [
+        (False, r"with more search\.trials \(now 4\), or run the same command again with search\.retry_failed=true"),
+        (True, r"everything found inside the bounds has been tried: choose other bounds in another run folder, or run"),
+    ],
+    ids=["trials left", "exhausted"],
+)
+def test_what_helps_a_search_without_winners(
+    is_exhausted: bool,
+    advice: str,
+    finished: tuple[Config, RunFolder],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def search_on(*, store: TrialStore, **arguments: object) -> SearchResult:
+        store.save_document(EXHAUSTED, is_exhausted)
+        return SearchResult(store.trials(), {}, SensitivityProfile.from_dict(store.document("profile") or {}))
+
+    monkeypatch.setattr("qat.pipeline.searching.search_on", search_on)
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[1].path, folder)
+    with pytest.raises(SearchError, match=rf"no completed trial meets the targets \['16x'\]; .*{advice}"):
+        pipeline.search(_config(folder), RunFolder.open(folder))
 
 
 def test_status_tells_a_search_that_runs_from_one_that_was_killed(
@@ -196,6 +255,15 @@ def test_status_tells_a_search_that_runs_from_one_that_was_killed(
     assert "3 of 6 trials done (1 running, 3 completed)" in shown
     assert "no search is running now; the same command goes on where it stopped" in shown
     assert "has been running" not in shown and " left" not in shown
+    with TrialStore(folder / "trials.sqlite") as store:
+        store.save_document(EXHAUSTED, True)
+    status(config)
+    assert "the same command goes on" in capsys.readouterr().out  # what was running is still to do
+    with TrialStore(folder / "trials.sqlite") as store:
+        store.complete(first, first.metrics)
+    status(config)
+    shown = capsys.readouterr().out
+    assert "everything that it found inside the bounds has been tried" in shown and "goes on" not in shown
 
 
 def test_workers_have_the_threads_of_their_executor(finished: tuple[Config, RunFolder]) -> None:
@@ -248,6 +316,39 @@ def test_another_board_from_the_same_trials_and_some_more(finished: tuple[Config
     assert len(stored()) == 7
 
 
+def test_more_trials_start_from_all_that_the_search_has_by_then(
+    finished: tuple[Config, RunFolder], tmp_path: Path
+) -> None:
+    folder = tmp_path / "small"
+    shutil.copytree(finished[1].path, folder)
+    config = _config(folder, "board=pynq_z2", "search.min_compression=[12]")
+
+    def points(path: Path) -> set[tuple[int, ...]]:
+        with TrialStore(path, read_only=True) as store:
+            return {trial.point for trial in store.trials()}
+
+    there = folder / "retarget" / "pynq_z2" / "trials.sqlite"
+    retarget_run(config, more_trials=1)
+    (own,) = points(there) - points(folder / "trials.sqlite")
+    space, costs, _ = plan(_config(folder))
+    fresh = tuple(0 for _ in space.sizes)
+    assert fresh not in points(there)
+    with TrialStore(folder / "trials.sqlite") as store:
+        for point in (own, fresh):
+            cost = {name: float(values[0]) for name, values in costs.evaluate(space.layer_indices([point])).items()}
+            trial = store.add(
+                point=point, config=space.config(point), fidelity=store.trials()[0].fidelity, seed=1, target="16x",
+                origin="random", cost=cost,
+            )  # fmt: skip
+            store.complete(store.start(trial), {"accuracy": 0.5})
+    retarget_run(config, more_trials=1)
+    with TrialStore(there, read_only=True) as store:
+        assert [trial.origin == "earlier" for trial in store.trials()] == 4 * [True] + [False, True]
+    assert points(there) == points(folder / "trials.sqlite")
+    retarget_run(config, more_trials=2)
+    assert len(points(there)) == 7
+
+
 def test_damaged_packed_files_are_refused_and_named(finished: tuple[Config, RunFolder], tmp_path: Path) -> None:
     config, run = finished
     copy = shutil.copytree(run.path, tmp_path / "copy")
@@ -284,6 +385,25 @@ def test_sparse_planes_by_gradients_thin_out_and_trials_may_train_nothing(tmp_pa
     run = RunFolder.create(config)
     assert pipeline.demo(config, run) == 0
     assert json.loads((run.path / "networks" / "mix_16x" / "result.json").read_text())
+    # Trials of before, whose store does not say how they round, did it as config.yaml says.
+    longer = [*overrides, "search.trials=3", "search.initial_trials=1", "baselines=[]"]
+    _forget_rounding(run.path / "trials.sqlite")
+    pipeline.search(_config(tmp_path / "gradual", *longer), run)
+    _forget_rounding(run.path / "trials.sqlite")
+    there = [*longer, "board=zcu104"]
+    retarget_run(_config(tmp_path / "gradual", *there), more_trials=1)
+    _forget_rounding(run.path / "retarget" / "zcu104" / "trials.sqlite")
+    retarget_run(_config(tmp_path / "gradual", *there), more_trials=2)
+    with pytest.raises(SearchError, match='one_shot_rounding: stored "layerwise", now absent'):
+        retarget_run(_config(tmp_path / "gradual", *there, "quant.one_shot_rounding=nearest"), more_trials=2)
+
+
+def _forget_rounding(path: Path) -> None:
+    with TrialStore(path) as store:
+        fingerprint = store.document("fingerprint")
+        assert fingerprint is not None
+        assert fingerprint["context"].pop("one_shot_rounding") == "layerwise"
+        store.save_document("fingerprint", fingerprint)
 
 
 def test_a_front_of_searched_activation_bits_and_tied_layers(tmp_path: Path) -> None:

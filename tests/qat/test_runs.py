@@ -44,14 +44,18 @@ def test_same_configuration_goes_on(tmp_path: Path) -> None:
     assert len(again.read_json("environment.json")) == 2
 
 
-def test_a_longer_search_goes_on_in_the_folder_and_is_noted(tmp_path: Path) -> None:
-    run = RunFolder.create(_config(tmp_path / "run"))
+def test_a_longer_search_goes_on_in_the_folder_and_is_noted_by_the_command_that_searches(tmp_path: Path) -> None:
+    run = RunFolder.create(_config(tmp_path / "run", "search.trials=12", "search.retry_failed=true"))
     run.write_json("float.json", {})
     longer = ["search.trials=50", "search.max_failed_share=1", "search.screening_share=0.5", "search.retry_failed=true"]
-    assert RunFolder.create(_config(tmp_path / "run", *longer)) == run
+    config = _config(tmp_path / "run", *longer)
+    assert RunFolder.create(config) == run
+    assert run.config_values()["search"]["trials"] == 12
+    with run.in_use():
+        run.note_length(config)
     noted = run.config_values()["search"]
     assert (noted["trials"], noted["max_failed_share"], noted["screening_share"]) == (50, 1, 0.5)
-    assert noted["retry_failed"] is False  # asked for once
+    assert noted["retry_failed"] is False  # asked for once, in the first command too
     with pytest.raises(RunFolderError, match="search.initial_trials: 8 there, 4 now"):
         RunFolder.create(_config(tmp_path / "run", "search.initial_trials=4"))
 

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 
 from hwmodel.precision import NetworkConfig
 from qat.errors import ConfigError, SearchError
-from qat.search.loop import SearchResult, SearchSettings, run_search
+from qat.search.loop import EXHAUSTED, SearchResult, SearchSettings, run_search
 from qat.search.sensitivity import SensitivityProfile
 from qat.search.store import TrialStore
 from qat.search.trial import Evaluator, Fidelity, Target, Trial, TrialState
@@ -188,11 +188,16 @@ def test_failed_trials_are_run_again_where_that_is_asked_for(tmp_path: Path) -> 
         assert store.retry_failed() == ()
 
 
+def cheapest(problem: Problem, count: int) -> float:
+    """The bound that so many configurations of two layers keep."""
+    grid = np.stack(np.meshgrid(*map(np.arange, problem.space.sizes)), axis=-1).reshape(-1, 2)
+    return float(np.sort(problem.cost(grid)["stored_bits"])[count - 1])
+
+
 def test_a_search_ends_where_everything_has_been_tried(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     problem = Problem(layers=2, seed=0)
-    grid = np.stack(np.meshgrid(*map(np.arange, problem.space.sizes)), axis=-1).reshape(-1, 2)
-    third = float(np.sort(problem.cost(grid)["stored_bits"])[2])
-    narrow, wide = Target("narrow", {"stored_bits": (None, third)}), Target("wide", {"stored_bits": (None, 1e9)})
+    narrow = Target("narrow", {"stored_bits": (None, cheapest(problem, 3))})
+    wide = Target("wide", {"stored_bits": (None, 1e9)})
     small = {"space": problem.space, "cost": problem.cost, "profile": problem.profile, "evaluator": problem.evaluate}
     found = run(tmp_path / "a.sqlite", trials=20, targets=[narrow], **small)
     assert len(found.trials) == 3 and all(t.is_completed for t in found.trials)
@@ -204,7 +209,70 @@ def test_a_search_ends_where_everything_has_been_tried(tmp_path: Path, caplog: p
     both = run(tmp_path / "b.sqlite", trials=12, targets=[narrow, wide], **small)
     assert len(both.trials) == 12 and set(both.winners) == {"narrow", "wide"}
     assert [t.target for t in both.trials][-4:] == ["wide"] * 4
-    assert all(both.trials[i].target == "narrow" for i in range(0, 2, 2))
+    turns = [t.target for t in both.trials]
+    count = turns.count("narrow")
+    assert count > 1 and turns == count * ["narrow", "wide"] + (12 - 2 * count) * ["wide"]
+
+
+def test_the_store_says_whether_everything_has_been_tried(tmp_path: Path) -> None:
+    problem = Problem(layers=2, seed=0)
+    small = {"space": problem.space, "cost": problem.cost, "profile": problem.profile, "evaluator": problem.evaluate}
+    targets = [Target("narrow", {"stored_bits": (None, cheapest(problem, 3))})]
+
+    def is_exhausted() -> bool:
+        with TrialStore(tmp_path / "s.sqlite", read_only=True) as store:
+            return bool(store.document(EXHAUSTED))
+
+    run(tmp_path / "s.sqlite", trials=2, targets=targets, **small)
+    assert not is_exhausted()
+    assert len(run(tmp_path / "s.sqlite", trials=20, targets=targets, **small).trials) == 3
+    assert is_exhausted()
+    run(tmp_path / "s.sqlite", trials=3, targets=targets, **small)
+    assert not is_exhausted()  # as many as were asked for
+
+
+def test_what_a_killed_search_had_running_is_not_seen_as_running(tmp_path: Path) -> None:
+    whole = sequence(run(tmp_path / "whole.sqlite").trials)
+    run(tmp_path / "s.sqlite", trials=3)
+    with TrialStore(tmp_path / "s.sqlite") as store:
+        store.start(store.trials()[2])
+    seen: list[list[tuple[TrialState, int]]] = []
+
+    class Watcher:
+        def search_started(self, trials: Sequence[Trial], total: int) -> None:
+            seen.append([(trial.state, trial.attempts) for trial in trials])
+
+        def trial_started(self, trial: Trial) -> None: ...
+
+        def trial_ended(self, trial: Trial) -> None: ...
+
+        def search_ended(self) -> None: ...
+
+    found = run(tmp_path / "s.sqlite", observers=[Watcher()])
+    assert seen == [[(TrialState.COMPLETED, 1), (TrialState.COMPLETED, 1), (TrialState.PENDING, 2)]]
+    assert sequence(found.trials) == whole
+
+
+def test_failures_are_counted_against_the_longer_search_and_without_adopted_ones(tmp_path: Path) -> None:
+    def evaluator(config: NetworkConfig, fidelity: Fidelity, seed: int) -> Mapping[str, float]:
+        calls.append(seed)
+        if len(calls) <= 3:
+            raise RuntimeError("no driver")
+        return PROBLEM.evaluate(config, fidelity, seed)
+
+    calls: list[int] = []
+    longer = run(tmp_path / "s.sqlite", trials=8, evaluator=evaluator)
+    assert run(tmp_path / "s.sqlite", trials=3).trials == longer.trials
+    with TrialStore(tmp_path / "other.sqlite") as store:
+        assert store.adopt(longer.trials[:4]) == 4
+    settings = SearchSettings(trials=6, seed=1, retry_failed=True)
+    more = run(tmp_path / "other.sqlite", settings=settings).trials
+    assert [t.state for t in more] == 3 * [TrialState.FAILED] + 3 * [TrialState.COMPLETED]
+    with TrialStore(tmp_path / "failing.sqlite") as store:
+        store.adopt(longer.trials[:4])
+    calls.clear()
+    with pytest.raises(SearchError, match=r"2 of 2 trials failed, more than search.max_failed_share=0.5 of 2 allows"):
+        run(tmp_path / "failing.sqlite", settings=replace(settings, retry_failed=False), evaluator=evaluator)
 
 
 def test_ctrl_c_leaves_a_store_that_resumes_the_same(tmp_path: Path) -> None:

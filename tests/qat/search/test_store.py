@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import json
 import os
 import sqlite3
@@ -103,20 +104,44 @@ def test_locked_by_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         store.check_integrity()
 
 
-def test_trials_of_another_search_are_adopted_once(tmp_path: Path) -> None:
+def test_trials_of_another_search_are_adopted_as_it_makes_them(tmp_path: Path) -> None:
     with TrialStore(tmp_path / "a.sqlite") as earlier, TrialStore(tmp_path / "b.sqlite") as store:
         for i in range(3):
             earlier.complete(earlier.start(add(earlier, 0, 0, i)), {"accuracy": 0.5})
         trials = [replace(trial, cost={"bits": 9.0}) for trial in earlier.trials()]
-        with pytest.raises(SearchError, match="cannot write to the trial store .*UNIQUE"):
-            store.adopt([*trials, trials[0]])
+        damaged = replace(trials[2], attempts="many")  # type: ignore[arg-type]
+        with pytest.raises(SearchError, match="cannot write to the trial store"):
+            store.adopt([*trials[:2], damaged])
         assert store.trials() == ()
         assert store.adopt(trials) == 3
         assert list(store.trials()) == [replace(trial, origin="earlier") for trial in trials]
-        add(store, 0, 0, 3)
+        own = store.complete(store.start(add(store, 0, 0, 3)), {"accuracy": 0.25})
         assert store.adopt(trials[:1]) == 3
-        assert len(store.trials()) == 4
+        before = store.trials()
+        assert len(before) == 4
+        # The other search goes on, also at a point that was evaluated here.
+        for i in (3, 4):
+            earlier.complete(earlier.start(add(earlier, 0, 0, i)), {"accuracy": 0.75})
+        assert store.adopt(earlier.trials()) == 4
+        assert store.trials()[:4] == before and store.trials()[3] == own
+        assert [(t.point, t.accuracy, t.origin) for t in store.trials()[4:]] == [((0, 0, 4), 0.75, "earlier")]
+        once = store.trials()
+        assert store.adopt(earlier.trials()) == 4
+        assert store.trials() == once
         store.check_integrity()
+
+
+def test_what_becomes_of_an_adopted_trial_that_had_failed_is_taken_over(tmp_path: Path) -> None:
+    with TrialStore(tmp_path / "a.sqlite") as earlier, TrialStore(tmp_path / "b.sqlite") as store:
+        earlier.fail(earlier.start(add(earlier, 0, 0, 0)), "no driver")
+        own = store.fail(store.start(add(store, 1, 1, 1)), "too large")
+        assert store.adopt(earlier.trials()) == 1
+        assert store.retry_failed() == (own,)
+        assert [t.state for t in store.trials()] == [TrialState.PENDING, TrialState.FAILED]
+        earlier.retry_failed()
+        mended = earlier.complete(earlier.start(earlier.trials()[0]), {"accuracy": 0.5})
+        assert store.adopt(earlier.trials()) == 1
+        assert store.trials()[1] == replace(mended, id=2, origin="earlier")
 
 
 def test_whether_a_search_runs_is_seen_from_outside(tmp_path: Path) -> None:
@@ -132,6 +157,18 @@ def test_whether_a_search_runs_is_seen_from_outside(tmp_path: Path) -> None:
         assert not is_being_written(path)
     with TrialStore(path):  # having asked is in nobody's way
         pass
+
+
+def test_who_asks_whether_a_search_runs_keeps_none_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.sqlite"
+    TrialStore(path).close()
+    with open(tmp_path / "s.sqlite.lock", encoding="utf-8") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        monkeypatch.setattr("qat.search.store.time.sleep", lambda seconds: fcntl.flock(asking, fcntl.LOCK_UN))
+        with TrialStore(path):
+            assert is_being_written(path)
 
 
 def test_failed_trials_become_pending_again(tmp_path: Path) -> None:
