@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import pickle
 import shutil
@@ -106,7 +107,7 @@ def test_integers_are_what_was_trained(finished: tuple[Config, RunFolder]) -> No
     assert results[0].compression >= 16
 
 
-def test_trials_are_screened_and_the_report_says_what_that_saved(
+def test_trials_are_screened_and_the_report_says_what_that_saved_and_how_it_was_called(
     finished: tuple[Config, RunFolder], tmp_path: Path
 ) -> None:
     _, run = finished
@@ -116,7 +117,12 @@ def test_trials_are_screened_and_the_report_says_what_that_saved(
         assert all(trial.screening == Screening(0.0, trial.screening.least) for trial in store.trials())
         assert all(0 <= trial.screening_accuracy <= 1 for trial in store.trials())
         store.stop(store.trials()[-1], {"screening_accuracy": 0.1})
+    (environment,) = json.loads((moved / "environment.json").read_text())[:1]
+    environment["command"] = ["scripts/search.py", "search.min_compression=[8.0, 12.0]"]
+    (moved / "environment.json").write_text(json.dumps([environment]))
     pipeline.report(_config(moved), RunFolder.open(moved))
+    quoted = "scripts/search.py 'search.min_compression=[8.0, 12.0]'"
+    assert html.escape(quoted) in (moved / "report.html").read_text()
     assert "1 of 4 trials were stopped early, which saved 25 % of the trials" in (moved / "report.html").read_text()
 
 
