@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from qat.checks import require
 from qat.config import Config, DataSettings
-from qat.errors import CheckpointError, DataError
+from qat.errors import CheckpointError, ConfigError, DataError
 
 FLOAT = "float.ckpt"
 """Weights of the float model in the run folder."""
@@ -27,9 +26,10 @@ def check_shape(cfg: Config, shape: Sequence[int]) -> None:
         ConfigError: `network.input_shape` is not `shape`.
     """
     own = list(cfg.network.input_shape)
-    require(
-        own == list(shape), "network.input_shape", own, f"{list(shape)}, the shape of the images of {cfg.data.name}"
-    )
+    if own != list(shape):
+        raise ConfigError(
+            f"network.input_shape={own}, expected {list(shape)}, the shape of the images of {cfg.data.name}"
+        )
 
 
 def check_root(settings: DataSettings) -> None:
