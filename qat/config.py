@@ -16,6 +16,9 @@ from qat.checks import require, require_all, require_columns, require_number
 from qat.errors import ConfigError
 from qat.image_settings import DetectionSettings, FolderSettings
 
+LARGEST_SEED = 2**32 - 1
+"""Numpy's generator, which Lightning seeds, takes no larger one."""
+
 
 @dataclass(kw_only=True)
 class NetworkSettings:
@@ -291,7 +294,7 @@ class SearchSettings:
         retry_failed: Whether trials that failed are run again when a search goes on.
         train_steps: Optimizer steps that a trial trains.
         eval_images: Validation images that score a trial; null for all.
-        sensitivity_images: Validation images of the sensitivity profile.
+        sensitivity_images: Fit images of the sensitivity profile.
         seed: Of everything random in the search.
         executor: Where trials run.
         screening_share: Share of its training after which a bad trial is stopped, in [0, 1): 0 before it; null: never.
@@ -484,9 +487,11 @@ class Config:
         require(bool(self.name), "name", self.name, "a name for the run")
         require(bool(self.run_dir), "run_dir", self.run_dir, "a folder")
         for name, seed in (("seed", self.seed), ("search.seed", self.search.seed)):
-            require(seed >= 0, name, seed, "an integer >= 0")
+            require(0 <= seed <= LARGEST_SEED, name, seed, f"an integer >= 0 and <= {LARGEST_SEED}")
         require_all("baselines", self.baselines, 1, 8)
         require(bool(self.baselines or self.search.trials), "baselines", [], "at least one, or search.trials >= 1")
+        devices, batch = self.trainer.devices, self.data.batch_size
+        require(batch % devices == 0, "data.batch_size", batch, f"a multiple of trainer.devices={devices}")
         channels = self.network.input_shape[0]
         expected = f"{channels} values, one for each channel of network.input_shape"
         require(len(self.data.mean) == channels, "data.mean", self.data.mean, expected)

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from qat.config import Config, DataSettings
-from qat.errors import CheckpointError, DataError
+from qat.errors import CheckpointError, ConfigError, DataError
 
 FLOAT = "float.ckpt"
 """Weights of the float model in the run folder."""
 
 DOWNLOAD_FOLDER = Path("data")
 """The one folder that a download makes itself; another has to be there, so that a slip in its name is seen."""
+
+
+SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
+"""Channels, rows, columns of the images of data sets that have one size."""
+
+
+def check_shape(cfg: Config, shape: Sequence[int]) -> None:
+    """Refuses a network for images of another shape.
+
+    Raises:
+        ConfigError: `network.input_shape` is not `shape`.
+    """
+    own = list(cfg.network.input_shape)
+    if own != list(shape):
+        raise ConfigError(
+            f"network.input_shape={own}, expected {list(shape)}, the shape of the images of {cfg.data.name}"
+        )
 
 
 def check_root(settings: DataSettings) -> None:
@@ -36,12 +54,15 @@ def check_root(settings: DataSettings) -> None:
 
 
 def check_files(cfg: Config) -> None:
-    """Refuses missing weights and images, before anything that takes time.
+    """Refuses missing weights and images, and images of another shape, before anything that takes time.
 
     Raises:
         CheckpointError: The weights that the configuration names are not there.
+        ConfigError: The network is for images of another shape.
         DataError: The images are not there.
     """
+    if cfg.data.detection is None and cfg.data.folder is None and cfg.data.name in SHAPES:
+        check_shape(cfg, SHAPES[cfg.data.name])
     check_root(cfg.data)
     weights = cfg.network.weights
     if weights and not Path(cfg.run_dir, FLOAT).is_file() and not Path(weights).is_file():

@@ -4,7 +4,7 @@
 |------------------------------|-----------------------------------------------------------------------------------|
 | `config.yaml`                | every setting, resolved                                                           |
 | `overrides.yaml`             | what was given on the command line                                                |
-| `environment.json`           | of each command in the folder: date, seed, versions, revision, device, threads    |
+| `environment.json`           | of each command with it: date, seed, versions, revision, device, threads          |
 | `summary.csv`, `summary.json`| one row for each network trained in full                                          |
 | `<script>.log`               | what the script said                                                              |
 """
@@ -104,6 +104,7 @@ class RunFolder:
         if is_new:
             run._check_unused()
         if is_new or run._is_other(config):
+            (run.path / "environment.json").unlink(missing_ok=True)  # of commands with the configuration before
             write_text(run.path / "overrides.yaml", _to_yaml(list(overrides)))
             values = config_to_dict(config)
             values["search"]["retry_failed"] = False  # what was asked for once

@@ -103,12 +103,12 @@ class DetectionAugmentation:
             canvas.paste(image, (left, top))
             scale = np.array([right - left, bottom - top] * 2) / (columns, rows, columns, rows)
             offset = np.array([left, top] * 2) / (columns, rows, columns, rows)
-            parts.append(Boxes((boxes.sides_B4 * scale + offset).astype(np.float32), boxes.labels_B, boxes.ignored_B))
+            parts.append(Boxes((boxes.sides_B4 * scale + offset).astype(np.float32), boxes.labels_B, boxes.kinds_B))
         assert canvas is not None
-        sides, labels, ignored = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("sides_B4", "labels_B", "ignored_B")
+        sides, labels, kinds = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("sides_B4", "labels_B", "kinds_B")
         )
-        return canvas, Boxes(sides, labels, ignored)
+        return canvas, Boxes(sides, labels, kinds)
 
     def _transform(self, image_CHW: Tensor, boxes: Boxes) -> tuple[Tensor, Boxes]:
         rows, columns = image_CHW.shape[-2:]
@@ -127,7 +127,7 @@ class DetectionAugmentation:
         result = Boxes(
             (seen_B4 / unit).numpy()[is_there_B],
             boxes.labels_B[is_there_B],
-            (boxes.ignored_B | hidden_B)[is_there_B],
+            np.maximum(boxes.kinds_B, hidden_B)[is_there_B],
         )
         return image.as_subclass(torch.Tensor), result
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from qat.config import DataSettings
-from qat.data.boxes import BoxReport
 from qat.data.detection import Annotated, DetectionDataModule, DetectionSplits
 from qat.data.detection_augmentation import DetectionAugmentation
 from qat.data.detection_files import Files, open_files
@@ -29,7 +29,7 @@ def build_detection(settings: DataSettings, detection: DetectionSettings, seed: 
         seed: Decides order and augmentation of fit batches; the split has a seed of its own.
 
     Raises:
-        DataError: Files are missing or damaged.
+        DataError: Files are missing or damaged, parts share images, or number their classes differently.
     """
     augmentation = DetectionAugmentation(
         settings.horizontal_flip,
@@ -66,12 +66,32 @@ def _splits(settings: DataSettings, detection: DetectionSettings) -> DetectionSp
     files = open_files(Path(settings.root or "."))
     mode = "L" if len(settings.mean) == 1 else "RGB"
     parts = _read(files, detection, mode)
-    fit, test = _join([parts[name] for name in detection.fit]), _join([parts[name] for name in detection.test])
-    if detection.val:
-        val = _join([parts[name] for name in detection.val])
+    joined = {
+        use: _join([parts[name] for name in names])
+        for use, names in (("fit", detection.fit), ("val", detection.val), ("test", detection.test))
+        if names
+    }
+    _refuse_common_images({f"data.detection.{use}": part.names for use, part in joined.items()})
+    fit, test = joined["fit"], joined["test"]
+    if "val" in joined:
+        val = joined["val"]
     else:
         fit, val = hold_out(fit, settings.val_images, settings.split_seed)
     return DetectionSplits(fit, val, test)
+
+
+def _refuse_common_images(names: Mapping[str, Sequence[str]]) -> None:
+    """Raises DataError for an image that two parts have, or one part twice: figures on it would mean nothing."""
+    users: dict[str, str] = {}
+    for setting, images in names.items():
+        for image in images:
+            user = users.setdefault(image, setting)
+            if user != setting:
+                common = len(set(names[user]) & set(images))
+                raise DataError(f"{user} and {setting} share {common} images, {image!r} is the first; expected none")
+        if len(set(images)) < len(images):
+            first = next(image for image, count in Counter(images).items() if count > 1)
+            raise DataError(f"{setting} has {len(images) - len(set(images))} images twice, {first!r} is the first")
 
 
 def _read(files: Files, detection: DetectionSettings, mode: str) -> dict[str, AnnotatedFiles]:
@@ -83,21 +103,32 @@ def _read(files: Files, detection: DetectionSettings, mode: str) -> dict[str, An
         first, _, second = name.partition(":")
         if detection.format == "coco":
             found[name] = read_coco(files, first, second, mode, detection.class_names)
+            own, known = found[name].class_names, found[names[0]].class_names
+            if own != known and sorted(own) == sorted(known):  # each file has numbers of its own
+                found[name] = read_coco(files, first, second, mode, known)
         else:
             found[name] = read_yolo(files, first, second, detection.class_names or [], mode)
     return found
 
 
 def _join(parts: Sequence[AnnotatedFiles]) -> AnnotatedFiles:
-    """Several parts as one."""
-    report = BoxReport()
+    """Several parts as one.
+
+    Raises:
+        DataError: Their labels mean different classes.
+    """
     for part in parts:
-        report.add(part.report)
+        if part.class_names != parts[0].class_names:
+            raise DataError(
+                f"parts to join have the classes {parts[0].class_names} and {part.class_names}, expected the same; "
+                "give data.detection.class_names"
+            )
     return replace(
         parts[0],
         names=tuple(name for part in parts for name in part.names),
         boxes=tuple(boxes for part in parts for boxes in part.boxes),
-        report=report,
+        reports=tuple(report for part in parts for report in part.reports),
+        sizes=tuple(size for part in parts for size in part.sizes),
     )
 
 
@@ -123,6 +154,10 @@ def hold_out(part: AnnotatedFiles, count: int, seed: int) -> tuple[AnnotatedFile
 
 
 def _pick(part: AnnotatedFiles, numbers: Sequence[int]) -> AnnotatedFiles:
-    boxes = tuple(part.boxes[number] for number in numbers)
-    report = BoxReport(images=len(numbers), boxes=sum(map(len, boxes)))
-    return replace(part, names=tuple(part.names[number] for number in numbers), boxes=boxes, report=report)
+    return replace(
+        part,
+        names=tuple(part.names[number] for number in numbers),
+        boxes=tuple(part.boxes[number] for number in numbers),
+        reports=tuple(part.reports[number] for number in numbers),
+        sizes=tuple(part.sizes[number] for number in numbers) if part.sizes else (),
+    )

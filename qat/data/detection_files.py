@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from PIL import Image
 
 from qat.errors import DataError
@@ -118,6 +119,28 @@ def open_files(root: Path) -> Files:
     raise DataError(f"{root} is neither a folder nor a .tar file; check data.root")
 
 
+def to_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """An image with 8 bits per channel, as it is stored: the orientation of its EXIF data does not count.
+
+    Of grey images with 16 bits the upper 8 remain, as Pillow does with coloured ones.
+
+    Args:
+        picture: Any image.
+        mode: Pillow's: "RGB" or "L".
+
+    Raises:
+        ValueError: Its range is not known.
+        OSError: It is damaged.
+    """
+    if picture.mode.startswith("I;16"):
+        # Pillow's own conversion cuts off everything above 255.
+        grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
+        return Image.fromarray(grey).convert(mode)
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers of unknown range (mode {picture.mode}), expected 8 or 16 bits")
+    return picture.convert(mode)
+
+
 def read_image(files: Files, name: str, mode: str) -> Image.Image:
     """A decoded image.
 
@@ -132,6 +155,6 @@ def read_image(files: Files, name: str, mode: str) -> Image.Image:
     data = files.read(name)
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            return picture.convert(mode)
+            return to_mode(picture, mode)
     except Exception as error:  # Pillow raises many kinds on damaged bytes
         raise DataError(f"image {name!r} in {files.where} is damaged: {error}") from error

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import posixpath
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
 
 from PIL import Image
 from torchvision.datasets import VOCDetection
 
-from qat.data.boxes import Boxes, BoxReader, BoxReport
+from qat.data.boxes import CROWD, IGNORED, Boxes, BoxReader, BoxReport
 from qat.data.detection_files import Files, read_image
 from qat.errors import DataError
 
@@ -28,27 +31,44 @@ class AnnotatedFiles:
         names: Their names.
         boxes: In the same order.
         class_names: Names of the classes.
-        report: What was found while reading.
+        reports: What was found while reading each of them.
         mode: How images are decoded: "RGB" or "L".
+        sizes: Width and height of each image, as annotated; empty where annotations have none.
     """
 
     files: Files
     names: tuple[str, ...]
     boxes: tuple[Boxes, ...]
     class_names: tuple[str, ...]
-    report: BoxReport
+    reports: tuple[BoxReport, ...]
     mode: str = "RGB"
+    sizes: tuple[tuple[float, float], ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
 
+    @cached_property
+    def report(self) -> BoxReport:
+        """What was found while reading."""
+        total = BoxReport()
+        for report in self.reports:
+            total.add(report)
+        return total
+
     def image(self, index: int) -> Image.Image:
-        """A decoded image.
+        """A decoded image, as it is stored: the orientation of its EXIF data does not count.
 
         Raises:
-            DataError: It is missing or damaged.
+            DataError: It is missing, damaged, or of another size than its annotation says.
         """
-        return read_image(self.files, self.names[index], self.mode)
+        image = read_image(self.files, self.names[index], self.mode)
+        if self.sizes and image.size != self.sizes[index]:
+            width, height = self.sizes[index]
+            raise DataError(
+                f"image {self.names[index]!r} in {self.files.where} has {image.width} x {image.height} pixels, its "
+                f"annotation says {width:g} x {height:g}; annotate images as they are stored, without EXIF orientation"
+            )
+        return image
 
 
 def read_voc(
@@ -74,7 +94,7 @@ def read_voc(
         stem, suffix = posixpath.splitext(name)
         if suffix.lower() in IMAGE_SUFFIXES and "JPEGImages" in name.split("/"):
             images[stem] = name
-    parsed: dict[str, list[tuple[str, tuple[float, float], list[tuple[str, list[float], bool]]]]] = {}
+    parsed: dict[str, list[tuple[str, tuple[float, float], list[tuple[str, list[float], int]]]]] = {}
     for split in splits:
         prefix, short = _prefix(files, names, split), posixpath.basename(split)
         listed = files.read(f"{prefix}ImageSets/Main/{short}.txt").decode("utf-8", "replace").split("\n")
@@ -93,7 +113,9 @@ def read_voc(
         reader = BoxReader(class_names)
         boxes = tuple(reader.read(image, size, raw) for image, size, raw in entries)
         images_of_split = tuple(image for image, *_ in entries)
-        result[split] = AnnotatedFiles(files, images_of_split, boxes, tuple(class_names), reader.report, mode)
+        sizes = tuple(size for _, size, _ in entries)
+        reports = tuple(reader.reports)
+        result[split] = AnnotatedFiles(files, images_of_split, boxes, tuple(class_names), reports, mode, sizes)
     return result
 
 
@@ -132,7 +154,7 @@ def _prefix(files: Files, names: Sequence[str], split: str) -> str:
     return found[0]
 
 
-def _parse_voc(files: Files, name: str) -> tuple[tuple[float, float], list[tuple[str, list[float], bool]]]:
+def _parse_voc(files: Files, name: str) -> tuple[tuple[float, float], list[tuple[str, list[float], int]]]:
     data = files.read(name)
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
         raise DataError(f"annotation {name!r} in {files.where} declares a document type, which VOC files do not")
@@ -142,7 +164,8 @@ def _parse_voc(files: Files, name: str) -> tuple[tuple[float, float], list[tuple
         raw = []
         for item in root.iter("object"):
             box = [float(_text(item, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
-            raw.append((_text(item, "name"), box, item.findtext("difficult", "0").strip() == "1"))
+            is_difficult = item.findtext("difficult", "0").strip() == "1"
+            raw.append((_text(item, "name"), box, IGNORED if is_difficult else 0))
     except (ElementTree.ParseError, ValueError) as error:
         raise DataError(f"annotation {name!r} in {files.where} is damaged: {error}") from error
     return size, raw
@@ -168,7 +191,7 @@ def read_coco(
         class_names: Known classes; None takes the file's categories in the order of their numbers.
 
     Raises:
-        DataError: A file is missing or damaged, or a box belongs to no image.
+        DataError: A file is missing or damaged, a box belongs to no image, or two categories have one name.
 
     Source: cocodataset.org, "Data format", object detection.
     """
@@ -177,7 +200,7 @@ def read_coco(
         categories = {int(c["id"]): str(c["name"]) for c in document["categories"]}
         pictures = {int(i["id"]): (str(i["file_name"]), (float(i["width"]), float(i["height"])))
                     for i in document["images"]}  # fmt: skip
-        raw: dict[int, list[tuple[str, list[float], bool]]] = {number: [] for number in pictures}
+        raw: dict[int, list[tuple[str, list[float], int]]] = {number: [] for number in pictures}
         for item in document["annotations"]:
             left, top, width, height = (float(value) for value in item["bbox"])
             number, category = int(item["image_id"]), int(item["category_id"])
@@ -186,16 +209,20 @@ def read_coco(
                     f"{annotations!r} in {files.where}: a box belongs to image {number}, which is not listed"
                 )
             name = categories.get(category, f"category {category}")
-            raw[number].append((name, [left, top, left + width, top + height], bool(item.get("iscrowd", 0))))
+            raw[number].append((name, [left, top, left + width, top + height], CROWD if item.get("iscrowd", 0) else 0))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{annotations!r} in {files.where} is damaged: {type(error).__name__} {error}") from error
     if class_names is None:
         class_names = [categories[number] for number in sorted(categories)]
+    twice = sorted(name for name, count in Counter(categories.values()).items() if count > 1)
+    if twice:
+        raise DataError(f"{annotations!r} in {files.where} has several categories of the name {twice[0]!r}")
     reader = BoxReader(class_names)
     boxes = tuple(reader.read(name, size, raw[number]) for number, (name, size) in pictures.items())
     names = tuple(posixpath.join(images, name) for name, _ in pictures.values())
     _require_images(files, names, annotations)
-    return AnnotatedFiles(files, names, boxes, tuple(class_names), reader.report, mode)
+    sizes = tuple(size for _, size in pictures.values())
+    return AnnotatedFiles(files, names, boxes, tuple(class_names), tuple(reader.reports), mode, sizes)
 
 
 def read_yolo(files: Files, images: str, labels: str, class_names: Sequence[str], mode: str = "RGB") -> AnnotatedFiles:
@@ -227,18 +254,22 @@ def read_yolo(files: Files, images: str, labels: str, class_names: Sequence[str]
     for name in names:
         text = posixpath.join(labels, posixpath.splitext(posixpath.basename(name))[0] + ".txt")
         lines = files.read(text).decode("utf-8", "replace").splitlines() if text in texts else []
-        boxes.append(reader.read(name, (1.0, 1.0), [_parse_yolo(line, text, class_names) for line in lines if line]))
-    return AnnotatedFiles(files, names, tuple(boxes), tuple(class_names), reader.report, mode)
+        boxes.append(
+            reader.read(name, (1.0, 1.0), [_parse_yolo(line, text, class_names) for line in lines if line.strip()])
+        )
+    return AnnotatedFiles(files, names, tuple(boxes), tuple(class_names), tuple(reader.reports), mode)
 
 
-def _parse_yolo(line: str, where: str, class_names: Sequence[str]) -> tuple[str, list[float], bool]:
+def _parse_yolo(line: str, where: str, class_names: Sequence[str]) -> tuple[str, list[float], int]:
     try:
         number, x, y, width, height = (float(part) for part in line.split())
+        if not math.isfinite(number):
+            raise ValueError(f"class {number}")
     except ValueError as error:
         raise DataError(f"{where}: {line!r}, expected class, centre x, centre y, width, height") from error
     is_known = number == int(number) and 0 <= number < len(class_names)
     name = class_names[int(number)] if is_known else f"class {number:g}"
-    return name, [x - width / 2, y - height / 2, x + width / 2, y + height / 2], False
+    return name, [x - width / 2, y - height / 2, x + width / 2, y + height / 2], 0
 
 
 def _require_images(files: Files, names: Sequence[str], annotations: str) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from qat.data.detection_files import to_mode
 from qat.data.loader import FitBatches
 from qat.data.module import ImageDataModule
 from qat.data.splits import stratified_split
@@ -49,8 +50,8 @@ class Folder(Dataset[tuple[Tensor, Tensor]]):
         path, label = self.source.samples[int(self.numbers[number])]
         try:
             with Image.open(path) as image:
-                picture = image.convert(self.mode)
-        except OSError as error:
+                picture = to_mode(image, self.mode)
+        except Exception as error:  # Pillow raises many kinds on damaged bytes
             raise DataError(f"image {path} cannot be read: {error}; copy the file again or remove it") from error
         # One seed for each image of each epoch: the result does not depend on the number of worker processes.
         seed = int(np.random.SeedSequence((self.seed, epoch, number)).generate_state(1)[0])

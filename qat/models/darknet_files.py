@@ -5,8 +5,9 @@ Source: github.com/pjreddie/darknet, src/parser.c (`load_weights_upto`, `load_co
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ class _Section:
     kind: str
     line: int
     values: Mapping[str, str]
+    lines: Mapping[str, int]
 
 
 def read_cfg(path: Path) -> Cfg:
@@ -70,8 +72,10 @@ def read_cfg(path: Path) -> Cfg:
             read = _READERS[section.kind]
         except KeyError:
             raise reader.error(section, f"section [{section.kind}] is not one of {sorted(_READERS)}") from None
+        reader.check_keys(section)
         row = read(reader, section, number)
         rows.append(replace(row, label=str(number)) if row is not None else Route((str(number - 1),), str(number)))
+    _scale_anchors(rows)
     _unlabel_heads(rows)
     if not rows:
         raise ConfigError(f"{path} has no layer")
@@ -87,17 +91,36 @@ def read_cfg(path: Path) -> Cfg:
 def _sections(text: str, path: Path) -> list[_Section]:
     found: list[_Section] = []
     values: dict[str, str] = {}
+    lines: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         line = line.partition("#")[0].partition(";")[0].strip()
         if line.startswith("[") and line.endswith("]"):
-            values = {}
-            found.append(_Section(line[1:-1].strip().lower(), number, values))
+            values, lines = {}, {}
+            found.append(_Section(line[1:-1].strip().lower(), number, values, lines))
         elif line:
             key, equals, value = line.partition("=")
             if not equals or not found:
                 raise ConfigError(f"{path}, line {number}: {line!r}, expected [section] or key=value")
-            values[key.strip()] = value.strip()
+            values.setdefault(key.strip(), value.strip())  # of a key that comes twice darknet takes the first
+            lines.setdefault(key.strip(), number)
     return found
+
+
+def _scale_anchors(rows: list[Row]) -> None:
+    """Brings anchors of [region], which are in cells of its map, to pixels of the image."""
+    pixels: list[float] = []  # of the image, per pixel of each row's map
+    for number, row in enumerate(rows):
+        source = int(row.sources[0]) if isinstance(row, Route) else number - 1
+        own = pixels[source] if source >= 0 else 1.0
+        if isinstance(row, Conv | Pool):
+            own *= row.stride
+        elif isinstance(row, Reorg):
+            own *= row.factor
+        elif isinstance(row, Upsample):
+            own /= row.factor
+        elif isinstance(row, Detect) and row.softmax:
+            rows[number] = replace(row, anchors=cells(row.anchors, own))
+        pixels.append(own)
 
 
 def _unlabel_heads(rows: list[Row]) -> None:
@@ -116,6 +139,20 @@ class _Reader:
 
     def error(self, section: _Section, message: str) -> ConfigError:
         return ConfigError(f"{self.path}, line {section.line}, [{section.kind}]: {message}")
+
+    def check_keys(self, section: _Section) -> None:
+        """Refuses what is unknown, and values that would make another network than the one that is built."""
+        keys = _KEYS.get(section.kind)
+        if keys is None:
+            return
+        for name, text in section.values.items():
+            where = f"{self.path}, line {section.lines[name]}, [{section.kind}]: {name}={text}"
+            if name in keys.fixed:
+                if not _is_value(text, keys.fixed[name]):
+                    raise ConfigError(f"{where}, expected {keys.fixed[name]}: nothing else is supported")
+            elif name not in keys.read and name not in keys.training and name not in _TRAINING:
+                near = difflib.get_close_matches(name, [*keys.read, *keys.fixed, *keys.training, *_TRAINING], 1)
+                raise ConfigError(f"{where}, an unknown key{f'; did you mean {near[0]}?' if near else ''}")
 
     def integer(self, section: _Section, name: str, default: int | None = None, low: int = 0) -> int:
         text = section.values.get(name, "" if default is None else str(default))
@@ -141,8 +178,7 @@ class _Reader:
         if self.integer(section, "groups", 1) != 1:
             raise self.error(section, f"groups={section.values['groups']}, expected 1")
         kernel = self.integer(section, "size", 1, 1)
-        padded = self.integer(section, "pad", 0) == 1 or self.integer(section, "padding", 0) == kernel // 2
-        if kernel > 1 and not padded:
+        if not self.integer(section, "pad", 0) and self.integer(section, "padding", 0) != kernel // 2:
             raise self.error(section, "pad=0, expected pad=1: half the kernel")
         return Conv(
             self.integer(section, "filters", 1, 1),
@@ -154,7 +190,11 @@ class _Reader:
 
     def pool(self, section: _Section, number: int) -> Row:
         stride = self.integer(section, "stride", 1, 1)
-        return Pool(self.integer(section, "size", stride, 1), stride)
+        size = self.integer(section, "size", stride, 1)
+        padding = self.integer(section, "padding", size - 1)  # darknet's: of both sides together
+        if padding != size - 1 and (size, stride, padding) != (2, 2, 0):
+            raise self.error(section, f"padding={padding}, expected {size - 1} for size={size}, or none")
+        return Pool(size, stride)
 
     def reorg(self, section: _Section, number: int) -> Row:
         if self.integer(section, "reverse", 0):
@@ -188,9 +228,11 @@ class _Reader:
         return Average()
 
     def region(self, section: _Section, number: int) -> Row:
-        anchors = cells(self.pairs(section))
+        if not self.integer(section, "softmax", 0):
+            raise self.error(section, "softmax=0, expected softmax=1: one class of all")
+        pairs = self.pairs(section)
         self.classes.add(self.integer(section, "classes", low=1))
-        return Detect(anchors, softmax=True)
+        return Detect(tuple(pairs), softmax=True)  # in cells, until the stride is known
 
     def yolo(self, section: _Section, number: int) -> Row:
         pairs = self.pairs(section)
@@ -204,6 +246,9 @@ class _Reader:
         values = self.numbers(section, "anchors")
         if len(values) % 2 or any(value <= 0 for value in values):
             raise self.error(section, f"anchors={values}, expected pairs of numbers > 0")
+        number = self.integer(section, "num", len(values) // 2)
+        if number != len(values) // 2:
+            raise self.error(section, f"num={number}, expected {len(values) // 2}: the number of anchors")
         return list(zip(values[::2], values[1::2], strict=True))
 
     def nothing(self, section: _Section, number: int) -> None:
@@ -211,6 +256,75 @@ class _Reader:
         if not number:
             raise self.error(section, "cannot be the first layer")
 
+
+@dataclass(frozen=True)
+class _Keys:
+    """Keys of a section.
+
+    Args:
+        read: What the network is built of.
+        fixed: What would change it, and the one value that is built.
+        training: What matters in training, or where boxes are suppressed, only.
+    """
+
+    read: frozenset[str] = frozenset()
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    training: frozenset[str] = frozenset()
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+def _is_value(text: str, expected: str) -> bool:
+    try:
+        return float(text) == float(expected)
+    except ValueError:
+        return text == expected
+
+
+_TRAINING = _words("learning_rate stopbackward onlyforward dontsave clip truth smooth")
+"""Keys of any layer."""
+
+_CONV = _Keys(
+    _words("batch_normalize filters size stride pad padding activation groups"),
+    {"dilation": "1", "flipped": "0", "binary": "0", "xnor": "0", "dot": "0", "antialiasing": "0"},
+)
+_KEYS: Mapping[str, _Keys] = {
+    "convolutional": _CONV,
+    "conv": _CONV,
+    "maxpool": _Keys(_words("size stride padding"), {"maxpool_depth": "0", "antialiasing": "0"}),
+    "reorg": _Keys(_words("stride reverse"), {"flatten": "0", "extra": "0"}),
+    "upsample": _Keys(_words("stride"), {"scale": "1"}),
+    "route": _Keys(_words("layers groups")),
+    "shortcut": _Keys(
+        _words("from activation"),
+        {"alpha": "1", "beta": "1", "weights_type": "none", "weights_normalization": "none"},
+    ),
+    "avgpool": _Keys(),
+    "region": _Keys(
+        _words("anchors classes num softmax"),
+        {"coords": "4", "background": "0"},
+        _words(
+            "bias_match jitter rescore object_scale noobject_scale mask_scale class_scale coord_scale absolute thresh "
+            "random log sqrt max focal_loss"
+        ),
+    ),
+    "yolo": _Keys(
+        _words("mask anchors classes num"),
+        {"scale_x_y": "1", "new_coords": "0"},
+        _words(
+            "jitter ignore_thresh truth_thresh random max iou_loss iou_thresh iou_normalizer obj_normalizer "
+            "cls_normalizer delta_normalizer max_delta nms_kind beta_nms label_smooth_eps objectness_smooth resize "
+            "focal_loss counters_per_class"
+        ),
+    ),
+    "softmax": _Keys(fixed={"groups": "1", "spatial": "0"}, training=_words("temperature")),
+}
+"""Keys of sections that count; what [net] and other sections say beside is for training.
+
+Source: github.com/pjreddie/darknet and github.com/AlexeyAB/darknet, src/parser.c.
+"""
 
 _READERS: Mapping[str, Callable[[_Reader, _Section, int], Row | None]] = {
     "convolutional": _Reader.conv,

@@ -42,7 +42,7 @@ def body(*layers: tuple[int, int] | str) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def cells(anchors: Sequence[tuple[float, float]], pixels: int = 32) -> Anchors:
+def cells(anchors: Sequence[tuple[float, float]], pixels: float = 32) -> Anchors:
     """Anchors in pixels, of anchors in cells of so many pixels."""
     return tuple((width * pixels, height * pixels) for width, height in anchors)
 

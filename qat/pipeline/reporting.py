@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from qat.config import Config
 from qat.files import write_text
 from qat.pipeline.planning import space_settings, untrained
 from qat.pipeline.records import NETWORKS, TRIALS, results
-from qat.report import ReportData, Result, markdown, write_report
+from qat.report import ReportData, Result, markdown, score_name, write_report
 from qat.runs import RunFolder
 from qat.search.cross_validation import leave_one_out
 from qat.search.sensitivity import SensitivityProfile
@@ -46,7 +47,7 @@ def report(cfg: Config, run: RunFolder) -> Path:
         sensitivity=_sensitivity(profile) if profile else {},
         curves={name: _curve(path / "metrics.csv", found[0].score) for name, path in folders.items()},
         notes=[*_notes(cfg, found), *_stopped(every)],
-        commands=[("this run", " ".join(environment["command"]))],
+        commands=[("this run", shlex.join(environment["command"]))],
         environment={
             "date": environment["date"],
             "device": f"{environment['device']}, {environment['threads']} threads",
@@ -103,11 +104,15 @@ def _stopped(trials: Sequence[Trial]) -> list[str]:
 
 def _notes(cfg: Config, found: list[Result]) -> list[str]:
     """What a reader must know to read the figures right."""
-    images = found[0].images
+    images, is_share = found[0].images, found[0].score == "accuracy"  # average precision has no simple error
     spread = 100 * (found[0].float_score * (1 - found[0].float_score) / images) ** 0.5
+    error = (
+        f" One network's standard error is about {spread:.1f} points: read 'lost / won', the paired comparison with "
+        "float."
+    )
     notes = [
-        f"Test accuracy is on {images} images that neither training nor search saw; all networks on the same ones. One "
-        f"network's standard error is about {spread:.1f} points: read 'lost / won', the paired comparison with float.",
+        f"Test {'accuracy' if is_share else score_name(found)} is on {images} images that neither training nor search "
+        f"saw; all networks on the same ones.{error if is_share else ''}",
         "All networks were trained in full with the same recipe, epochs and seed. Compression counts everything that "
         "hardware stores: weights of all layers, indices, scales, biases, shifts; over 32 bits per float weight.",
     ]

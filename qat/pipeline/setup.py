@@ -6,22 +6,24 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
 from hwmodel import Board, NetworkSpec
+from qat.checks import require
 from qat.config import Config
 from qat.data import ImageDataModule, build_data
 from qat.errors import ConfigError
 from qat.graph import trace
-from qat.inputs import FLOAT, check_files
+from qat.inputs import FLOAT, check_files, check_shape
 from qat.masks import MaskSchedule, Saliency
 from qat.models import build_network
 from qat.normalization import Normalization
 from qat.runs import RunFolder
 from qat.tasks import Objective, Recipe, TrainingTask, evaluate, fit, objective_of
-from qat.tasks.fit import Machine, read_checkpoint, write_checkpoint
-from qat.tasks.quantize import load_state
+from qat.tasks.fit import Machine, is_first_process, read_checkpoint, wait_for_processes
+from qat.tasks.quantize import keep_weights, load_state
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ def train(cfg: Config, run: RunFolder) -> Setup:
         What the later stages start from; scores on test images are in `float.json`.
 
     Raises:
-        ConfigError: The network has another number of classes than the images.
+        ConfigError: The network has another number of classes or another shape than the images, or there is no GPU.
         CheckpointError: Weights are missing, damaged, of other shapes, or could not be written.
         DataError: Images are missing or damaged.
         TraceError: The network cannot be mapped to hardware.
@@ -67,6 +69,7 @@ def train(cfg: Config, run: RunFolder) -> Setup:
     check_files(cfg)
     if cfg.trainer.num_threads:
         torch.set_num_threads(cfg.trainer.num_threads)
+    machine = machine_of(cfg)
     data = build_data(cfg.data, cfg.seed)
     if cfg.network.num_classes != len(data.class_names):
         first = ", ".join(data.class_names[:5])
@@ -74,11 +77,13 @@ def train(cfg: Config, run: RunFolder) -> Setup:
             f"network.num_classes={cfg.network.num_classes}, expected {len(data.class_names)}: "
             f"data {cfg.data.name} has the classes {first}{', ...' if len(data.class_names) > 5 else ''}"
         )
+    check_shape(cfg, data.input_shape)
     model = build_network(cfg.network, cfg.seed)
     network = trace(model, data.input_shape)
-    normalization, recipe, machine = data.normalization, recipe_of(cfg), machine_of(cfg)
+    normalization, recipe = data.normalization, recipe_of(cfg)
     objective = objective_of(model)
     kept = run.path / FLOAT
+    is_measured = (run.path / "float.json").is_file()  # here, where no other process of a fit can have written it
     if kept.is_file():
         load_state(model, read_checkpoint(kept), kept)
     else:
@@ -87,17 +92,19 @@ def train(cfg: Config, run: RunFolder) -> Setup:
             load_state(model, read_checkpoint(path), path)
         else:
             logger.info("training the float model")
+            pl.seed_everything(cfg.seed, verbose=False)  # dropout draws from torch's own generator
             float_recipe = replace(
                 recipe, epochs=cfg.trainer.float_epochs, learning_rate=cfg.trainer.float_learning_rate
             )
             fit(TrainingTask(model, normalization, float_recipe, objective), data, machine, run.path / "float")
-        write_checkpoint({"state_dict": model.state_dict()}, kept)
-        (run.path / "float" / "last.ckpt").unlink(missing_ok=True)
+        keep_weights(model, kept, run.path / "float" / "last.ckpt")
     model.eval().requires_grad_(False)  # quantized copies are trained; what stays in float behind them is not
-    if not (run.path / "float.json").is_file():
+    if not is_measured:
         figures = evaluate(model, data.test_dataloader(), normalization, objective, machine.device)
-        run.write_json("float.json", {**figures, "images": data.test_images})
-        run.write_json("network.json", network.to_dict())
+        if is_first_process():
+            run.write_json("float.json", {**figures, "images": data.test_images})
+            run.write_json("network.json", network.to_dict())
+        wait_for_processes()
     return Setup(model, network, data, normalization, objective, cfg.board.to_board(), recipe, machine)
 
 
@@ -120,8 +127,15 @@ def recipe_of(cfg: Config) -> Recipe:
 
 
 def machine_of(cfg: Config) -> Machine:
-    """Devices and precision."""
+    """Devices and precision.
+
+    Raises:
+        ConfigError: A GPU is asked for and there is none.
+    """
     trainer = cfg.trainer
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    ok = trainer.accelerator != "gpu" or has_gpu
+    require(ok, "trainer.accelerator", trainer.accelerator, "auto or cpu: torch finds no GPU here")
     return Machine(
         accelerator=trainer.accelerator,
         devices=trainer.devices,

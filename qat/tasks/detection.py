@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,14 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
+from torchvision.ops import box_iou
 
-from qat.data.boxes import unpack
+from qat.data.boxes import Boxes, unpack
 from qat.errors import ConfigError
 from qat.models.heads import Detections, Head, Suppression, as_maps, detect
 from qat.tasks.detection_loss import detection_loss, imitation_loss
 
 RECALL_POINTS = np.linspace(0, 1, 101).tolist()
 """COCO's recalls in double precision.  The metric's own are of single precision: its 0.6 is above 3 of 5 boxes."""
+
+LOWEST_OVERLAP = 0.499
+"""A little less than the lowest overlap that is measured: a copy too many of an ignored box changes nothing."""
+
+UNSCORED_AREA = 1e11
+"""Beyond the largest area of any of COCO's ranges: boxes of it need not be found, nor is it a mistake to find them."""
 
 
 @dataclass(frozen=True)
@@ -113,14 +120,7 @@ class DetectionMeter:
             {"boxes": one.boxes_K4.cpu() * pixels, "scores": one.scores_K.cpu(), "labels": one.labels_K.cpu()}
             for one in self._objective.detections(outputs)
         ]
-        true = [
-            {
-                "boxes": torch.from_numpy(own.sides_B4) * pixels,
-                "labels": torch.from_numpy(own.labels_B),
-                "iscrowd": torch.from_numpy(own.ignored_B).long(),
-            }
-            for own in unpack(targets)
-        ]
+        true = [_true_boxes(own, one, pixels) for own, one in zip(unpack(targets), found, strict=True)]
         self._metric.update(found, true)
 
     def compute(self) -> dict[str, float]:
@@ -129,3 +129,23 @@ class DetectionMeter:
         # The library says -1 where there is nothing to find.
         precision = {"ap50": max(0.0, float(values["map_50"])), "ap": max(0.0, float(values["map"]))}
         return precision | {"loss": self._loss / max(1, self._images)}
+
+
+def _true_boxes(own: Boxes, found: Mapping[str, Tensor], pixels_4: Tensor) -> dict[str, Tensor]:
+    """The true boxes of an image, as the COCO library takes them.
+
+    What it calls a crowd is measured by the answer's area alone.  Other boxes to be ignored get an area that it does
+    not score, and are there once for each answer that they overlap, as each of them excuses one answer.
+    """
+    boxes_B4, labels_B = torch.from_numpy(own.sides_B4) * pixels_4, torch.from_numpy(own.labels_B)
+    overlap_BK = box_iou(boxes_B4, found["boxes"])
+    may_find_BK = (overlap_BK >= LOWEST_OVERLAP) & (labels_B[:, None] == found["labels"])
+    is_crowd_B = torch.from_numpy(own.crowd_B)
+    is_ignored_B = torch.from_numpy(own.ignored_B) & ~is_crowd_B
+    copies_B = torch.where(is_ignored_B, may_find_BK.sum(1), 1)
+    return {
+        "boxes": boxes_B4.repeat_interleave(copies_B, 0),
+        "labels": labels_B.repeat_interleave(copies_B),
+        "iscrowd": is_crowd_B.long().repeat_interleave(copies_B),
+        "area": torch.where(is_ignored_B, UNSCORED_AREA, 0.0).repeat_interleave(copies_B),  # 0: the box's own
+    }

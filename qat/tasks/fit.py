@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import CSVLogger
@@ -95,6 +96,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return values
 
 
+def is_first_process() -> bool:
+    """Whether this process writes what a fit leaves: of several that train one network, only the first does."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def wait_for_processes() -> None:
+    """Waits until all processes that train one network are here; returns at once where there is one only."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoints, written by `write_checkpoint`."""
 
@@ -143,7 +155,7 @@ def fit(
 
     Raises:
         TrainingError: The loss is not finite, or no compiler for `machine.compiled`.
-        CheckpointError: A checkpoint could not be written; earlier ones are intact.
+        CheckpointError: A checkpoint could not be written, earlier ones are intact; or `last.ckpt` is damaged.
         KeyboardInterrupt: The user's, or a SIGTERM.
     """
     if machine.compiled:
@@ -177,6 +189,8 @@ def fit(
         use_distributed_sampler=False,
     )
     resume = str(last) if last is not None and last.is_file() else None
+    if resume is not None:
+        _check_resumable(Path(resume))
     task.train()
     with warnings.catch_warnings():
         # Lightning 2.6 asks torch for a tree API that torch has renamed: nothing that a user could mend.
@@ -190,8 +204,19 @@ def fit(
             # Lightning ends the process, deaf to further interrupts; how a command ends is for the command to say.
             signal.signal(signal.SIGINT, on_interrupt)
             raise KeyboardInterrupt from stop
-    if folder is not None:
+    if folder is not None and is_first_process():
         _collect_metrics(folder)
+
+
+def _check_resumable(last: Path) -> None:
+    """Raises CheckpointError where Lightning would fail with whatever torch or it makes of a damaged file."""
+    try:
+        values = read_checkpoint(last)
+        missing = {"epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers", "loops"} - set(values)
+        if missing:
+            raise CheckpointError(f"weights file {last} lacks {sorted(missing)}")
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; remove {last} to train from the start") from error
 
 
 def _check_compiler() -> None:

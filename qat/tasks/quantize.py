@@ -23,7 +23,7 @@ from qat.normalization import Normalization
 from qat.quantizers import ActQuantizer, WeightQuantizer
 from qat.rounding import Rounding, quantize_after_training
 from qat.tasks.classification import Classification
-from qat.tasks.fit import Machine, fit, read_checkpoint, write_checkpoint
+from qat.tasks.fit import Machine, fit, is_first_process, read_checkpoint, wait_for_processes, write_checkpoint
 from qat.tasks.training import Objective, Recipe, TrainingTask, as_float32, evaluate
 
 CALIBRATION_BATCHES = 8
@@ -283,9 +283,27 @@ def finetune(
     model = quantize(float_model, config, data, normalization, device=machine.device)
     task = TrainingTask(model, normalization, recipe, objective, copy.deepcopy(float_model))
     fit(task, data, machine, folder)
-    write_checkpoint({"state_dict": model.state_dict()}, result)
-    (folder / "last.ckpt").unlink(missing_ok=True)  # three times the size, and no longer needed
+    keep_weights(model, result, folder / "last.ckpt")
     return model.eval()
+
+
+def keep_weights(model: nn.Module, path: Path, last: Path) -> None:
+    """Writes what a fit came to.  Of several processes the first writes, and all go on with its statistics.
+
+    Args:
+        model: What was fitted.
+        path: Receives its weights.
+        last: What an interrupted fit would have gone on from: three times the size, and no longer needed.
+
+    Raises:
+        CheckpointError: The file could not be written.
+    """
+    if is_first_process():
+        write_checkpoint({"state_dict": model.state_dict()}, path)
+        last.unlink(missing_ok=True)
+    wait_for_processes()
+    if not is_first_process():
+        load_state(model, read_checkpoint(path), path)  # running statistics are each process's own
 
 
 def load_quantized(float_model: nn.Module, config: NetworkConfig, path: Path) -> QuantNetwork:
@@ -305,7 +323,7 @@ def load_state(model: nn.Module, checkpoint: Mapping[str, object], path: Path) -
     Accepts a plain state dict or one under the key "state_dict", with names that all begin with "module." or not.
 
     Raises:
-        CheckpointError: Names or shapes differ; the message lists them.
+        CheckpointError: Names or shapes differ, or a value is no tensor; the message lists them.
     """
     state = checkpoint.get("state_dict", checkpoint)
     if not isinstance(state, Mapping) or not state:
@@ -313,6 +331,13 @@ def load_state(model: nn.Module, checkpoint: Mapping[str, object], path: Path) -
     if all(str(name).startswith("module.") for name in state):
         state = {str(name).removeprefix("module."): value for name, value in state.items()}
     own = model.state_dict()
+    plain = [
+        str(name)
+        for name, value in state.items()
+        if isinstance(own.get(name), Tensor) and not isinstance(value, Tensor)
+    ]
+    if plain:
+        raise CheckpointError(f"weights file {path} holds no tensor under {_first(plain)}")
     shapes = {
         name: f"{name} is {tuple(value.shape)}, expected {tuple(own[name].shape)}"
         for name, value in state.items()

@@ -26,7 +26,7 @@ class Recipe:
         learning_rate: Peak of the schedule, > 0.
         weight_decay: AdamW's, on weights only, >= 0.
         warmup_share: Share of the steps with rising learning rate, in [0, 1); the rest falls as a cosine.
-        distillation_weight: Share of the loss that comes from the teacher's logits, in [0, 1].
+        distillation_weight: Share of the loss that comes from the teacher's logits, in [0, 1]; 0 leaves it unused.
         temperature: Softens the logits of teacher and student, > 0.
         gradient_clip: Largest gradient norm; 0 for none.
         mask_update_share: Share of the steps in which sparse planes are chosen anew, in [0, 1].
@@ -124,7 +124,8 @@ class TrainingTask(pl.LightningModule):
         self.recipe = recipe
         self.objective = objective
         # In a tuple, so that the teacher's weights are no part of this module's checkpoints.
-        self._teacher = () if teacher is None else (teacher.eval().requires_grad_(False),)
+        teachers = () if teacher is None or not recipe.distillation_weight else (teacher,)
+        self._teacher = tuple(teacher.eval().requires_grad_(False) for teacher in teachers)
         # What a step calls; in tuples for the same reason.
         self._network: tuple[Callable[[Tensor], Any], ...] = (model,)
         self._teachers: tuple[Callable[[Tensor], Any], ...] = self._teacher
@@ -183,7 +184,9 @@ class TrainingTask(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         last = min(int(recipe.mask_update_share * steps), steps - 1)
         due = step % recipe.mask_update_steps == 0 or step == last
-        if isinstance(self.model, QuantNetwork) and due and step <= last:
+        # A gradual schedule has to end at the exact density, even where its last choice is its first.
+        chooses = recipe.mask_update_share > 0 or recipe.mask_schedule is MaskSchedule.GRADUAL
+        if isinstance(self.model, QuantNetwork) and chooses and due and step <= last:
             self.model.repick_masks(recipe.mask_saliency, recipe.mask_schedule.progress(step, last))
 
     def on_validation_epoch_start(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import pickle
 import shutil
@@ -20,6 +21,7 @@ from qat.deployment import DeployedNetwork
 from qat.errors import CheckpointError, ConfigError, PackedFormatError, QatError, RunFolderError, SearchError
 from qat.pipeline.evaluation import executor_of
 from qat.pipeline.planning import plan
+from qat.pipeline.reporting import _notes
 from qat.pipeline.retargeting import retarget_run
 from qat.pipeline.watching import status
 from qat.report import Result
@@ -107,7 +109,7 @@ def test_integers_are_what_was_trained(finished: tuple[Config, RunFolder]) -> No
     assert results[0].compression >= 16
 
 
-def test_trials_are_screened_and_the_report_says_what_that_saved(
+def test_trials_are_screened_and_the_report_says_what_that_saved_and_how_it_was_called(
     finished: tuple[Config, RunFolder], tmp_path: Path
 ) -> None:
     _, run = finished
@@ -117,11 +119,16 @@ def test_trials_are_screened_and_the_report_says_what_that_saved(
         assert all(trial.screening == Screening(0.0, trial.screening.least) for trial in store.trials())
         assert all(0 <= trial.screening_accuracy <= 1 for trial in store.trials())
         store.stop(store.trials()[-1], {"screening_accuracy": 0.1})
+    (environment,) = json.loads((moved / "environment.json").read_text())[:1]
+    environment["command"] = ["scripts/search.py", "search.min_compression=[8.0, 12.0]"]
+    (moved / "environment.json").write_text(json.dumps([environment]))
     (moved / "sensitivity.json").unlink()  # as a search that was killed leaves the folder
     for config in (_config(moved), _config(moved, "search.trials=0")):
         (moved / "report.html").unlink()
         pipeline.report(config, RunFolder.open(moved))
-        assert "1 of 4 trials were stopped early, which saved 25 % of the trials" in (moved / "report.html").read_text()
+        page = (moved / "report.html").read_text()
+        assert html.escape("scripts/search.py 'search.min_compression=[8.0, 12.0]'") in page
+        assert "1 of 4 trials were stopped early, which saved 25 % of the trials" in page
 
 
 def test_packed_size_is_what_the_cost_model_predicted(finished: tuple[Config, RunFolder]) -> None:
@@ -470,6 +477,68 @@ def test_a_network_for_other_classes_is_refused(tmp_path: Path) -> None:
     config = _config(tmp_path / "run", "network.num_classes=7")
     with pytest.raises(ConfigError, match=r"network\.num_classes=7, expected 10: data digits has the classes 0, 1, 2"):
         pipeline.train(config, RunFolder.create(config))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], r"network\.input_shape=\[1, 16, 16\], expected \[1, 8, 8\], the shape of the images of digits"),
+        (
+            ["data=cifar10", "network=resnet20"],
+            r"network\.input_shape=\[3, 16, 16\], expected \[3, 32, 32\], .*cifar10",
+        ),
+    ],
+)
+def test_a_network_for_images_of_another_shape_is_refused_before_anything_is_planned(
+    overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_plan(_: Config) -> None:
+        raise AssertionError("planned")
+
+    monkeypatch.setattr("qat.pipeline.searching.plan", no_plan)
+    shape = f"network.input_shape=[{3 if overrides else 1},16,16]"
+    config = _config(tmp_path / "run", *overrides, shape)
+    for stage in (pipeline.search, pipeline.train):
+        with pytest.raises(ConfigError, match=message):
+            stage(config, RunFolder.create(config))
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    config = _config(tmp_path / "run", "trainer.accelerator=gpu")
+    with pytest.raises(ConfigError, match=r"trainer\.accelerator='gpu', expected auto or cpu: torch finds no GPU here"):
+        pipeline.train(config, RunFolder.create(config))
+
+
+DROPOUT = """
+from torch import nn
+
+def network(num_classes):
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(288, num_classes))
+"""
+
+
+def test_a_network_with_dropout_trains_alike_for_one_seed(tmp_path: Path) -> None:
+    (tmp_path / "dropout_of_test.py").write_text(DROPOUT)
+    own = ["network.factory=dropout_of_test:network", f"network.path={tmp_path}", "trainer.float_epochs=1"]
+    losses = []
+    for name in "ab":
+        config = _config(tmp_path / name, *own)
+        run = RunFolder.create(config)
+        pipeline.train(config, run)
+        losses.append(run.read_json("float.json")["loss"])
+        torch.rand(5)
+    assert losses[0] == losses[1]
+
+
+def test_what_the_report_says_of_scores(finished: tuple[Config, RunFolder]) -> None:
+    config, run = finished
+    found = [Result.from_dict(row) for row in json.loads((run.path / "summary.json").read_text())]
+    assert "Test accuracy is on 360 images" in _notes(config, found)[0]
+    assert "standard error" in _notes(config, found)[0]
+    first = _notes(config, [replace(result, score="ap50") for result in found])[0]
+    assert first.startswith("Test AP50 is on 360 images") and "standard error" not in first
 
 
 def test_missing_and_foreign_weights_are_refused(tmp_path: Path) -> None:

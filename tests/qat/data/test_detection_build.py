@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from qat.compose import compose_config
+from qat.config import Config
 from qat.data import DetectionDataModule, build_data, detection_formats
 from qat.errors import ConfigError, DataError
 from tests.qat.data.test_detection_data import OBJECT, picture, write
@@ -121,3 +123,78 @@ def test_scenes_refused(override: str, message: str) -> None:
 def test_files_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compose_config(["network=yolov3_tiny", "data=coco", override])
+
+
+COCO = ["network=yolov3_tiny", "data=coco", "data.batch_size=1", "data.val_images=1", "data.detection.workers=0"]
+
+
+def coco(root: Path, parts: dict[str, list[tuple[int, str]]]) -> None:
+    """A file with categories of these numbers and names, and one image with a dog, for each part."""
+    for part, categories in parts.items():
+        dog = next(number for number, name in categories if name == "dog")
+        document = {
+            "images": [{"id": 1, "file_name": f"{part}.png", "width": 40, "height": 20}],
+            "categories": [{"id": number, "name": name} for number, name in categories],
+            "annotations": [{"image_id": 1, "category_id": dog, "bbox": [4, 5, 20, 10]}],
+        }
+        write(root, {f"{part}.json": json.dumps(document).encode(), f"images/{part}.png": picture()})
+
+
+def coco_config(root: Path, **uses: list[str]) -> Config:
+    lists = {use: ",".join(f"'{name}.json:images'" for name in names) for use, names in uses.items()}
+    parts = [f"data.detection.{use}=[{names}]" for use, names in lists.items()]
+    return compose_config([*COCO, f"data.root={root}", *parts])
+
+
+def test_files_that_number_their_classes_differently(tmp_path: Path) -> None:
+    first = [(1, "cat"), (2, "dog")]
+    coco(tmp_path, {"a": first, "b": [(2, "cat"), (3, "dog")], "c": [(1, "dog"), (2, "cat")], "d": first})
+    config = coco_config(tmp_path, fit=["a", "b", "c"], val=["d"], test=["d"])
+    config.data.detection.test = ["e.json:images"]  # type: ignore[union-attr]
+    coco(tmp_path, {"e": [(1, "dog"), (7, "cat")]})
+    data = build_data(config.data, 0)
+    assert isinstance(data, DetectionDataModule)
+    assert data.class_names == ("cat", "dog")
+    for part in (data.splits.fit, data.splits.val, data.splits.test):
+        assert {int(label) for own in part.boxes for label in own.labels_B} == {1}
+
+
+def test_files_with_other_classes_are_refused(tmp_path: Path) -> None:
+    coco(tmp_path, {"a": [(1, "cat"), (2, "dog")], "b": [(1, "dog")], "c": [(1, "cat"), (2, "dog")]})
+    config = coco_config(tmp_path, fit=["a", "b"], test=["c"])
+    with pytest.raises(DataError, match=r"classes \('cat', 'dog'\) and \('dog',\).* give data.detection.class_names"):
+        build_data(config.data, 0)
+    config.data.detection.class_names = ["dog"]  # type: ignore[union-attr]
+    assert build_data(config.data, 0).class_names == ("dog",)
+    coco(tmp_path, {"c": [(1, "dog"), (2, "dog")]})
+    with pytest.raises(DataError, match=r"'c.json' in .* has several categories of the name 'dog'"):
+        build_data(config.data, 0)
+
+
+@pytest.mark.parametrize(
+    ("uses", "message"),
+    [
+        (
+            {"fit": ["a", "b"], "val": ["b"], "test": ["c"]},
+            r"fit and data.detection.val share 1 images, 'images/b.png'",
+        ),
+        ({"fit": ["a", "b"], "test": ["a"]}, r"data.detection.fit and data.detection.test share 1 images"),
+        ({"fit": ["a"], "val": ["b"], "test": ["b"]}, r"data.detection.val and data.detection.test share 1 images"),
+        ({"fit": ["a", "a"], "test": ["b"]}, r"data.detection.fit has 1 images twice, 'images/a.png' is the first"),
+    ],
+)
+def test_parts_that_share_images_are_refused(tmp_path: Path, uses: dict[str, list[str]], message: str) -> None:
+    coco(tmp_path, {name: [(2, "dog")] for name in "abc"})
+    with pytest.raises(DataError, match=message):
+        build_data(coco_config(tmp_path, **uses).data, 0)
+
+
+def test_boxes_left_out_are_told_where_val_is_held_out(tmp_path: Path) -> None:
+    voc(tmp_path)
+    overrides = ["network=sim_yolo_v2", "data=voc", f"data.root={tmp_path}", "data.val_images=3", "data.batch_size=2"]
+    data = build_data(compose_config([*overrides, "data.detection.workers=0"]).data, 0)
+    assert isinstance(data, DetectionDataModule)
+    assert {use: (report.images, report.empty) for use, report in data.reports.items()} == {
+        "fit": (5, 5), "val": (3, 3), "test": (2, 2)
+    }  # fmt: skip
+    assert len(data.reports["fit"].examples) == 5

@@ -73,6 +73,7 @@ class TestVoc:
         np.testing.assert_allclose(boxes.sides_B4, [[0.1, 0.25, 0.6, 0.75], [0, 0, 1, 1]])
         assert boxes.labels_B.tolist() == [0, 1]
         assert boxes.ignored_B.tolist() == [False, True]
+        assert not boxes.crowd_B.any()
         assert part.image(0).size == (40, 20)
 
     def test_bad_boxes_are_counted(self, tmp_path: Path) -> None:
@@ -128,6 +129,7 @@ class TestCoco:
         assert part.class_names == ("cat", "dog")
         assert part.boxes[0].labels_B.tolist() == [1, 0]
         assert part.boxes[0].ignored_B.tolist() == [False, True]
+        assert part.boxes[0].crowd_B.tolist() == [False, True]
         np.testing.assert_allclose(part.boxes[0].sides_B4[0], [0.1, 0.25, 0.6, 0.75])
         assert part.report.unknown == 1
         assert part.image(0).getpixel((0, 0)) == (200, 10, 20)
@@ -140,10 +142,20 @@ class TestCoco:
         with pytest.raises(DataError, match=r"lacks 1 of 1 images of 'i.json': 'photos/a.png' is the first"):
             read_coco(self._write(tmp_path, self.DOCUMENT), "i.json", "photos")
 
+    def test_an_image_of_another_size_than_annotated(self, tmp_path: Path) -> None:
+        part = read_coco(self._write(tmp_path, self.DOCUMENT), "i.json", "images")
+        turned = io.BytesIO()
+        orientation = Image.Exif()
+        orientation[0x112] = 6
+        Image.new("RGB", (20, 40)).save(turned, "PNG", exif=orientation)  # 40x20 as viewers show it
+        write(tmp_path, {"images/a.png": turned.getvalue()})
+        with pytest.raises(DataError, match=r"'images/a.png' in .* has 20 x 40 pixels, its annotation says 40 x 20"):
+            part.image(0)
+
 
 class TestYolo:
     def test_boxes_and_images_without_any(self, tmp_path: Path) -> None:
-        lines = b"1 0.35 0.5 0.5 0.5\n7 0.5 0.5 0.1 0.1\n"
+        lines = b"1 0.35 0.5 0.5 0.5\n7 0.5 0.5 0.1 0.1\n \n"
         files = write(tmp_path, {"images/a.png": picture(), "images/b.png": picture(), "labels/a.txt": lines})
         part = read_yolo(files, "images", "labels", ("cat", "dog"))
         assert [len(own) for own in part.boxes] == [1, 0]
@@ -155,6 +167,10 @@ class TestYolo:
         files = write(tmp_path, {"images/a.png": picture(), "labels/a.txt": b"1 0.35 0.5 x 0.5\n"})
         with pytest.raises(DataError, match=r"labels/a.txt: '1 0.35 0.5 x 0.5', expected class, centre x"):
             read_yolo(files, "images", "labels", ("cat", "dog"))
+        for number in (b"nan", b"inf"):
+            write(tmp_path, {"labels/a.txt": number + b" 0.5 0.5 0.1 0.1"})
+            with pytest.raises(DataError, match=r"labels/a.txt: '(nan|inf) 0.5 .*', expected class, centre x"):
+                read_yolo(files, "images", "labels", ("cat", "dog"))
         with pytest.raises(DataError, match=r"has no image in 'photos'"):
             read_yolo(files, "photos", "labels", ("cat",))
 
@@ -183,16 +199,26 @@ class TestFiles:
         with pytest.raises(DataError, match=r"c.png cannot be read"):
             files.read("c.png")
 
+    @pytest.mark.parametrize("mode", ["L", "RGB"])
+    def test_grey_images_of_16_bits_keep_their_upper_8(self, tmp_path: Path, mode: str) -> None:
+        grey = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+        Image.fromarray(grey).save(tmp_path / "a.png")
+        image = np.asarray(read_image(Folder(tmp_path), "a.png", mode))
+        np.testing.assert_array_equal(image if mode == "L" else image[..., 1], grey >> 8)
+        Image.fromarray(grey.astype(np.int32)).save(tmp_path / "b.tiff")
+        with pytest.raises(DataError, match=r"'b.tiff' in .* 32-bit numbers of unknown range \(mode I\)"):
+            read_image(Folder(tmp_path), "b.tiff", mode)
+
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 4), max_size=4), st.integers(4, 6))
 def test_targets_hold_the_boxes(counts: list[int], capacity: int) -> None:
     rng = np.random.default_rng(sum(counts))
-    boxes = [Boxes.from_lists(rng.random((n, 4)), rng.integers(0, 9, n), rng.random(n) < 0.5) for n in counts]
+    boxes = [Boxes.from_lists(rng.random((n, 4)), rng.integers(0, 9, n), rng.integers(0, 3, n)) for n in counts]
     for own, again in zip(boxes, unpack(pack(boxes, capacity)), strict=True):
         np.testing.assert_array_equal(own.sides_B4, again.sides_B4)
         np.testing.assert_array_equal(own.labels_B, again.labels_B)
-        np.testing.assert_array_equal(own.ignored_B, again.ignored_B)
+        np.testing.assert_array_equal(own.kinds_B, again.kinds_B)
 
 
 def test_more_boxes_than_a_target_holds() -> None:
@@ -246,9 +272,8 @@ def squares(count: int = 12) -> AnnotatedFiles:
             return scenes[index]
 
     reader = BoxReader(("square",))
-    reader.report.images = count
     names = tuple(f"{number}.png" for number in range(count))
-    return InMemory(Folder(Path()), names, tuple(boxes), ("square",), reader.report)
+    return InMemory(Folder(Path()), names, tuple(boxes), ("square",), tuple(reader.reports))
 
 
 def module(augmentation: DetectionAugmentation, workers: int = 0, seed: int = 0) -> DetectionDataModule:
@@ -342,8 +367,8 @@ class TestModule:
 
     def test_refused(self) -> None:
         part = squares()
-        empty = AnnotatedFiles(part.files, (), (), ("square",), part.report)
-        other = AnnotatedFiles(part.files, part.names, part.boxes, ("circle",), part.report)
+        empty = AnnotatedFiles(part.files, (), (), ("square",), ())
+        other = AnnotatedFiles(part.files, part.names, part.boxes, ("circle",), part.reports)
         plain, unit = DetectionAugmentation(), Normalization.unit(3)
         with pytest.raises(DataError, match=r"the val part has no image"):
             DetectionDataModule(DetectionSplits(part, empty, part), unit, plain, (40, 40), 4, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +112,23 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "val" / "cat" / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"0.png cannot be read: .*; copy the file again or remove it"):
         list(module(tmp_path).test_dataloader())
+
+
+def test_a_file_that_pillow_refuses_otherwise_is_named(tmp_path: Path) -> None:
+    """Damage inside of a PNG raises SyntaxError, an image far too large DecompressionBombError."""
+    write_folder(tmp_path)
+    path = tmp_path / "val" / "cat" / "0.png"
+    data = bytearray(path.read_bytes())
+    data[16:24] = (60000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=r"0.png cannot be read: .* exceeds limit"):
+        list(module(tmp_path).test_dataloader())
+
+
+def test_grey_images_of_16_bits_do_not_become_white(tmp_path: Path) -> None:
+    write_folder(tmp_path, classes=("cat", "dog"))
+    for path in (tmp_path / "val").rglob("*.png"):
+        Image.fromarray(np.full((40, 60), 77 << 8, np.uint16)).save(path)
+    data = module(tmp_path, "network.num_classes=2")
+    assert {int(value) for images, _ in data.test_dataloader() for value in images.unique()} == {77}

@@ -215,6 +215,16 @@ class TestCfg:
             ("layers=-1, 1", "layers=-1, x", r"layers='-1, x', expected numbers"),
             ("mask = 0\nanchors = 2,3, 10", "mask = 0\nanchors = 2,3,4, 10", r"expected pairs of numbers > 0"),
             ("filters=14", "filters=15", r"row 6: filters=15, expected 14 for 2 classes"),
+            ("size=3\nstride=2", "size=3\nstrid=2", r"line \d+, \[convolutional\]: strid=2, .* did you mean stride"),
+            ("size=3\nstride=2", "size=3\ndilation=2\nstride=2", r"line 25, .*dilation=2, expected 1: nothing else"),
+            ("size=2\nstride=2", "size=3\nstride=2\npadding=0", r"\[maxpool\]: padding=0, expected 2 for size=3"),
+            ("mask = 1,2", "mask = 1,2\nscale_x_y=1.2", r"line \d+, \[yolo\]: scale_x_y=1.2, expected 1"),
+            ("mask = 1,2", "mask = 1,2\nnew_coords=1", r"line \d+, \[yolo\]: new_coords=1, expected 0"),
+            ("mask = 1,2", "mask = 1,2\nnum=2", r"\[yolo\]: num=2, expected 3: the number of anchors"),
+            ("from=-3", "from=-3\nweights_type=per_channel", r"\[shortcut\]: weights_type=per_channel, expected none"),
+            ("[yolo]\nmask = 1,2", "[region]\nsoftmax=0", r"\[region\]: softmax=0, expected softmax=1"),
+            ("[yolo]\nmask = 1,2", "[region]", r"\[region\]: softmax=0, expected softmax=1"),
+            ("[yolo]\nmask = 1,2", "[region]\nsoftmax=1\ncoords=8", r"\[region\]: coords=8, expected 4"),
         ],
     )
     def test_what_it_cannot_say(self, tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -222,6 +232,21 @@ class TestCfg:
         (tmp_path / "bad.cfg").write_text(CFG.replace(old, new, 1))
         with pytest.raises(ConfigError, match=message):
             _network_of(tmp_path / "bad.cfg")
+
+    def test_anchors_of_a_region_are_in_cells_of_its_map(self, tmp_path: Path) -> None:
+        text = CFG.replace("[yolo]\nmask = 1,2\nanchors = 2,3, 10,13, 20,30", "[region]\nanchors = 1,2, 3,4\nsoftmax=1")
+        (tmp_path / "small.cfg").write_text(text)
+        coarse, fine = _network_of(tmp_path / "small.cfg").heads
+        assert (coarse.pixels, coarse.anchors) == (4, ((4, 8), (12, 16)))
+        assert fine.anchors == ((2, 3),)
+
+    def test_what_matters_in_training_only(self, tmp_path: Path) -> None:
+        """All that yolov3-tiny.cfg says of a [yolo], values that mean what is built, and a key that comes twice."""
+        training = "num=3\njitter=.3\nignore_thresh = .7\ntruth_thresh = 1\nrandom=1\nscale_x_y = 1.0\n"
+        text = CFG.replace("mask = 1,2\n", f"mask = 1,2\n{training}").replace("size=2\n", "size=2\npadding=1\nsize=3\n")
+        (tmp_path / "small.cfg").write_text(text)
+        model = _network_of(tmp_path / "small.cfg")
+        assert isinstance(model.pool0, nn.MaxPool2d) and model.pool0.kernel_size == 2
 
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"no.cfg cannot be read"):

@@ -7,9 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
+from qat.data.boxes import CROWD, IGNORED, Boxes, pack
+from qat.models.heads import Detections
 from qat.tasks.average_precision import Found, Rule, Truth, class_average_precision, iou, mean_average_precision
+from qat.tasks.detection import DetectionMeter
 
 ONE = [0.0, 0.0, 10.0, 10.0]
 TWO = [20.0, 0.0, 30.0, 10.0]
@@ -116,3 +120,49 @@ def test_the_coco_library_agrees(seed: int) -> None:
     metric.update(ours, theirs)
     expected = max(0.0, float(metric.compute()["map"]))  # -1 stands for "no box"
     assert mean_average_precision(answers, images, "coco_101_point") == pytest.approx(expected, abs=1e-5)
+
+
+class Fixed:
+    """An objective whose network answers with boxes as they are."""
+
+    def loss(self, outputs: list[Detections], targets: Tensor) -> Tensor:
+        return torch.zeros(())
+
+    def detections(self, outputs: list[Detections]) -> list[Detections]:
+        return outputs
+
+    def image_size(self, outputs: list[Detections]) -> tuple[int, int]:
+        return 64, 64
+
+
+def metered(answers: Found, sides: np.ndarray, labels: np.ndarray, kinds: list[int]) -> float:
+    """What the meter says of one image, sides in pixels of 64."""
+    boxes, scores = torch.tensor(answers.boxes_K4 / 64).float(), torch.tensor(answers.scores_K).float()
+    meter = DetectionMeter(Fixed())
+    own = Boxes.from_lists(sides / 64, labels.tolist(), kinds)
+    meter.update([Detections(boxes, scores, torch.tensor(answers.labels_K))], pack([own], 9))
+    return meter.compute()["ap50"]
+
+
+def test_an_answer_inside_a_difficult_box_is_a_mistake_but_not_inside_a_crowd() -> None:
+    sides, labels = np.array([[0.0, 0.0, 32.0, 32.0], [40.0, 40.0, 60.0, 60.0]]), np.array([0, 0])
+    inside = found(([4.0, 4.0, 8.0, 8.0], 0.9), ([40.0, 40.0, 60.0, 60.0], 0.5))
+    assert metered(inside, sides, labels, [IGNORED, 0]) == pytest.approx(0.5)
+    assert metered(inside, sides, labels, [CROWD, 0]) == pytest.approx(1)
+    around = found(*(([0.0, 0.0, 32.0, 32.0 - row], 0.9) for row in range(3)), ([40.0, 40.0, 60.0, 60.0], 0.5))
+    assert metered(around, sides, labels, [IGNORED, 0]) == pytest.approx(1)  # it excuses any number of answers
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000))
+def test_the_meter_treats_difficult_boxes_by_overlap(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    real, guesses = rng.integers(1, 8), rng.integers(1, 16)
+    corner = rng.uniform(0, 30, (real, 2))
+    sides = np.concatenate((corner, corner + rng.uniform(5, 30, (real, 2))), 1)
+    near = (sides[rng.integers(real, size=guesses)] + rng.normal(0, 2, (guesses, 4))).clip(0, 64)
+    near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
+    answers = Found(near, rng.permutation(guesses) / 20 + 0.1, rng.integers(0, 2, guesses))
+    labels, difficult = rng.integers(0, 2, real), rng.random(real) < 0.5
+    expected = mean_average_precision([answers], [Truth(sides, labels, difficult)], "coco_101_point")
+    assert metered(answers, sides, labels, difficult.astype(int).tolist()) == pytest.approx(expected, abs=1e-5)

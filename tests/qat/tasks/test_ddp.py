@@ -95,3 +95,68 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     for ours, theirs in zip(first["batches"], second["batches"], strict=True):
         assert len(ours) == len(theirs) == 32  # half of 64 each
         assert not set(ours) & set(theirs)
+
+
+PIPELINE_JOB = """
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+import qat.pipeline.setup as setup
+import qat.tasks.quantize as quantize
+from hwmodel import uniform
+from qat.compose import compose_config
+from qat.runs import RunFolder
+
+if __name__ == "__main__":
+    folder, rank = Path(sys.argv[1]), os.environ.get("LOCAL_RANK", "0")
+    torch.set_num_threads(1)
+    written = []
+
+    def noting(function, place):
+        def call(*args, **kwargs):
+            written.append(str(args[place]))
+            return function(*args, **kwargs)
+        return call
+
+    fitting = sys.modules["qat.tasks.fit"]  # its package gives the name to a function
+    quantize.write_checkpoint = noting(quantize.write_checkpoint, 1)
+    RunFolder.write_json = noting(RunFolder.write_json, 1)
+    fitting.write_rows = noting(fitting.write_rows, 0)
+    config = compose_config(
+        ["experiment=digits_demo", "trainer=ddp", "trainer.accelerator=cpu", "trainer.progress_bar=false",
+         "trainer.float_epochs=1", "trainer.epochs=1", "trainer.epochs_per_validation=2", f"run_dir={folder / 'run'}"]
+    )
+    run = RunFolder.create(config)
+    ready = setup.train(config, run)
+    model = quantize.finetune(
+        ready.float_model, uniform(ready.network, 4, 8), ready.data, ready.normalization, ready.recipe, ready.machine,
+        run.path / "networks" / "a", 0, ready.objective,
+    )
+    sums = [{name: float(value.double().sum()) for name, value in one.state_dict().items() if "running" in name}
+            for one in (ready.float_model, model)]
+    (folder / f"rank{rank}.json").write_text(json.dumps({"written": written, "sums": sums}))
+"""
+
+
+@pytest.mark.slow
+def test_the_first_process_alone_writes(tmp_path: Path) -> None:
+    """All go on with its running statistics, which the others gathered from other images."""
+    job = tmp_path / "job.py"
+    job.write_text(PIPELINE_JOB)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(job), str(tmp_path)],
+        env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    names = [Path(name).name for name in first["written"]]
+    assert sorted(names) == [
+        "environment.json", "float.ckpt", "float.json", "metrics", "metrics", "model.ckpt", "network.json"
+    ]  # fmt: skip
+    assert second["written"] == []
+    assert first["sums"] == second["sums"] and first["sums"][0]

@@ -209,6 +209,41 @@ def test_sparse_planes_settle_and_keep_their_density(trained: nn.Module) -> None
     assert counts == [int(w.weight_quantizer.mask.sum()) for w in model.weighted_layers.values()]  # type: ignore[union-attr]
 
 
+def test_without_a_share_of_the_steps_planes_stay_as_they_are(trained: nn.Module) -> None:
+    network = trace(trained, (3, 8, 8))
+    layer = LayerConfig(4, 4, 0.5, WeightFormat.SPARSE)
+    config = NetworkConfig(tuple((spec.name, layer) for spec in network.weighted))
+    model = quantize(trained, config, Stripes(), NORMALIZATION)
+    for call in model.weighted_layers.values():
+        call.weight_quantizer.mask.logical_not_()  # type: ignore[union-attr]
+    before = {name: call.weight_quantizer.mask.clone() for name, call in model.weighted_layers.items()}  # type: ignore[union-attr]
+    recipe = Recipe(learning_rate=1e-2, mask_update_share=0.0, mask_update_steps=1)
+    fit(TrainingTask(model, NORMALIZATION, recipe, OBJECTIVE), Stripes(), CPU, steps=3)
+    for name, call in model.weighted_layers.items():
+        assert torch.equal(call.weight_quantizer.mask, before[name])  # type: ignore[union-attr]
+
+
+def test_a_teacher_without_weight_is_not_asked(trained: nn.Module) -> None:
+    class Silent(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("asked")
+
+    task = TrainingTask(Quarters(), NORMALIZATION, Recipe(distillation_weight=0.0), OBJECTIVE, Silent())
+    fit(task, Stripes(), CPU, steps=1)
+
+
+def test_a_damaged_checkpoint_of_an_interrupted_fit_is_named(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").write_bytes(b"PK\x03\x04 something")
+    task = TrainingTask(Quarters(), NORMALIZATION, Recipe(epochs=1), OBJECTIVE)
+    with pytest.raises(
+        CheckpointError, match=r"last\.ckpt is damaged or no checkpoint: .*; remove .*last\.ckpt to train"
+    ):
+        fit(task, Stripes(), CPU, tmp_path)
+    torch.save({"state_dict": task.state_dict()}, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"last\.ckpt lacks \['epoch', .*; remove .*last\.ckpt to train"):
+        fit(task, Stripes(), CPU, tmp_path)
+
+
 @pytest.mark.parametrize("saliency", list(Saliency))
 def test_gradual_planes_thin_out_and_end_at_the_exact_density(trained: nn.Module, saliency: Saliency) -> None:
     """The last choice falls between two intervals, and is made all the same."""
@@ -316,6 +351,8 @@ def test_missing_damaged_and_foreign_weights_are_told_apart(tmp_path: Path) -> N
     wide.linear = nn.Linear(32, 5)
     with pytest.raises(CheckpointError, match=r"2 of another shape \(linear\.weight is \(4, 32\), expected \(5, 32\)"):
         load_state(wide, read_checkpoint(tmp_path / "other.ckpt"), tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match=r"plain\.ckpt holds no tensor under linear\.bias"):
+        load_state(wide, {**wide.state_dict(), "linear.bias": 3}, tmp_path / "plain.ckpt")
 
 
 def test_published_state_dicts_load_with_their_prefix(tmp_path: Path) -> None:
