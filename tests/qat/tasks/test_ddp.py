@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,19 @@ if __name__ == "__main__":
 '''
 
 
+def by_rank(job: str, folder: Path) -> list[dict[str, Any]]:
+    """What the two processes of a job wrote into `rank<n>.json` of a folder, which is its argument."""
+    script = folder / "job.py"
+    script.write_text(job)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), str(folder)],
+        env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
 def test_the_configuration_asks_for_two_processes() -> None:
     trainer = compose_config(["trainer=ddp"]).trainer
     assert (trainer.devices, trainer.strategy) == (2, "ddp")
@@ -81,15 +95,7 @@ def test_the_configuration_asks_for_two_processes() -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_one_network(tmp_path: Path) -> None:
-    job = tmp_path / "job.py"
-    job.write_text(JOB)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(job), str(tmp_path)],
-        env=environment, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    first, second = by_rank(JOB, tmp_path)
     assert (first["backend"], first["world_size"]) == ("gloo", 2)
     assert first["state"] == second["state"]  # weights, steps and masks, bit for bit
     for ours, theirs in zip(first["batches"], second["batches"], strict=True):
@@ -145,15 +151,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_the_first_process_alone_writes(tmp_path: Path) -> None:
     """All go on with its running statistics, which the others gathered from other images."""
-    job = tmp_path / "job.py"
-    job.write_text(PIPELINE_JOB)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(job), str(tmp_path)],
-        env=environment, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    first, second = by_rank(PIPELINE_JOB, tmp_path)
     names = [Path(name).name for name in first["written"]]
     assert sorted(names) == [
         "environment.json", "float.ckpt", "float.json", "metrics", "metrics", "model.ckpt", "network.json"
