@@ -396,6 +396,8 @@ class TrainerSettings:
         mask_update_steps: Steps between two choices.
         mask_saliency: What decides the choice: magnitude (error of the weights) or taylor (change of the loss).
         mask_schedule: immediate (densities exact at once) or gradual (they fall from 1 until the last choice).
+        exact_share: Last share of the steps of training in full that compute forward with the very integers that are
+            exported, batch-norm statistics fixed, in [0, 1]; 0 for none.
         precision: 32-true or bf16-mixed.
         accelerator: auto, cpu or gpu.
         devices: Number of devices.
@@ -430,6 +432,7 @@ class TrainerSettings:
     compile: bool = False
     epochs_per_validation: int = 1
     integer_forward: bool = True
+    exact_share: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("float_epochs", "epochs", "mask_update_steps", "devices", "epochs_per_validation"):
@@ -438,7 +441,7 @@ class TrainerSettings:
             require_number(f"trainer.{name}", getattr(self, name), 0, low_open=True)
         for name in ("weight_decay", "gradient_clip"):
             require_number(f"trainer.{name}", getattr(self, name), 0)
-        for name in ("warmup_share", "distillation_weight", "mask_update_share"):
+        for name in ("warmup_share", "distillation_weight", "mask_update_share", "exact_share"):
             require_number(f"trainer.{name}", getattr(self, name), 0, 1)
         require(self.warmup_share < 1, "trainer.warmup_share", self.warmup_share, "a number >= 0 and < 1")
         for name, words in (

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ from qat.masks import Saliency
 from qat.quantizers import ActQuantizer, ScaleRule
 
 logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 NOT_NEGATIVE = ("relu", "relu6", "sigmoid", "hard_sigmoid")
 """Activations whose results are never negative: their codes are unsigned."""
@@ -234,15 +236,29 @@ class QuantNetwork(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Logits (N, classes), or maps (N, C, H, W) if the last layer is no linear layer; several as a tuple."""
-        values = {INPUT: self.input_quantizer(x_NCHW)}
+        return as_results(self.walk(self.input_quantizer(x_NCHW), self.compute))
+
+    def compute(self, name: str, operands: list[Tensor]) -> Tensor:
+        """What a layer makes of its operands."""
+        result: Tensor = self.layer(name)(*operands)
+        return result
+
+    def walk(self, ifm: Value, compute: Callable[[str, list[Value]], Value]) -> list[Value]:
+        """Goes through the layers in the order of execution; what nothing reads any more is let go.
+
+        Args:
+            ifm: Stands for the network's input.
+            compute: Makes of a layer's name and of what stands for its operands what stands for its ofm.
+
+        Returns:
+            What stands for the network's outputs.
+        """
+        values = {INPUT: ifm}
         for node in self.graph.nodes:
-            operands = [values[name] for name in node.inputs]
-            values[node.name] = self.layer(node.name)(*operands)
+            values[node.name] = compute(node.name, [values[name] for name in node.inputs])
             for name in self._last_use[node.name]:
                 del values[name]
-        found = [values[name] for name in self.graph.outputs]
-        results = tuple(result.flatten(1) if result.shape[2:] == (1, 1) else result for result in found)
-        return results[0] if len(results) == 1 else results
+        return [values[name] for name in self.graph.outputs]
 
     @torch.no_grad()
     def calibrate(self, batches_NCHW: Iterable[Tensor]) -> None:
@@ -320,6 +336,12 @@ class QuantNetwork(nn.Module):
         _refresh(self)
         self.calibrated = state.get("calibrated", True)
         self.network = self.graph.spec(tuple(state["input_shape"]))
+
+
+def as_results(found: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
+    """Outputs (N, C, H, W) of a network as it returns them: (N, C) where H = W = 1, and not in a tuple if it is one."""
+    results = tuple(result.flatten(1) if result.shape[2:] == (1, 1) else result for result in found)
+    return results[0] if len(results) == 1 else results
 
 
 def _refresh(model: nn.Module, *_: Any) -> None:

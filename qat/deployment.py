@@ -27,7 +27,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from hwmodel.network import INPUT, NORMALIZING, RELAYING, LayerSpec, Op
 from hwmodel.precision import WeightFormat
-from qat.convert import QuantNetwork
+from qat.convert import QuantNetwork, as_results
 from qat.errors import ExportError
 from qat.graph import Node
 from qat.integer import NORM_FRACTION_BITS, IntegerLayer, IntegerNetwork, Rescale, Table
@@ -346,9 +346,7 @@ class DeployedNetwork(nn.Module):
     def forward(self, images_NCHW: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Output codes, int64 (N, classes) or (N, C, H, W), of uint8 images (N, C, H, W); several as a tuple."""
         codes = self.layer_codes(images_NCHW)
-        found = [codes[name] for name in self.integers.network.outputs]
-        results = tuple(result.flatten(1) if result.shape[2:] == (1, 1) else result for result in found)
-        return results[0] if len(results) == 1 else results
+        return as_results([codes[name] for name in self.integers.network.outputs])
 
     @torch.no_grad()
     def layer_codes(self, images_NCHW: Tensor) -> dict[str, Tensor]:
@@ -371,15 +369,17 @@ class DeployedNetwork(nn.Module):
                 f"{', '.join(map(str, want))})"
             )
         assert isinstance(self.input_codes, Tensor)
-        channels = torch.arange(images_NCHW.shape[1])[None, :, None, None]
+        channels = torch.arange(images_NCHW.shape[1], device=images_NCHW.device)[None, :, None, None]
         codes = {INPUT: self.input_codes[channels, images_NCHW.long()]}
         for spec in self.integers.network.layers:
-            operands = [codes[name] for name in spec.inputs]
-            codes[spec.name] = self._layer(spec, self.integers.layers[spec.name], operands)
+            codes[spec.name] = self.compute(spec.name, [codes[name] for name in spec.inputs])
         del codes[INPUT]
         return codes
 
-    def _layer(self, spec: LayerSpec, layer: IntegerLayer, operands: list[Tensor]) -> Tensor:
+    @torch.no_grad()
+    def compute(self, name: str, operands: list[Tensor]) -> Tensor:
+        """Codes of a layer's ofm, int64 (N, C, H, W), from those of its operands."""
+        spec, layer = self.integers.network.layers[self._place[name]], self.integers.layers[name]
         if spec.has_weights:
             return self._weighted(spec, layer, operands[0])
         if layer.table is not None:
@@ -408,6 +408,8 @@ class DeployedNetwork(nn.Module):
         if layer.input_rescale is not None:
             codes = _shift_clamp(codes * int(layer.input_rescale.multiplier[0]), layer.input_rescale)
         weight = self.get_buffer(f"weight_{self._place[spec.weights_of or spec.name]}")
+        if codes.is_cuda:  # cuDNN computes float32 as it likes, in TF32 or by Winograd: exact is float64 alone
+            weight = weight.double()
         x = pad_uneven(codes, spec.padding, spec.end_padding).to(weight.dtype)
         acc = F.conv2d(x, weight, None, spec.stride, 0, spec.dilation, spec.groups).long()
         return self._per_channel(spec, layer.rescale, acc)

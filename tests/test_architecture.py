@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "normalization",
         "quantizers",
     },
+    "exact": {"convert", "deployment", "normalization"},
     "models": {"config", "errors"},
     "data": {"config", "errors", "image_settings", "inputs", "normalization"},
     "tasks": {
@@ -56,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         "data",
         "deployment",
         "errors",
+        "exact",
         "files",
         "layers",
         "masks",

@@ -18,6 +18,7 @@ from hwmodel import CostTables, LayerConfig, NetworkConfig, Schedule
 from qat.compose import config_from_dict
 from qat.config import Config
 from qat.errors import SearchError
+from qat.exact import ExactNetwork
 from qat.inputs import check_files
 from qat.pipeline.evaluation import executor_of
 from qat.pipeline.planning import bounded_schedule, plan
@@ -237,9 +238,11 @@ def train_in_full(
         folder,
         cfg.seed,
         setup.objective,
+        cfg.trainer.exact_share,
     )
+    trained = ExactNetwork(model, setup.normalization) if cfg.trainer.exact_share else model
     test_images = setup.data.test_dataloader()
-    figures = evaluate(model, test_images, setup.normalization, setup.objective, setup.machine.device)
+    figures = evaluate(trained, test_images, setup.normalization, setup.objective, setup.machine.device)
     float_figures = run.read_json("float.json")
     result = Result(
         name=name,

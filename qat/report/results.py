@@ -19,7 +19,7 @@ class Result:
         images: Test images.
         score: What is measured on them: a key of `SCORES`, or another name.
         float_score: Score of the float model, in [0, 1].
-        quantized_score: The same for the network in the arithmetic of training.
+        quantized_score: The same for the network in the arithmetic of its last training steps.
         integer_score: The same for integer inference from the packed files; None before `verify`.
         lost: Images that only the float model gets right, and
         won: those that only the integers do (paired comparison); None before `verify`, and where an image is not

@@ -259,6 +259,7 @@ def finetune(
     folder: Path,
     seed: int,
     objective: Objective = CLASSIFICATION,
+    exact_share: float = 0.0,
 ) -> QuantNetwork:
     """Trains a configuration in full; a fit that was finished before is loaded, one that was interrupted goes on.
 
@@ -272,6 +273,7 @@ def finetune(
         folder: Receives `model.ckpt` (the result), `last.ckpt`, `metrics.csv`.
         seed: Of everything random.
         objective: What is trained for.
+        exact_share: Last share of the steps that compute with the integers, as in `TrainingTask`.
 
     Returns:
         The trained network in inference mode.
@@ -281,7 +283,7 @@ def finetune(
         return load_quantized(float_model, config, result)
     pl.seed_everything(seed, verbose=False)
     model = quantize(float_model, config, data, normalization, device=machine.device)
-    task = TrainingTask(model, normalization, recipe, objective, copy.deepcopy(float_model))
+    task = TrainingTask(model, normalization, recipe, objective, copy.deepcopy(float_model), exact_share)
     fit(task, data, machine, folder)
     keep_weights(model, result, folder / "last.ckpt")
     return model.eval()

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from qat.convert import QuantNetwork
+from qat.deployment import lower
 from qat.errors import ConfigError, TrainingError
+from qat.exact import ExactNetwork
 from qat.masks import MaskSchedule, Saliency
 from qat.normalization import Normalization
 
@@ -108,6 +110,8 @@ class TrainingTask(pl.LightningModule):
         recipe: How to train.
         objective: What for.
         teacher: Float model whose outputs are imitated; None for targets alone.  It is never trained or saved.
+        exact_share: Last share of the steps in which a `QuantNetwork` computes forward, in validation too, what its
+            integers do (`qat.exact`), in [0, 1]; compiled or not, these steps are eager.
     """
 
     def __init__(
@@ -117,9 +121,11 @@ class TrainingTask(pl.LightningModule):
         recipe: Recipe,
         objective: Objective,
         teacher: nn.Module | None = None,
+        exact_share: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
+        self.exact_share = exact_share if isinstance(model, QuantNetwork) else 0.0
         self.normalization = normalization
         self.recipe = recipe
         self.objective = objective
@@ -129,11 +135,20 @@ class TrainingTask(pl.LightningModule):
         # What a step calls; in tuples for the same reason.
         self._network: tuple[Callable[[Tensor], Any], ...] = (model,)
         self._teachers: tuple[Callable[[Tensor], Any], ...] = self._teacher
+        self._exact = tuple(ExactNetwork(one, normalization) for one in [model] if isinstance(one, QuantNetwork))
         self._meter = objective.meter()
 
     def forward(self, images_NCHW: Tensor) -> Any:
         """Outputs for uint8 images."""
-        return self.model(self.normalization(images_NCHW))
+        network = self._exact[0] if self._is_exact() else self.model
+        return network(self.normalization(images_NCHW))
+
+    def _is_exact(self) -> bool:
+        """Whether the steps of exact arithmetic have begun."""
+        if not self.exact_share:
+            return False
+        steps = int(self.trainer.estimated_stepping_batches)
+        return self.global_step >= steps - max(1, round(self.exact_share * steps))
 
     def compile_model(self, mode: str = "default") -> None:
         """Lets training steps run model and teacher as compiled graphs, the same weights; evaluation stays as it is.
@@ -146,9 +161,15 @@ class TrainingTask(pl.LightningModule):
         self._teachers = tuple(torch.compile(teacher, mode=mode) for teacher in self._teacher)
 
     def on_fit_start(self) -> None:
-        """Brings the teacher to the model's device."""
+        """Brings the teacher to the model's device.
+
+        Raises:
+            ExportError: Integers are to be trained with, and the network has none; better now than in the last steps.
+        """
         for teacher in self._teacher:
             teacher.to(self.device)
+        if self.exact_share and isinstance(self.model, QuantNetwork):
+            lower(self.model, self.normalization)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch.
@@ -158,7 +179,8 @@ class TrainingTask(pl.LightningModule):
         """
         images_NCHW, targets = batch
         x_NCHW = self.normalization(images_NCHW)
-        outputs = as_float32(self._network[0](x_NCHW))
+        network = self._exact[0] if self._is_exact() else self._network[0]
+        outputs = as_float32(network(x_NCHW))
         loss = self.objective.loss(outputs, targets)
         for teacher in self._teachers:
             with torch.no_grad():

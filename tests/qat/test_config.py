@@ -120,6 +120,7 @@ def test_wrong_keys_and_types_are_named(override: str, message: str) -> None:
         ("trainer.precision=fp8", r"trainer.precision='fp8', expected one of \['32-true', 'bf16-mixed'\]"),
         ("trainer.learning_rate=nan", "trainer.learning_rate=nan, expected a number > 0"),
         ("trainer.learning_rate=0", "trainer.learning_rate=0.0, expected a number > 0"),
+        ("trainer.exact_share=1.5", "trainer.exact_share=1.5, expected a number >= 0 and <= 1"),
         ("trainer.warmup_share=1", "trainer.warmup_share=1.0, expected a number >= 0 and < 1"),
         ("trainer.devices=0", "trainer.devices=0, expected a number >= 1"),
         ("trainer.num_threads=0", "trainer.num_threads=0, expected null or an integer >= 1"),

@@ -23,6 +23,7 @@ import qat.export
 from hwmodel import Granularity, LayerConfig, NetworkConfig, WeightFormat, uniform
 from qat.deployment import DeployedNetwork
 from qat.errors import ExportError
+from qat.exact import ExactNetwork
 from qat.export.packed import PackedModel, pack
 from qat.normalization import Normalization
 from tests.qat.nets import images, settle
@@ -178,7 +179,12 @@ def test_random_networks(data: st.DataObject, seed: int, channels: int) -> None:
         if "times smaller than the accumulator's" not in str(error):
             raise
         reject()  # a tensor is 0 on all calibration images: no step suits it
-    _assert_no_code_differs(deployed, pack(deployed.integers), images(4, 8, seed + 1))
+    batch = images(4, 8, seed + 1)
+    _assert_no_code_differs(deployed, pack(deployed.integers), batch)
+    # What the last steps train with answers the same, in training too.
+    for mode in (False, True):
+        values = ExactNetwork(prepared, normalization).train(mode)(normalization(batch))
+        assert torch.equal(values, deployed(batch).float() * deployed.output_scales[0])
 
 
 class EarlyResult(nn.Module):
@@ -210,6 +216,13 @@ def test_results_that_other_layers_read(tmp_path: Path) -> None:
     assert [codes.tolist() for codes in ours] == [codes.tolist() for codes in theirs]
     for codes, scale, values in zip(ours, packed.output_scales, prepared(Normalization.unit(3)(batch)), strict=True):
         assert (codes * scale - values).abs().mean() < 0.05 * values.std()
+    for codes, scale, values in zip(
+        ours,
+        packed.output_scales,
+        ExactNetwork(prepared, Normalization.unit(3))(Normalization.unit(3)(batch)),
+        strict=True,
+    ):
+        assert torch.equal(codes.float() * scale, values)
     # The result keeps its 16 bits; who reads it takes 4.
     assert int(deployed.layer_codes(batch)["first"].max()) > 255
 

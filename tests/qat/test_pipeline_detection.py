@@ -61,6 +61,6 @@ def test_two_heads_from_training_to_packed_files(tmp_path: Path) -> None:
     assert pipeline.demo(config, run) == 0
     found = results(run)
     assert {result.name for result in found} == {"mix_12x", "uniform_w4"}
-    assert all(result.differing_codes == 0 and result.integer_score is not None for result in found)
+    assert all(result.differing_codes == 0 and result.integer_score == result.quantized_score for result in found)
     packed = load_packed(run.path / "networks" / "mix_12x" / "packed")
     assert len(packed.network.outputs) == len(packed.output_scales) == 2

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 
 from hwmodel import LayerConfig, WeightFormat, uniform
 from hwmodel.precision import NetworkConfig
+from qat.convert import prepare
 from qat.data import Augmentation, ImageSet, LabelDataModule, Splits
-from qat.errors import CheckpointError, ConfigError, TrainingError
+from qat.deployment import deploy
+from qat.errors import CheckpointError, ConfigError, ExportError, TrainingError
 from qat.graph import trace
 from qat.masks import MaskSchedule, Saliency
 from qat.rounding import Rounding
@@ -169,7 +172,7 @@ def test_an_interrupted_fit_goes_on_and_ends_as_if_nothing_had_happened(trained:
     def task() -> TrainingTask:
         torch.manual_seed(0)
         return TrainingTask(
-            quantize(trained, config, Stripes(), NORMALIZATION), NORMALIZATION, recipe, OBJECTIVE, trained
+            quantize(trained, config, Stripes(), NORMALIZATION), NORMALIZATION, recipe, OBJECTIVE, trained, 0.3
         )
 
     whole = task()
@@ -182,6 +185,45 @@ def test_an_interrupted_fit_goes_on_and_ends_as_if_nothing_had_happened(trained:
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         if isinstance(a, Tensor):
             torch.testing.assert_close(a, b, msg=name)
+
+
+class _Statistics(pl.Callback):
+    """Notes the running means of a batch norm after each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        self.seen.append(next(v for name, v in pl_module.named_buffers() if name.endswith("running_mean")).clone())
+
+
+def test_the_last_steps_train_and_validate_with_the_integers(trained: nn.Module, tmp_path: Path) -> None:
+    data, statistics = Stripes(), _Statistics()
+    torch.manual_seed(0)
+    model = quantize(trained, uniform(trace(trained, (3, 8, 8)), 1, 2), data, NORMALIZATION)
+    recipe = Recipe(epochs=5, learning_rate=1e-2)
+    task = TrainingTask(model, NORMALIZATION, recipe, OBJECTIVE, trained, exact_share=0.4)
+    fit(task, data, CPU, tmp_path, callbacks=(statistics,))
+    per_epoch = len(data.train_dataloader())
+    moved = [not torch.equal(a, b) for a, b in pairwise(statistics.seen)]
+    assert moved == [True] * (3 * per_epoch - 1) + [False] * (2 * per_epoch)  # statistics are fixed there
+    deployed, meter = deploy(model.eval(), NORMALIZATION), OBJECTIVE.meter()
+    for images, labels in data.val_dataloader():
+        meter.update(deployed(images).float() * deployed.output_scales[0], labels)
+    with open(tmp_path / "metrics.csv", newline="", encoding="utf-8") as file:
+        validated = [row for row in csv.DictReader(file) if row["val_loss"]][-1]
+    assert float(validated["val_loss"]) == pytest.approx(meter.compute()["loss"], rel=1e-6)
+    # Fake quantization answers otherwise: the test would see if it had been measured.
+    fake = evaluate(model, data.val_dataloader(), NORMALIZATION, OBJECTIVE)
+    assert fake["loss"] != pytest.approx(meter.compute()["loss"], rel=1e-6)
+
+
+def test_a_fit_that_is_to_end_with_integers_needs_them_before_it_starts(trained: nn.Module) -> None:
+    model = prepare(trained, uniform(trace(trained, (3, 8, 8)), 4, 4), (3, 8, 8))
+    task = TrainingTask(model, NORMALIZATION, Recipe(epochs=5), OBJECTIVE, exact_share=0.1)
+    with pytest.raises(ExportError, match="was not calibrated"):
+        fit(task, Stripes(), CPU, steps=3)
+    assert task.global_step == 0
 
 
 class _Interrupt(pl.Callback):
