@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import shutil
 import signal
@@ -22,7 +23,13 @@ from pytorch_lightning.loggers import CSVLogger
 from qat.errors import CheckpointError, TrainingError
 from qat.files import write_rows
 from qat.layers import use_integer_forward
+from qat.tasks.random_state import random_state, set_random_state
 from qat.tasks.training import TrainingTask
+
+logger = logging.getLogger(__name__)
+
+RANDOM_STATE = "random_state"
+"""Key of a checkpoint: what the next epoch draws from."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,25 @@ class _LastCheckpoint(Checkpoint):
         """Saves the state that the next epoch starts from."""
         trainer.save_checkpoint(self.path, weights_only=False)
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds what dropout and the like draw next.  Of several processes all draw alike: one state serves them."""
+        checkpoint[RANDOM_STATE] = random_state(trainer.strategy.root_device)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Goes on drawing where the fit was interrupted."""
+        if RANDOM_STATE in checkpoint:
+            set_random_state(checkpoint[RANDOM_STATE], trainer.strategy.root_device)
+        elif is_first_process():
+            logger.warning(
+                "%s, of an earlier version, has no random state: a network with dropout will differ from one that was "
+                "trained in one go",
+                self.path,
+            )
+
 
 def fit(
     task: TrainingTask,
@@ -142,7 +168,8 @@ def fit(
     """Trains a task in place.
 
     With a folder, every epoch leaves `last.ckpt` there, metrics go to `logs/version_<attempt>/metrics.csv`, and a fit
-    that was interrupted goes on from the last epoch; at its end `metrics.csv` and `metrics.json` hold all attempts.
+    that was interrupted goes on from the last epoch, on a CPU bit for bit as if it had not been; at its end
+    `metrics.csv` and `metrics.json` hold all attempts.
 
     Args:
         task: Model, recipe, teacher.
