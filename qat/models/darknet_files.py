@@ -16,7 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qat.errors import CheckpointError, ConfigError
-from qat.models.darknet import Average, Conv, Darknet, Detect, Pool, Reorg, Route, Row, Shortcut, Table, Upsample
+from qat.models.darknet import (
+    POOLS,
+    Average,
+    Conv,
+    Darknet,
+    Detect,
+    Pool,
+    Reorg,
+    Route,
+    Row,
+    Shortcut,
+    Table,
+    Upsample,
+)
 from qat.models.darknet_tables import cells
 
 LARGEST_CFG = 1 << 20
@@ -191,10 +204,11 @@ class _Reader:
     def pool(self, section: _Section, number: int) -> Row:
         stride = self.integer(section, "stride", 1, 1)
         size = self.integer(section, "size", stride, 1)
-        padding = self.integer(section, "padding", size - 1)  # darknet's: of both sides together
-        if padding != size - 1 and (size, stride, padding) != (2, 2, 0):
-            raise self.error(section, f"padding={padding}, expected {size - 1} for size={size}, or none")
-        return Pool(size, stride)
+        padding = self.integer(section, "padding", size - 1)
+        pool = Pool(size, stride, padding=padding)
+        if pool.module() is None:
+            raise self.error(section, f"size={size}, stride={stride}, padding={padding}, {POOLS}")
+        return pool
 
     def reorg(self, section: _Section, number: int) -> Row:
         if self.integer(section, "reverse", 0):
