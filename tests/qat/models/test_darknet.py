@@ -259,6 +259,11 @@ class TestCfg:
             ("[yolo]\nmask = 1,2", "[region]\nsoftmax=0", r"\[region\]: softmax=0, expected softmax=1"),
             ("[yolo]\nmask = 1,2", "[region]", r"\[region\]: softmax=0, expected softmax=1"),
             ("[yolo]\nmask = 1,2", "[region]\nsoftmax=1\ncoords=8", r"\[region\]: coords=8, expected 4"),
+            ("batch=1", "time_steps=3", r"line 4, \[net\]: time_steps=3, expected 1: nothing else is supported"),
+            ("batch=1", "inputs=256", r"line 4, \[net\]: inputs=256, an unknown key"),
+            ("batch=1", "momentun=0.9", r"\[net\]: momentun=0.9, an unknown key; did you mean momentum"),
+            ("[upsample]", "[cost]\ntyp=sse\n[upsample]", r"\[cost\]: typ=sse, an unknown key; did you mean type"),
+            ("[upsample]", "[dropout]\nsize=3\n[upsample]", r"\[dropout\]: size=3, an unknown key"),
         ],
     )
     def test_what_it_cannot_say(self, tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -266,6 +271,16 @@ class TestCfg:
         (tmp_path / "bad.cfg").write_text(CFG.replace(old, new, 1))
         with pytest.raises(ConfigError, match=message):
             _network_of(tmp_path / "bad.cfg")
+
+    def test_what_darknet_trains_by(self, tmp_path: Path) -> None:
+        """The [net] of yolov4.cfg and darknet19.cfg, a [dropout] and a [cost]."""
+        net = "subdivisions=8\nmomentum=0.949\ndecay=0.0005\nangle=0\nsaturation = 1.5\nexposure = 1.5\nhue=.1\n"
+        net += "learning_rate=0.0013\nburn_in=1000\nmax_batches = 500500\npolicy=steps\nsteps=400000,450000\n"
+        net += "scales=.1,.1\nmosaic=1\nmax_crop=448\nmin_crop=128\npower=4\naspect=.75\n"
+        sections = "[dropout]\nprobability=.5\n\n[cost]\ntype=sse\n\n"
+        text = CFG.replace("channels=3\n", f"channels=3\n{net}")
+        (tmp_path / "small.cfg").write_text(text + sections)
+        assert len(_network_of(tmp_path / "small.cfg").heads) == 2
 
     def test_anchors_of_a_region_are_in_cells_of_its_map(self, tmp_path: Path) -> None:
         text = CFG.replace("[yolo]\nmask = 1,2\nanchors = 2,3, 10,13, 20,30", "[region]\nanchors = 1,2, 3,4\nsoftmax=1")
