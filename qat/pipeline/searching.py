@@ -29,7 +29,7 @@ from qat.runs import RunFolder
 from qat.search.display import SearchDisplay
 from qat.search.export import export_parquet
 from qat.search.front import Front, select_front
-from qat.search.loop import EXHAUSTED, SearchResult, SearchSettings, search_on
+from qat.search.loop import EXHAUSTED, SPENT, SearchResult, SearchSettings, search_on
 from qat.search.proposer import ProposerSettings
 from qat.search.sensitivity import SensitivityProfile, measure
 from qat.search.space import SearchSpace
@@ -98,12 +98,13 @@ def _searched(
                 export_parquet(store.trials(), run.path / "trials.parquet")
             if (profile := store.document("profile")) is not None:
                 run.write_json("sensitivity.json", profile)
-        is_exhausted = bool(store.document(EXHAUSTED))
+        exhausted = store.document(EXHAUSTED)
     missing = [target.name for target in targets if target.name not in found.winners]
     if missing:
         advice = f"run the same command again with more search.trials (now {cfg.search.trials})"
-        if is_exhausted:
-            advice = "everything found inside the bounds has been tried: choose other bounds in another run folder"
+        if exhausted:
+            what = "everything" if exhausted == SPENT else "everything found"
+            advice = f"{what} inside the bounds has been tried: choose other bounds in another run folder"
         raise SearchError(
             f"no completed trial meets the targets {missing}; {advice}, or run the same command again with "
             "search.retry_failed=true after mending what trials.csv has as errors"
