@@ -26,7 +26,7 @@ from hwmodel.errors import HwModelError
 from qat.compose import CONF_FOLDER, apply_overrides, check_keys, config_from_dict, register, to_config
 from qat.config import Config
 from qat.errors import ConfigError, QatError
-from qat.inputs import check_files
+from qat.inputs import check_inputs
 from qat.runs import RunFolder
 
 OpenFolder = Callable[[Config, Sequence[str]], RunFolder]
@@ -41,7 +41,7 @@ def run_stage(
     description: str,
     open_folder: OpenFolder = RunFolder.create,
     root: str = "run",
-    reads_files: bool = False,
+    trains: bool = False,
 ) -> int:
     """The body of a script that works in a run folder.
 
@@ -50,7 +50,7 @@ def run_stage(
         description: What `--help` says first.
         open_folder: How the run folder is opened.
         root: YAML of `conf/` to start from.
-        reads_files: Whether weights and images have to be there.
+        trains: Whether weights, images and GPUs have to be there.
 
     Returns:
         Exit code.
@@ -59,8 +59,8 @@ def run_stage(
     def job(composed: DictConfig) -> int | None:
         given = list(HydraConfig.get().overrides.task)
         config = _config_of(composed, given)
-        if reads_files:
-            check_files(config)
+        if trains:
+            check_inputs(config)
         run = open_folder(config, given)
         with run.in_use(), _log_to(run.path / f"{Path(sys.argv[0]).stem}.log"):
             return stage(config, run)

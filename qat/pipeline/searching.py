@@ -18,7 +18,7 @@ from hwmodel import CostTables, LayerConfig, NetworkConfig, Schedule
 from qat.compose import config_from_dict
 from qat.config import Config
 from qat.errors import SearchError
-from qat.inputs import check_files
+from qat.inputs import check_inputs
 from qat.pipeline.evaluation import executor_of
 from qat.pipeline.planning import bounded_schedule, plan
 from qat.pipeline.records import NETWORKS, TRIALS, results
@@ -55,7 +55,7 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
         QatError: What `train` raises; SearchError if no configuration meets a target or too many trials fail.
         BudgetError: The board is too small for the network.
     """
-    check_files(cfg)
+    check_inputs(cfg)
     space, costs, targets = plan(cfg)
     setup = train(cfg, run)
     mixes = _searched(cfg, run, setup, space, costs, targets) if cfg.search.trials else {}

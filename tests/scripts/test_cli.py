@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 from hwmodel.errors import BudgetError
 from qat.cli import run_estimate, run_stage
@@ -219,6 +220,30 @@ def test_missing_files_are_refused_before_a_folder_is_made(
 ) -> None:
     assert call(monkeypatch, name, "network.weights=nope.ckpt", "run_dir=r") == 1
     assert f"network.weights='{Path.cwd() / 'nope.ckpt'}' does not exist" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_detect", "search", "train"])
+@pytest.mark.parametrize(
+    ("gpus", "setting", "message"),
+    [
+        (0, "trainer.accelerator=gpu", "trainer.accelerator='gpu', expected auto or cpu: torch finds no GPU here"),
+        (2, "trainer.devices=4", "trainer.devices=4, expected at most 2, the GPUs that are here"),
+    ],
+)
+def test_a_missing_gpu_is_refused_before_a_folder_is_made(
+    name: str,
+    gpus: int,
+    setting: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert call(monkeypatch, name, setting, "run_dir=r") == 2
+    assert capsys.readouterr().err == f"ConfigError: {message}\n"
     assert list(Path.cwd().iterdir()) == []
 
 
