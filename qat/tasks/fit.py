@@ -9,6 +9,7 @@ import shutil
 import signal
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -257,15 +258,20 @@ def _check_compiler() -> None:
 
 
 def _collect_metrics(folder: Path) -> None:
-    """Joins the logs of all attempts; a step that was run again counts once, as in the last attempt."""
-    rows: dict[tuple[str, str, bool], dict[str, str]] = {}
+    """Joins the logs of all attempts; a step that was run again counts once, as in the last attempt.
+
+    The row at which an attempt was cut off, by a full disk or a power cut, is left out: the step was run again.
+    """
+    rows: dict[tuple[int, int, bool], dict[str, float]] = {}
     attempts = sorted((folder / "logs").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
     for path in attempts:
         with open(path, newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                rows[row["epoch"], row["step"], bool(row.get("val_loss"))] = row
-    numbers = [
-        {name: int(value) if name in ("epoch", "step") else float(value) for name, value in row.items() if value}
-        for row in rows.values()
-    ]
-    write_rows(folder / "metrics", numbers)
+                with suppress(AttributeError, KeyError, TypeError, ValueError):
+                    numbers = {
+                        name: int(value) if name in ("epoch", "step") else float(value)
+                        for name, value in row.items()
+                        if value
+                    }
+                    rows[int(row["epoch"]), int(row["step"]), "val_loss" in numbers] = numbers
+    write_rows(folder / "metrics", list(rows.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,19 @@ def test_a_checkpoint_without_random_state_is_gone_on_from(tmp_path: Path, caplo
     write_checkpoint(values, tmp_path / "last.ckpt")
     train(tmp_path)
     assert "last.ckpt, of an earlier version, has no random state: a network with dropout will differ" in caplog.text
+
+
+@pytest.mark.parametrize("torn", ["2,17,0.5e", "2", "", "epo", "\0\0\0\0,1"])
+def test_a_log_that_was_cut_off_does_not_keep_a_fit_from_ending(tmp_path: Path, torn: str) -> None:
+    whole = tmp_path / "whole"
+    train(whole)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tmp_path / "cut", StopAt(5))
+    log = tmp_path / "cut" / "logs" / "version_0" / "metrics.csv"
+    log.write_text((log.read_text() + torn) if torn[:1] == "2" else torn)
+    train(tmp_path / "cut")
+    rows, expected = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "cut", whole))
+    assert [row for row in rows if row["epoch"] >= 2] == [row for row in expected if row["epoch"] >= 2]
 
 
 @pytest.mark.gpu
