@@ -101,8 +101,8 @@ def train(cfg: Config, run: RunFolder) -> Setup:
     if not is_measured:
         figures = evaluate(model, data.test_dataloader(), normalization, objective, machine.device)
         if is_first_process():
-            run.write_json("float.json", {**figures, "images": data.test_images})
             run.write_json("network.json", network.to_dict())
+            run.write_json("float.json", {**figures, "images": data.test_images})  # last: it says that all is there
         wait_for_processes()
     return Setup(model, network, data, normalization, objective, cfg.board.to_board(), recipe, machine)
 
