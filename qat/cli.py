@@ -14,7 +14,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import hydra
@@ -50,7 +50,7 @@ def run_stage(
         description: What `--help` says first.
         open_folder: How the run folder is opened.
         root: YAML of `conf/` to start from.
-        trains: Whether weights, images and GPUs have to be there.
+        trains: Whether weights, images and GPUs have to be there, and no other command may train in the folder.
 
     Returns:
         Exit code.
@@ -62,7 +62,8 @@ def run_stage(
         if trains:
             check_inputs(config)
         run = open_folder(config, given)
-        with run.in_use(), _log_to(run.path / f"{Path(sys.argv[0]).stem}.log"):
+        alone = run.training() if trains else nullcontext()
+        with run.in_use(), alone, _log_to(run.path / f"{Path(sys.argv[0]).stem}.log"):
             return stage(config, run)
 
     return _launch(job, description, root)

@@ -62,9 +62,9 @@ class Recorder:
         return self.result
 
 
-def launch(monkeypatch: pytest.MonkeyPatch, stage: Recorder, *arguments: str) -> int:
+def launch(monkeypatch: pytest.MonkeyPatch, stage: Recorder, *arguments: str, trains: bool = False) -> int:
     monkeypatch.setattr(sys, "argv", ["stage.py", *arguments])
-    return run_stage(stage, "A stage.")
+    return run_stage(stage, "A stage.", trains=trains)
 
 
 def test_all_scripts_are_known() -> None:
@@ -192,6 +192,18 @@ def test_errors_are_one_line_and_an_exit_code(
 ) -> None:
     assert launch(monkeypatch, stage) == code
     assert capsys.readouterr().err == message
+
+
+def test_a_second_command_that_trains_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = Recorder()
+    assert launch(monkeypatch, stage, "run_dir=r", trains=True) == 0
+    with RunFolder.open("r").training():
+        assert launch(monkeypatch, stage, "run_dir=r", trains=True) == 1
+        assert "another command trains in the run folder" in capsys.readouterr().err
+        assert launch(monkeypatch, stage, "run_dir=r") == 0  # one that reads only
+    assert len(stage.calls) == 2
 
 
 def test_unwritable_run_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
