@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import sys
@@ -100,6 +101,11 @@ def _launch(job: Callable[[DictConfig], int | None], description: str, root: str
             codes[-1] = job(composed) or 0
         except (QatError, HwModelError) as error:
             codes[-1] = _report(error)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            place = f" ({error.filename})" if error.filename else ""
+            sys.stderr.write(f"{error.strerror}{place}: free some space; the same command goes on where it stopped\n")
 
     register(description)
     try:

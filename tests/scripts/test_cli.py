@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -184,6 +185,11 @@ def test_stage_gets_configuration_and_folder(monkeypatch: pytest.MonkeyPatch) ->
         (Recorder(result=3), 3, ""),
         (Recorder(error=TrainingError("the loss became nan")), 1, "TrainingError: the loss became nan\n"),
         (Recorder(error=BudgetError("block RAM: 300 of 280")), 1, "BudgetError: block RAM: 300 of 280\n"),
+        (
+            Recorder(error=OSError(errno.ENOSPC, "No space left on device", "a/b.csv")),
+            1,
+            "No space left on device (a/b.csv): free some space; the same command goes on where it stopped\n",
+        ),
         (Recorder(error=KeyboardInterrupt()), 130, "interrupted; the same command goes on where it stopped\n"),
     ],
 )
@@ -192,6 +198,14 @@ def test_errors_are_one_line_and_an_exit_code(
 ) -> None:
     assert launch(monkeypatch, stage) == code
     assert capsys.readouterr().err == message
+
+
+def test_an_error_that_is_none_of_ours_shows_where_it_came_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        launch(monkeypatch, Recorder(error=PermissionError(errno.EACCES, "Permission denied")))
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_second_command_that_trains_is_refused(
