@@ -10,11 +10,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import hydra
@@ -26,7 +27,7 @@ from hwmodel.errors import HwModelError
 from qat.compose import CONF_FOLDER, apply_overrides, check_keys, config_from_dict, register, to_config
 from qat.config import Config
 from qat.errors import ConfigError, QatError
-from qat.inputs import check_files
+from qat.inputs import check_inputs
 from qat.runs import RunFolder
 
 OpenFolder = Callable[[Config, Sequence[str]], RunFolder]
@@ -41,7 +42,7 @@ def run_stage(
     description: str,
     open_folder: OpenFolder = RunFolder.create,
     root: str = "run",
-    reads_files: bool = False,
+    trains: bool = False,
 ) -> int:
     """The body of a script that works in a run folder.
 
@@ -50,7 +51,7 @@ def run_stage(
         description: What `--help` says first.
         open_folder: How the run folder is opened.
         root: YAML of `conf/` to start from.
-        reads_files: Whether weights and images have to be there.
+        trains: Whether weights, images and GPUs have to be there, and no other command may train in the folder.
 
     Returns:
         Exit code.
@@ -59,10 +60,11 @@ def run_stage(
     def job(composed: DictConfig) -> int | None:
         given = list(HydraConfig.get().overrides.task)
         config = _config_of(composed, given)
-        if reads_files:
-            check_files(config)
+        if trains:
+            check_inputs(config)
         run = open_folder(config, given)
-        with run.in_use(), _log_to(run.path / f"{Path(sys.argv[0]).stem}.log"):
+        alone = run.training() if trains else nullcontext()
+        with run.in_use(), alone, _log_to(run.path / f"{Path(sys.argv[0]).stem}.log"):
             return stage(config, run)
 
     return _launch(job, description, root)
@@ -99,6 +101,11 @@ def _launch(job: Callable[[DictConfig], int | None], description: str, root: str
             codes[-1] = job(composed) or 0
         except (QatError, HwModelError) as error:
             codes[-1] = _report(error)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            place = f" ({error.filename})" if error.filename else ""
+            sys.stderr.write(f"{error.strerror}{place}: free some space; the same command goes on where it stopped\n")
 
     register(description)
     try:

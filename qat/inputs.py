@@ -1,11 +1,11 @@
-"""Files that a run reads: whether they are there is seen before anything is imported, made or computed."""
+"""What a run needs: files that it reads, a GPU.  Whether it is there is seen before anything is made or computed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from qat.config import Config, DataSettings
+from qat.config import Config, DataSettings, TrainerSettings
 from qat.errors import CheckpointError, ConfigError, DataError
 
 FLOAT = "float.ckpt"
@@ -53,14 +53,34 @@ def check_root(settings: DataSettings) -> None:
         )
 
 
-def check_files(cfg: Config) -> None:
-    """Refuses missing weights and images, and images of another shape, before anything that takes time.
+def check_devices(trainer: TrainerSettings) -> None:
+    """Refuses GPUs that are not there.
+
+    Raises:
+        ConfigError: A GPU is asked for and there is none, or more than there are.
+    """
+    if trainer.accelerator != "gpu" and trainer.devices == 1:
+        return
+    import torch  # here, because it takes seconds and other settings do without
+
+    has_cuda = torch.cuda.is_available()
+    has_gpu = has_cuda or torch.backends.mps.is_available()
+    if trainer.accelerator == "gpu" and not has_gpu:
+        raise ConfigError("trainer.accelerator='gpu', expected auto or cpu: torch finds no GPU here")
+    count = torch.cuda.device_count()
+    if trainer.accelerator != "cpu" and has_cuda and trainer.devices > count:
+        raise ConfigError(f"trainer.devices={trainer.devices}, expected at most {count}, the GPUs that are here")
+
+
+def check_inputs(cfg: Config) -> None:
+    """Refuses missing weights, images and GPUs, and images of another shape, before anything that takes time.
 
     Raises:
         CheckpointError: The weights that the configuration names are not there.
-        ConfigError: The network is for images of another shape.
+        ConfigError: The network is for images of another shape, or a GPU is not there.
         DataError: The images are not there.
     """
+    check_devices(cfg.trainer)
     if cfg.data.detection is None and cfg.data.folder is None and cfg.data.name in SHAPES:
         check_shape(cfg, SHAPES[cfg.data.name])
     check_root(cfg.data)

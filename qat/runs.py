@@ -148,6 +148,32 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_SH)
             yield
 
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """While it lasts no other command trains in the folder: each would put its weights in the other's place.
+
+        Raises:
+            RunFolderError: Another command does.
+        """
+        if os.environ.get("LOCAL_RANK", "0") != "0":  # one of several processes of the same command
+            yield
+            return
+        with open(self.path / ".training.lock", "a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it when the process dies
+            except BlockingIOError:
+                lock.seek(0)
+                raise RunFolderError(
+                    f"another command trains in the run folder {self.path} (process {lock.read().strip() or 'unknown'})"
+                    "; wait for it to end, stop it, or choose another folder with run_dir=<folder>"
+                ) from None
+            except OSError:  # a disk without locks
+                pass
+            lock.truncate(0)
+            lock.write(f"{os.getpid()}\n")
+            lock.flush()
+            yield
+
     def note_length(self, config: Config) -> None:
         """Keeps how long the search is, which later commands find in the folder; for the command that searches.
 

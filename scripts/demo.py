@@ -16,4 +16,4 @@ def stage(config: Config, run: RunFolder) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage(stage, __doc__, root="demo", reads_files=True))
+    sys.exit(run_stage(stage, __doc__, root="demo", trains=True))

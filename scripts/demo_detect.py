@@ -39,4 +39,4 @@ def stage(config: Config, run: RunFolder) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage(stage, __doc__, root="demo_detect", reads_files=True))
+    sys.exit(run_stage(stage, __doc__, root="demo_detect", trains=True))

@@ -20,4 +20,4 @@ def stage(config: Config, run: RunFolder) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage(stage, __doc__, reads_files=True))
+    sys.exit(run_stage(stage, __doc__, trains=True))

@@ -202,4 +202,5 @@ class DetectionDataModule(ImageDataModule):
             num_workers=self.workers,
             collate_fn=_Collate(self.capacity, self.is_bgr),
             persistent_workers=self.workers > 0,
+            generator=torch.Generator(),  # its own: how often a loader starts is nothing that dropout may see
         )

@@ -162,4 +162,10 @@ class FolderDataModule(ImageDataModule):
     def _loader(
         self, part: Folder, batches: FitBatches | list[list[tuple[int, int]]]
     ) -> DataLoader[tuple[Tensor, Tensor]]:
-        return DataLoader(part, batch_sampler=batches, num_workers=self.workers, persistent_workers=self.workers > 0)
+        return DataLoader(
+            part,
+            batch_sampler=batches,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            generator=torch.Generator(),  # its own: how often a loader starts is nothing that dropout may see
+        )

@@ -7,7 +7,8 @@ Source:
     github.com/pjreddie/darknet, cfg/*.cfg of the same names; Sim-YOLO-v2: Nguyen et al., IEEE TVLSI 27(8), 2019,
     table IV.  Three things differ, so that hardware can run them:
     - leaky ReLU has the slope 1/8 (darknet: 0.1), a shift; `Darknet(table, negative_slope=0.1)` is darknet's,
-    - a 2x2 max pooling of stride 1, which pads one row and column at the end, is 3x3 with padding 1,
+    - a max pooling of stride 1 and even kernel, which pads one row and column more at the end, is one wider: 2x2 is 3x3
+      with padding 1,
     - reorg is space to depth (darknet's own indexing mixes rows of different channels).
 """
 
@@ -24,6 +25,9 @@ from qat.models.heads import Anchors, YoloHead
 
 HARDWARE_SLOPE = 0.125
 """Slope of leaky ReLU below zero; a power of two is a shift."""
+
+POOLS = "expected a padding below the kernel's size that is even, or a stride of 2"
+"""What other max poolings are told."""
 
 PRIOR_OBJECTNESS = 0.01
 """Share of anchors that hold an object, as a new head believes.  Source: RetinaNet (arXiv 1708.02002), section 4.1."""
@@ -52,11 +56,34 @@ class Conv:
 
 @dataclass(frozen=True)
 class Pool:
-    """Max pooling."""
+    """Max pooling of a padded map; nothing that is padded is ever the maximum.
+
+    Args:
+        kernel: Rows and columns of a window.
+        stride: Of rows and columns.
+        label: What other rows call this one.
+        padding: Rows and columns of both sides together, half of them, rounded down, in front; None for kernel - 1, so
+            that 13 columns become 13 at stride 1 and 7 at stride 2.
+    """
 
     kernel: int = 2
     stride: int = 2
     label: str = ""
+    padding: int | None = None
+
+    def module(self) -> nn.MaxPool2d | None:
+        """What computes it, but for the even kernels of stride 1 above; None where no max pooling of torch does.
+
+        darknet's map has (size + padding - kernel) / stride + 1 rows, rounded down.  torch pads both sides alike; its
+        last window may reach over the end where the number of windows is rounded up, and has to begin inside the map.
+        """
+        kernel, padding = self.kernel, self.kernel - 1 if self.padding is None else self.padding
+        if self.stride == 1 and kernel % 2 == 0 and padding == kernel - 1:
+            kernel, padding = kernel + 1, kernel
+        is_odd = bool(padding % 2)
+        if padding >= kernel or (is_odd and self.stride != 2 and kernel != 2):
+            return None
+        return nn.MaxPool2d(kernel, self.stride, padding // 2, ceil_mode=is_odd)
 
 
 @dataclass(frozen=True)
@@ -161,8 +188,7 @@ class Darknet(nn.Module):
                 self._add_conv(name, row, channels, negative_slope)
                 channels, pixels = row.filters, pixels * row.stride
             elif isinstance(row, Pool):
-                kernel = row.kernel if row.stride > 1 else row.kernel // 2 * 2 + 1
-                self.add_module(name, nn.MaxPool2d(kernel, row.stride, (kernel - 1) // 2))
+                self._add_pool(name, row, number)
                 pixels *= row.stride
             elif isinstance(row, Reorg):
                 self.add_module(name, nn.PixelUnshuffle(row.factor))
@@ -205,6 +231,15 @@ class Darknet(nn.Module):
             self.add_module(f"act{number}", nn.LeakyReLU(negative_slope))
         elif row.activation == "relu":
             self.add_module(f"act{number}", nn.ReLU())
+
+    def _add_pool(self, name: str, row: Pool, number: int) -> None:
+        pool = row.module()
+        if pool is None:
+            raise ConfigError(
+                f"network {self.table.name!r}, row {number} (Pool): kernel={row.kernel}, stride={row.stride}, "
+                f"padding={row.padding}, {POOLS}"
+            )
+        self.add_module(name, pool)
 
     @torch.no_grad()
     def _init_heads(self) -> None:

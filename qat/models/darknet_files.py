@@ -16,7 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qat.errors import CheckpointError, ConfigError
-from qat.models.darknet import Average, Conv, Darknet, Detect, Pool, Reorg, Route, Row, Shortcut, Table, Upsample
+from qat.models.darknet import (
+    POOLS,
+    Average,
+    Conv,
+    Darknet,
+    Detect,
+    Pool,
+    Reorg,
+    Route,
+    Row,
+    Shortcut,
+    Table,
+    Upsample,
+)
 from qat.models.darknet_tables import cells
 
 LARGEST_CFG = 1 << 20
@@ -65,6 +78,7 @@ def read_cfg(path: Path) -> Cfg:
         raise ConfigError(f"{path}: the first section must be [net]")
     net, *layers = sections
     reader = _Reader(path)
+    reader.check_keys(net)
     shape = tuple(reader.integer(net, name, low=1) for name in ("channels", "height", "width"))
     rows: list[Row] = []
     for number, section in enumerate(layers):
@@ -142,9 +156,7 @@ class _Reader:
 
     def check_keys(self, section: _Section) -> None:
         """Refuses what is unknown, and values that would make another network than the one that is built."""
-        keys = _KEYS.get(section.kind)
-        if keys is None:
-            return
+        keys = _KEYS[section.kind]
         for name, text in section.values.items():
             where = f"{self.path}, line {section.lines[name]}, [{section.kind}]: {name}={text}"
             if name in keys.fixed:
@@ -191,10 +203,11 @@ class _Reader:
     def pool(self, section: _Section, number: int) -> Row:
         stride = self.integer(section, "stride", 1, 1)
         size = self.integer(section, "size", stride, 1)
-        padding = self.integer(section, "padding", size - 1)  # darknet's: of both sides together
-        if padding != size - 1 and (size, stride, padding) != (2, 2, 0):
-            raise self.error(section, f"padding={padding}, expected {size - 1} for size={size}, or none")
-        return Pool(size, stride)
+        padding = self.integer(section, "padding", size - 1)
+        pool = Pool(size, stride, padding=padding)
+        if pool.module() is None:
+            raise self.error(section, f"size={size}, stride={stride}, padding={padding}, {POOLS}")
+        return pool
 
     def reorg(self, section: _Section, number: int) -> Row:
         if self.integer(section, "reverse", 0):
@@ -264,7 +277,7 @@ class _Keys:
     Args:
         read: What the network is built of.
         fixed: What would change it, and the one value that is built.
-        training: What matters in training, or where boxes are suppressed, only.
+        training: What matters to images, in training, or where boxes are suppressed, only.
     """
 
     read: frozenset[str] = frozenset()
@@ -290,7 +303,26 @@ _CONV = _Keys(
     _words("batch_normalize filters size stride pad padding activation groups"),
     {"dilation": "1", "flipped": "0", "binary": "0", "xnor": "0", "dot": "0", "antialiasing": "0"},
 )
+_NET = _Keys(
+    _words("channels height width"),
+    {"time_steps": "1"},
+    _words(
+        # steps and what they learn
+        "batch subdivisions sequential_subdivisions max_batches momentum decay policy steps scales seq_scales step "
+        "scale gamma power burn_in learning_rate_min sgdr_cycle sgdr_mult adam B1 B2 eps ema_alpha loss_scale "
+        "try_fix_nan adversarial_lr max_chart_loss label_smooth_eps weights_reject_freq equidistant_point contrastive "
+        "unsupervised badlabels_rejection_percentage num_sigmas_reject_badlabels notruth attention "
+        # images
+        "angle aspect saturation exposure hue flip blur gaussian_noise mixup cutmix mosaic mosaic_bound letter_box "
+        "center max_crop min_crop max_ratio min_ratio contrastive_jit_flip contrastive_color resize_step random track "
+        "augment_speed "
+        # the machine
+        "optimized_memory workspace_size_limit_MB use_cuda_graph dynamic_minibatch show_receptive_field"
+    ),
+)
 _KEYS: Mapping[str, _Keys] = {
+    "net": _NET,
+    "network": _NET,
     "convolutional": _CONV,
     "conv": _CONV,
     "maxpool": _Keys(_words("size stride padding"), {"maxpool_depth": "0", "antialiasing": "0"}),
@@ -320,8 +352,10 @@ _KEYS: Mapping[str, _Keys] = {
         ),
     ),
     "softmax": _Keys(fixed={"groups": "1", "spatial": "0"}, training=_words("temperature")),
+    "cost": _Keys(training=_words("type scale ratio noobject_scale thresh")),
+    "dropout": _Keys(training=_words("probability dropblock dropblock_size_rel dropblock_size_abs")),
 }
-"""Keys of sections that count; what [net] and other sections say beside is for training.
+"""Keys of each section.
 
 Source: github.com/pjreddie/darknet and github.com/AlexeyAB/darknet, src/parser.c.
 """

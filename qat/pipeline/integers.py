@@ -33,9 +33,10 @@ def export(cfg: Config, run: RunFolder) -> list[Path]:
     Raises:
         QatError: The run has no trained network, or one cannot be lowered to integers.
     """
+    found = results(run)  # before the float network of a folder that has none would be trained
     setup = train(cfg, run)
     folders = []
-    for result in results(run):
+    for result in found:
         folder = run.path / NETWORKS / result.name
         if not (folder / "packed").is_dir():
             model = _load(setup, folder)
@@ -69,12 +70,16 @@ def verify(cfg: Config, run: RunFolder) -> int:
     Raises:
         QatError: There is nothing to verify, or packed files are damaged.
     """
+    found = results(run)
+    for result in found:
+        if not (run.path / NETWORKS / result.name / "packed").is_dir():
+            raise RunFolderError(
+                f"{run.path / NETWORKS / result.name} has no packed files; run scripts/export.py first"
+            )
     setup = train(cfg, run)
     total = 0
-    for result in results(run):
+    for result in found:
         folder = run.path / NETWORKS / result.name
-        if not (folder / "packed").is_dir():
-            raise RunFolderError(f"{folder} has no packed files; run scripts/export.py first")
         packed = load_packed(folder / "packed")
         deployed: DeployedNetwork = deploy(_load(setup, folder), setup.normalization)
         meter, differing, lost, won = setup.objective.meter(), 0, 0, 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Final
 
@@ -23,13 +22,15 @@ def results(run: RunFolder) -> list[Result]:
     """The networks of a run that were trained in full: mixes first, then uniform ones, smallest first.
 
     Raises:
-        RunFolderError: There is none.
+        RunFolderError: There is none, or what is noted of one is damaged.
     """
     paths = sorted((run.path / NETWORKS).glob("*/result.json"))
     if not paths:
         raise RunFolderError(f"run folder {run.path} has no trained network; run scripts/search.py first")
     # A network that was set aside has the name of its folder.
-    found = [replace(Result.from_dict(json.loads(path.read_text())), name=path.parent.name) for path in paths]
+    found = [
+        replace(Result.from_dict(run.read_json(path.relative_to(run.path))), name=path.parent.name) for path in paths
+    ]
     return sorted(found, key=lambda result: (result.kind, -result.compression))
 
 

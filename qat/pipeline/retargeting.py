@@ -17,6 +17,7 @@ from hwmodel.table import HIGHER_IS_BETTER
 from qat.config import Config
 from qat.errors import ConfigError, SearchError
 from qat.files import write_rows, write_text
+from qat.inputs import check_inputs
 from qat.pipeline.evaluation import executor_of
 from qat.pipeline.planning import plan
 from qat.pipeline.records import LOG_WIDTH, TRIALS
@@ -53,13 +54,15 @@ def retarget_run(cfg: Config, more_trials: int = 0) -> list[Answer]:
             kept in `retarget/<board>/trials.sqlite`, so that the same call goes on where it stopped.
 
     Raises:
-        ConfigError: Budgets were changed that a front makes void.
+        ConfigError: Budgets were changed that a front makes void, or a GPU is asked for that is not there.
         RunFolderError: There is no such run.
         SearchError: The run has too few trials, nothing fits, or more trials would not be comparable.
         BudgetError: The board is too small for the network.
     """
     run = RunFolder.open(cfg.run_dir)
     _check_goal(cfg, run)
+    if more_trials:
+        check_inputs(cfg)
     space, costs, targets = plan(cfg)
     with TrialStore(run.path / TRIALS, read_only=True) as store:
         trials = store.trials()

@@ -19,7 +19,7 @@ from qat.compose import config_from_dict
 from qat.config import Config
 from qat.errors import SearchError
 from qat.exact import ExactNetwork
-from qat.inputs import check_files
+from qat.inputs import check_inputs
 from qat.pipeline.evaluation import executor_of
 from qat.pipeline.planning import bounded_schedule, plan
 from qat.pipeline.records import NETWORKS, TRIALS, results
@@ -30,7 +30,7 @@ from qat.runs import RunFolder
 from qat.search.display import SearchDisplay
 from qat.search.export import export_parquet
 from qat.search.front import Front, select_front
-from qat.search.loop import EXHAUSTED, SearchResult, SearchSettings, search_on
+from qat.search.loop import EXHAUSTED, SPENT, SearchResult, SearchSettings, search_on
 from qat.search.proposer import ProposerSettings
 from qat.search.sensitivity import SensitivityProfile, measure
 from qat.search.space import SearchSpace
@@ -56,7 +56,7 @@ def search(cfg: Config, run: RunFolder) -> list[Result]:
         QatError: What `train` raises; SearchError if no configuration meets a target or too many trials fail.
         BudgetError: The board is too small for the network.
     """
-    check_files(cfg)
+    check_inputs(cfg)
     space, costs, targets = plan(cfg)
     setup = train(cfg, run)
     mixes = _searched(cfg, run, setup, space, costs, targets) if cfg.search.trials else {}
@@ -99,12 +99,13 @@ def _searched(
                 export_parquet(store.trials(), run.path / "trials.parquet")
             if (profile := store.document("profile")) is not None:
                 run.write_json("sensitivity.json", profile)
-        is_exhausted = bool(store.document(EXHAUSTED))
+        exhausted = store.document(EXHAUSTED)
     missing = [target.name for target in targets if target.name not in found.winners]
     if missing:
         advice = f"run the same command again with more search.trials (now {cfg.search.trials})"
-        if is_exhausted:
-            advice = "everything found inside the bounds has been tried: choose other bounds in another run folder"
+        if exhausted:
+            what = "everything" if exhausted == SPENT else "everything found"
+            advice = f"{what} inside the bounds has been tried: choose other bounds in another run folder"
         raise SearchError(
             f"no completed trial meets the targets {missing}; {advice}, or run the same command again with "
             "search.retry_failed=true after mending what trials.csv has as errors"

@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from hwmodel import Board, NetworkSpec
-from qat.checks import require
 from qat.config import Config
 from qat.data import ImageDataModule, build_data
 from qat.errors import ConfigError
 from qat.graph import trace
-from qat.inputs import FLOAT, check_files, check_shape
+from qat.inputs import FLOAT, check_devices, check_inputs, check_shape
 from qat.masks import MaskSchedule, Saliency
 from qat.models import build_network
 from qat.normalization import Normalization
@@ -66,7 +65,7 @@ def train(cfg: Config, run: RunFolder) -> Setup:
         TraceError: The network cannot be mapped to hardware.
         TrainingError: The loss is not finite, or training was interrupted.
     """
-    check_files(cfg)
+    check_inputs(cfg)
     if cfg.trainer.num_threads:
         torch.set_num_threads(cfg.trainer.num_threads)
     machine = machine_of(cfg)
@@ -102,8 +101,8 @@ def train(cfg: Config, run: RunFolder) -> Setup:
     if not is_measured:
         figures = evaluate(model, data.test_dataloader(), normalization, objective, machine.device)
         if is_first_process():
-            run.write_json("float.json", {**figures, "images": data.test_images})
             run.write_json("network.json", network.to_dict())
+            run.write_json("float.json", {**figures, "images": data.test_images})  # last: it says that all is there
         wait_for_processes()
     return Setup(model, network, data, normalization, objective, cfg.board.to_board(), recipe, machine)
 
@@ -130,12 +129,10 @@ def machine_of(cfg: Config) -> Machine:
     """Devices and precision.
 
     Raises:
-        ConfigError: A GPU is asked for and there is none.
+        ConfigError: A GPU is asked for that is not there.
     """
     trainer = cfg.trainer
-    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    ok = trainer.accelerator != "gpu" or has_gpu
-    require(ok, "trainer.accelerator", trainer.accelerator, "auto or cpu: torch finds no GPU here")
+    check_devices(trainer)
     return Machine(
         accelerator=trainer.accelerator,
         devices=trainer.devices,

@@ -10,7 +10,7 @@ from qat.pipeline.planning import targets_of
 from qat.pipeline.records import LOG_WIDTH, TRIALS
 from qat.runs import RunFolder
 from qat.search.display import duration
-from qat.search.loop import EXHAUSTED
+from qat.search.loop import EXHAUSTED, SPENT
 from qat.search.progress import SearchProgress, progress_of
 from qat.search.store import TrialStore, is_being_written
 
@@ -24,7 +24,7 @@ def status(cfg: Config) -> SearchProgress:
     """
     run = RunFolder.open(cfg.run_dir)
     with TrialStore(run.path / TRIALS, read_only=True) as store:
-        trials, is_exhausted = store.trials(), bool(store.document(EXHAUSTED))
+        trials, exhausted = store.trials(), store.document(EXHAUSTED)
     found = progress_of(trials, targets_of(cfg), cfg.search.trials)
     console = Console()
     if not console.is_terminal:
@@ -34,10 +34,9 @@ def status(cfg: Config) -> SearchProgress:
         f"{run.path.name}: {found.done} of {found.total} trials done ({states or 'none yet'})", highlight=False
     )
     if not is_being_written(run.path / TRIALS):  # what an earlier process had running is not
-        if is_exhausted and found.done == len(trials):
-            console.print(
-                "no search is running now; everything that it found inside the bounds has been tried", highlight=False
-            )
+        if exhausted and found.done == len(trials):
+            what = "everything" if exhausted == SPENT else "everything that it found"
+            console.print(f"no search is running now; {what} inside the bounds has been tried", highlight=False)
         elif found.done < found.total:
             console.print("no search is running now; the same command goes on where it stopped", highlight=False)
     else:

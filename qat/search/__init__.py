@@ -5,6 +5,7 @@ exact hardware costs.
 
 ```
 trial <- space <- noise <- sensitivity <- surrogate <- acquisition <- proposer <- loop
+trial <- space <- remaining <- proposer
 trial <- space <- store <----------------------------------------------------------┘
 ```
 """

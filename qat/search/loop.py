@@ -24,7 +24,13 @@ from qat.search.winner import Winner, select_winner
 logger = logging.getLogger(__name__)
 
 EXHAUSTED = "exhausted"
-"""Document of the store: whether the search ended because it found nothing more to try inside the bounds."""
+"""Document of the store: whether the search ended because it found nothing more to try inside the bounds.
+
+False, `SPENT` where that is certain, else True.
+"""
+
+SPENT = "spent"
+"""Everything that is inside the bounds of a target has been tried, of every target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,9 +294,12 @@ class _Run:
             if proposal is not None:
                 return target, proposal
         self.is_exhausted = True
-        self.store.save_document(EXHAUSTED, True)
+        is_spent = all(self.proposer.is_spent(trials, target) for target in self.targets)
+        self.store.save_document(EXHAUSTED, SPENT if is_spent else True)
         logger.warning(
-            "all configurations found inside the bounds have been tried: the search ends after %d of %d trials",
+            "all configurations %sinside the bounds have been tried%s: the search ends after %d of %d trials",
+            "" if is_spent else "found ",
+            "" if is_spent else ", though there are too many to look at all",
             len(trials),
             self.settings.trials,
         )

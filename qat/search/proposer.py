@@ -14,6 +14,7 @@ from qat.search.acquisition import LocalSearch
 from qat.search.front import Front, non_dominated
 from qat.search.goal import NO_GAIN, BestGoal, FrontGoal, Goal
 from qat.search.prices import Prices, prices_of
+from qat.search.remaining import Remaining
 from qat.search.screening import with_estimates
 from qat.search.sensitivity import SensitivityProfile, lagrange_path
 from qat.search.space import SearchSpace
@@ -109,7 +110,8 @@ class Proposer:
             rng: Source of randomness; the same state and trials give the same proposal.
 
         Returns:
-            The proposal, or `None` if everything feasible that was found has been tried.
+            The proposal, or `None` if everything feasible that was found has been tried; `is_spent` says whether that
+            is all there is.
 
         Raises:
             SearchError: Nothing feasible exists.
@@ -122,6 +124,10 @@ class Proposer:
         if isinstance(target, Front):
             return self._front_design(earlier, taken, target, rng)
         return self._first_design(len(earlier), taken, target, rng)
+
+    def is_spent(self, trials: Sequence[Trial], target: Target) -> bool:
+        """Whether it is certain that everything inside the target's bounds has been tried."""
+        return Remaining(self.space, self.cost, target).is_spent({trial.point for trial in trials})
 
     # -- feasibility ----------------------------------------------------------------------------------------------
 
@@ -151,15 +157,21 @@ class Proposer:
         found, scores = climb.run(starts, closeness, lambda rows: np.ones(len(rows), bool), np.random.default_rng(0))
         if scores[0] >= 0:
             return found[scores >= 0]
+        remaining = Remaining(self.space, self.cost, target)
+        hidden = remaining.some_new(set(), points[:0])
+        if len(hidden):
+            return hidden
         columns = self.cost(self.space.layer_indices(found[:1]))
         outside = {column: float(values[0]) for column, values in target.violations(columns).items()}
         column = max(outside, key=lambda name: outside[name])
         low, high = target.bounds[column]
         value = float(np.asarray(columns[column], dtype=np.float64)[0])
         wanted = f">= {low:g}" if low is not None and not value >= low else f"<= {high:g}"
+        extent = "" if remaining.candidates is not None else " among those that were looked at, not all of them"
         raise SearchError(
             f"target {target.name!r}: no configuration of the search space fits; {column} must be {wanted}, the best "
-            f"reached is {value:g}. Loosen the bound, allow fewer bits or lower densities, or take a larger board"
+            f"reached is {value:g}{extent}. Loosen the bound, allow fewer bits or lower densities, or take a larger "
+            "board"
         )
 
     # -- first designs --------------------------------------------------------------------------------------------
@@ -271,7 +283,10 @@ class Proposer:
         return None if point is None else self._proposal(point, "random")
 
     def _any_new(self, taken: set[tuple[int, ...]], target: Target, rng: np.random.Generator) -> IntArray | None:
-        """A feasible point that was not tried, found by random steps from known feasible ones; `None` if none was."""
+        """A feasible point that was not tried, `None` if none was found.
+
+        Random steps from known feasible points look for it, and where they fail `Remaining`.
+        """
         points = self.check_reachable(target)
         climb = LocalSearch(self.space)
         for _ in range(50):
@@ -282,7 +297,9 @@ class Proposer:
             start = points[rng.integers(len(points), size=4)]
             neighbours = climb.neighbours(start, rng)
             points = np.concatenate([points, neighbours[self.feasible(neighbours, target)]])
-        return None
+        known = np.array(sorted(taken), dtype=np.int64)
+        left = Remaining(self.space, self.cost, target).some_new(taken, known[self.feasible(known, target)])
+        return left[int(np.argmin(self.profile.predicted(left)))] if len(left) else None
 
     # -- surrogate ------------------------------------------------------------------------------------------------
 

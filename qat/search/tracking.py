@@ -102,8 +102,8 @@ class TensorBoard:
         self.folder = folder
 
     def has(self, run: str) -> bool:
-        """Whether a run of this name is there."""
-        return (self.folder / run).is_dir()
+        """Whether a run of this name is there, with all that belongs to it."""
+        return (self.folder / run / TensorBoardLogger.NAME_HPARAMS_FILE).is_file()  # what is written last
 
     def begin(self, run: str) -> Logger:
         """A logger of a new run."""

@@ -2,6 +2,7 @@
 
 ```
 training <- classification, detection <- float_part <- objectives <- fit <- quantize
+random_state <- fit
 ```
 """
 

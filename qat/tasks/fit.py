@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import shutil
 import signal
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,13 @@ from pytorch_lightning.loggers import CSVLogger
 from qat.errors import CheckpointError, TrainingError
 from qat.files import write_rows
 from qat.layers import use_integer_forward
+from qat.tasks.random_state import random_state, set_random_state
 from qat.tasks.training import TrainingTask
+
+logger = logging.getLogger(__name__)
+
+RANDOM_STATE = "random_state"
+"""Key of a checkpoint: what the next epoch draws from."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,25 @@ class _LastCheckpoint(Checkpoint):
         """Saves the state that the next epoch starts from."""
         trainer.save_checkpoint(self.path, weights_only=False)
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds what dropout and the like draw next.  Of several processes all draw alike: one state serves them."""
+        checkpoint[RANDOM_STATE] = random_state(trainer.strategy.root_device)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Goes on drawing where the fit was interrupted."""
+        if RANDOM_STATE in checkpoint:
+            set_random_state(checkpoint[RANDOM_STATE], trainer.strategy.root_device)
+        elif is_first_process():
+            logger.warning(
+                "%s, of an earlier version, has no random state: a network with dropout will differ from one that was "
+                "trained in one go",
+                self.path,
+            )
+
 
 def fit(
     task: TrainingTask,
@@ -142,7 +169,8 @@ def fit(
     """Trains a task in place.
 
     With a folder, every epoch leaves `last.ckpt` there, metrics go to `logs/version_<attempt>/metrics.csv`, and a fit
-    that was interrupted goes on from the last epoch; at its end `metrics.csv` and `metrics.json` hold all attempts.
+    that was interrupted goes on from the last epoch, on a CPU bit for bit as if it had not been; at its end
+    `metrics.csv` and `metrics.json` hold all attempts.
 
     Args:
         task: Model, recipe, teacher.
@@ -230,15 +258,20 @@ def _check_compiler() -> None:
 
 
 def _collect_metrics(folder: Path) -> None:
-    """Joins the logs of all attempts; a step that was run again counts once, as in the last attempt."""
-    rows: dict[tuple[str, str, bool], dict[str, str]] = {}
+    """Joins the logs of all attempts; a step that was run again counts once, as in the last attempt.
+
+    The row at which an attempt was cut off, by a full disk or a power cut, is left out: the step was run again.
+    """
+    rows: dict[tuple[int, int, bool], dict[str, float]] = {}
     attempts = sorted((folder / "logs").glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:]))
     for path in attempts:
         with open(path, newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                rows[row["epoch"], row["step"], bool(row.get("val_loss"))] = row
-    numbers = [
-        {name: int(value) if name in ("epoch", "step") else float(value) for name, value in row.items() if value}
-        for row in rows.values()
-    ]
-    write_rows(folder / "metrics", numbers)
+                with suppress(AttributeError, KeyError, TypeError, ValueError):
+                    numbers = {
+                        name: int(value) if name in ("epoch", "step") else float(value)
+                        for name, value in row.items()
+                        if value
+                    }
+                    rows[int(row["epoch"]), int(row["step"]), "val_loss" in numbers] = numbers
+    write_rows(folder / "metrics", list(rows.values()))

@@ -509,6 +509,9 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.
     config = _config(tmp_path / "run", "trainer.accelerator=gpu")
     with pytest.raises(ConfigError, match=r"trainer\.accelerator='gpu', expected auto or cpu: torch finds no GPU here"):
         pipeline.train(config, RunFolder.create(config))
+    monkeypatch.setattr("qat.pipeline.retargeting.plan", lambda _: pytest.fail("something was planned"))
+    with pytest.raises(ConfigError, match=r"torch finds no GPU here"):
+        retarget_run(config, more_trials=1)
 
 
 DROPOUT = """

@@ -92,6 +92,21 @@ def test_a_folder_in_use_keeps_its_configuration(tmp_path: Path) -> None:
     assert run.config_values()["seed"] == 0
 
 
+def test_one_command_at_a_time_trains_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder.create(_config(tmp_path / "run"))
+    message = rf"another command trains in the run folder .*run \(process {os.getpid()}\); wait for it to end, stop it"
+    with run.training():
+        with pytest.raises(RunFolderError, match=message), run.training():
+            pass
+        monkeypatch.setenv("LOCAL_RANK", "1")  # one of the same command
+        with run.training():
+            pass
+        monkeypatch.delenv("LOCAL_RANK")
+    with run.training():
+        pass
+    assert RunFolder.create(_config(tmp_path / "run", "seed=5"))  # the lock is no result
+
+
 def test_settings_that_came_later_mean_what_was_done_before(tmp_path: Path) -> None:
     run = RunFolder.create(_config(tmp_path / "run"))
     run.write_json("float.json", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 from hwmodel.errors import BudgetError
 from qat.cli import run_estimate, run_stage
@@ -61,9 +63,9 @@ class Recorder:
         return self.result
 
 
-def launch(monkeypatch: pytest.MonkeyPatch, stage: Recorder, *arguments: str) -> int:
+def launch(monkeypatch: pytest.MonkeyPatch, stage: Recorder, *arguments: str, trains: bool = False) -> int:
     monkeypatch.setattr(sys, "argv", ["stage.py", *arguments])
-    return run_stage(stage, "A stage.")
+    return run_stage(stage, "A stage.", trains=trains)
 
 
 def test_all_scripts_are_known() -> None:
@@ -183,6 +185,11 @@ def test_stage_gets_configuration_and_folder(monkeypatch: pytest.MonkeyPatch) ->
         (Recorder(result=3), 3, ""),
         (Recorder(error=TrainingError("the loss became nan")), 1, "TrainingError: the loss became nan\n"),
         (Recorder(error=BudgetError("block RAM: 300 of 280")), 1, "BudgetError: block RAM: 300 of 280\n"),
+        (
+            Recorder(error=OSError(errno.ENOSPC, "No space left on device", "a/b.csv")),
+            1,
+            "No space left on device (a/b.csv): free some space; the same command goes on where it stopped\n",
+        ),
         (Recorder(error=KeyboardInterrupt()), 130, "interrupted; the same command goes on where it stopped\n"),
     ],
 )
@@ -191,6 +198,26 @@ def test_errors_are_one_line_and_an_exit_code(
 ) -> None:
     assert launch(monkeypatch, stage) == code
     assert capsys.readouterr().err == message
+
+
+def test_an_error_that_is_none_of_ours_shows_where_it_came_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        launch(monkeypatch, Recorder(error=PermissionError(errno.EACCES, "Permission denied")))
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_second_command_that_trains_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = Recorder()
+    assert launch(monkeypatch, stage, "run_dir=r", trains=True) == 0
+    with RunFolder.open("r").training():
+        assert launch(monkeypatch, stage, "run_dir=r", trains=True) == 1
+        assert "another command trains in the run folder" in capsys.readouterr().err
+        assert launch(monkeypatch, stage, "run_dir=r") == 0  # one that reads only
+    assert len(stage.calls) == 2
 
 
 def test_unwritable_run_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,6 +246,30 @@ def test_missing_files_are_refused_before_a_folder_is_made(
 ) -> None:
     assert call(monkeypatch, name, "network.weights=nope.ckpt", "run_dir=r") == 1
     assert f"network.weights='{Path.cwd() / 'nope.ckpt'}' does not exist" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_detect", "search", "train"])
+@pytest.mark.parametrize(
+    ("gpus", "setting", "message"),
+    [
+        (0, "trainer.accelerator=gpu", "trainer.accelerator='gpu', expected auto or cpu: torch finds no GPU here"),
+        (2, "trainer.devices=4", "trainer.devices=4, expected at most 2, the GPUs that are here"),
+    ],
+)
+def test_a_missing_gpu_is_refused_before_a_folder_is_made(
+    name: str,
+    gpus: int,
+    setting: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert call(monkeypatch, name, setting, "run_dir=r") == 2
+    assert capsys.readouterr().err == f"ConfigError: {message}\n"
     assert list(Path.cwd().iterdir()) == []
 
 

@@ -338,6 +338,14 @@ def test_batches_depend_on_seed_and_epoch_only() -> None:
     assert not torch.equal(first[0][0], batches(0, 2, 3)[0][0])
 
 
+def test_a_loader_draws_nothing_that_a_network_would() -> None:
+    """How often loaders start differs between a fit in one go and one that was interrupted."""
+    data, before = module(DetectionAugmentation(horizontal_flip=True)), torch.get_rng_state()
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        next(iter(loader))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 class TestModule:
     def test_shapes_and_order(self) -> None:
         data = module(DetectionAugmentation(mosaic=1.0))

@@ -82,6 +82,15 @@ def test_batches_depend_on_seed_and_epoch_only(tmp_path: Path) -> None:
     assert not torch.equal(epoch(0, 2), alone)
 
 
+def test_a_loader_draws_nothing_that_a_network_would(tmp_path: Path) -> None:
+    """How often loaders start differs between a fit in one go and one that was interrupted."""
+    write_folder(tmp_path)
+    data, before = module(tmp_path), torch.get_rng_state()
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        next(iter(loader))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_backbone_is_trained_on_it(tmp_path: Path) -> None:
     write_folder(tmp_path)
     data = module(tmp_path)

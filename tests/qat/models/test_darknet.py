@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hwmodel import load_network
 from qat.errors import CheckpointError, ConfigError
+from qat.graph import trace
 from qat.models import darknet_tables as darknet
 from qat.models.darknet import Conv, Darknet, Detect, Pool, Route, Shortcut, Table
 from qat.models.darknet_files import read_cfg, read_weights
@@ -141,6 +142,35 @@ def test_a_head_without_its_convolution() -> None:
         Darknet(Table("t", (Conv(9, 1, batch_norm=False), Detect(((1, 1),), True))), 2)
 
 
+@pytest.mark.parametrize("kernel", range(1, 6))
+@pytest.mark.parametrize("stride", range(1, 5))
+def test_max_pooling_is_darknets(kernel: int, stride: int) -> None:
+    """As github.com/pjreddie/darknet, src/maxpool_layer.c, counts rows and where they begin."""
+    built = 0
+    for padding in (None, *range(kernel)):
+        pool = Pool(kernel, stride, padding=padding).module()
+        total = kernel - 1 if padding is None else padding
+        if pool is None or (stride == 1 and kernel % 2 == 0 and total == kernel - 1):
+            assert total % 2  # refused, or one wider
+            continue
+        built += 1
+        for size in range(kernel, 15):
+            row = torch.randn(size) - 5
+            starts = [stride * i - total // 2 for i in range((size + total - kernel) // stride + 1)]
+            expected = torch.stack([row[max(start, 0) : start + kernel].max() for start in starts])
+            map_NCHW = row[None, None, None, :].expand(1, 1, size, size)
+            assert torch.equal(pool(map_NCHW)[0, 0, 0], expected), (padding, size)
+            assert pool(map_NCHW).shape[2] == len(expected)
+    assert built
+
+
+def test_a_max_pooling_that_is_not_built() -> None:
+    with pytest.raises(
+        ConfigError, match=r"row 0 \(Pool\): kernel=4, stride=3, padding=None, expected a padding below"
+    ):
+        Darknet(Table("t", (Pool(4, 3), Conv(4))), 2)
+
+
 def _write(path: Path, model: Darknet, seen: int, version: tuple[int, int] = (0, 2)) -> None:
     """A .weights file by darknet's rules: bias, gain, mean, variance, weights of each convolution."""
     with open(path, "wb") as file:
@@ -217,7 +247,11 @@ class TestCfg:
             ("filters=14", "filters=15", r"row 6: filters=15, expected 14 for 2 classes"),
             ("size=3\nstride=2", "size=3\nstrid=2", r"line \d+, \[convolutional\]: strid=2, .* did you mean stride"),
             ("size=3\nstride=2", "size=3\ndilation=2\nstride=2", r"line 25, .*dilation=2, expected 1: nothing else"),
-            ("size=2\nstride=2", "size=3\nstride=2\npadding=0", r"\[maxpool\]: padding=0, expected 2 for size=3"),
+            (
+                "size=2\nstride=2",
+                "size=4\nstride=3",
+                r"\[maxpool\]: size=4, stride=3, padding=3, expected a padding below",
+            ),
             ("mask = 1,2", "mask = 1,2\nscale_x_y=1.2", r"line \d+, \[yolo\]: scale_x_y=1.2, expected 1"),
             ("mask = 1,2", "mask = 1,2\nnew_coords=1", r"line \d+, \[yolo\]: new_coords=1, expected 0"),
             ("mask = 1,2", "mask = 1,2\nnum=2", r"\[yolo\]: num=2, expected 3: the number of anchors"),
@@ -225,6 +259,11 @@ class TestCfg:
             ("[yolo]\nmask = 1,2", "[region]\nsoftmax=0", r"\[region\]: softmax=0, expected softmax=1"),
             ("[yolo]\nmask = 1,2", "[region]", r"\[region\]: softmax=0, expected softmax=1"),
             ("[yolo]\nmask = 1,2", "[region]\nsoftmax=1\ncoords=8", r"\[region\]: coords=8, expected 4"),
+            ("batch=1", "time_steps=3", r"line 4, \[net\]: time_steps=3, expected 1: nothing else is supported"),
+            ("batch=1", "inputs=256", r"line 4, \[net\]: inputs=256, an unknown key"),
+            ("batch=1", "momentun=0.9", r"\[net\]: momentun=0.9, an unknown key; did you mean momentum"),
+            ("[upsample]", "[cost]\ntyp=sse\n[upsample]", r"\[cost\]: typ=sse, an unknown key; did you mean type"),
+            ("[upsample]", "[dropout]\nsize=3\n[upsample]", r"\[dropout\]: size=3, an unknown key"),
         ],
     )
     def test_what_it_cannot_say(self, tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -232,6 +271,16 @@ class TestCfg:
         (tmp_path / "bad.cfg").write_text(CFG.replace(old, new, 1))
         with pytest.raises(ConfigError, match=message):
             _network_of(tmp_path / "bad.cfg")
+
+    def test_what_darknet_trains_by(self, tmp_path: Path) -> None:
+        """The [net] of yolov4.cfg and darknet19.cfg, a [dropout] and a [cost]."""
+        net = "subdivisions=8\nmomentum=0.949\ndecay=0.0005\nangle=0\nsaturation = 1.5\nexposure = 1.5\nhue=.1\n"
+        net += "learning_rate=0.0013\nburn_in=1000\nmax_batches = 500500\npolicy=steps\nsteps=400000,450000\n"
+        net += "scales=.1,.1\nmosaic=1\nmax_crop=448\nmin_crop=128\npower=4\naspect=.75\n"
+        sections = "[dropout]\nprobability=.5\n\n[cost]\ntype=sse\n\n"
+        text = CFG.replace("channels=3\n", f"channels=3\n{net}")
+        (tmp_path / "small.cfg").write_text(text + sections)
+        assert len(_network_of(tmp_path / "small.cfg").heads) == 2
 
     def test_anchors_of_a_region_are_in_cells_of_its_map(self, tmp_path: Path) -> None:
         text = CFG.replace("[yolo]\nmask = 1,2\nanchors = 2,3, 10,13, 20,30", "[region]\nanchors = 1,2, 3,4\nsoftmax=1")
@@ -247,6 +296,19 @@ class TestCfg:
         (tmp_path / "small.cfg").write_text(text)
         model = _network_of(tmp_path / "small.cfg")
         assert isinstance(model.pool0, nn.MaxPool2d) and model.pool0.kernel_size == 2
+
+    @pytest.mark.parametrize(("padding", "size"), [("", 7), ("padding=1\n", 7), ("padding=0\n", 6)])
+    def test_a_max_pooling_of_an_odd_map(self, tmp_path: Path, padding: str, size: int) -> None:
+        """13 columns are 7 in darknet; network and cost model count alike."""
+        text = CFG[: CFG.index("[convolutional]\nbatch_normalize=1\nfilters=8")].replace(
+            "stride=2", f"stride=2\n{padding}"
+        )
+        text = text.replace("width=64\nheight=32", "width=13\nheight=13")
+        (tmp_path / "odd.cfg").write_text(text + "[convolutional]\nsize=1\nfilters=4\nactivation=linear\n[avgpool]\n")
+        model = _network_of(tmp_path / "odd.cfg").eval()
+        assert model.pool0(torch.zeros(1, 4, 13, 13)).shape[2:] == (size, size)
+        spec = trace(model, (3, 13, 13)).by_name["pool0"]
+        assert (spec.out_height, spec.out_width) == (size, size)
 
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"no.cfg cannot be read"):

@@ -32,7 +32,8 @@ def test_each_trial_is_one_run_even_after_a_crash(tmp_path: Path) -> None:
     first.search_started((), 3)
     first.trial_started(replace(DONE[0], state=TrialState.RUNNING, metrics={}))
     first.trial_ended(DONE[0])
-    # The process died here; trial 2 had been stored, but its run not kept.
+    # The process died here; trial 2 had been stored, but of its run no more than the folder.
+    (tmp_path / "trial_0002").mkdir()
     again = TrialTracking(TensorBoard(tmp_path))
     again.search_started((*DONE[:2], replace(FAILED, state=TrialState.RUNNING)), 3)
     again.trial_ended(FAILED)
