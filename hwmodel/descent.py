@@ -37,7 +37,7 @@ DEAR = 1.5
 """What exceeding a budget costs walks at first, in units of the prices."""
 
 AT_LEAST = 0.05
-"""Share of the sum of prices that each counts more than it is there."""
+"""What each price counts more than it is there, in shares of their sum, or of the mean key if that is larger."""
 
 
 class Exchanges:
@@ -56,7 +56,8 @@ class Exchanges:
         priced = key + share @ prices
         self._extra: Floats = priced - np.minimum.reduceat(priced, self._starts)[group]
         self._order = np.argsort(self._extra, kind="stable")
-        self._penalty = PENALTY * max(float(prices.sum()), float(key.sum()) / len(key), 1.0)
+        self._scale = max(float(prices.sum()), float(key.sum()) / len(key), 1.0)
+        self._penalty = PENALTY * self._scale
 
     def by_pairs(self, chosen: Array) -> Array:
         """What exchanges of one or two options reach from a choice."""
@@ -87,10 +88,11 @@ class Exchanges:
         if found:
             yield from self.by_singles(np.array(found[:1]))
 
-    def any_from_walks(self, relaxed: Relaxed) -> list[Array]:
-        """Choices within the budgets that walks meet first; the relaxation is one without costs."""
-        # What is dearer than its bound leaves is in no such choice.
-        return self._walked(relaxed, self._extra <= 1 - relaxed.bound + TINY, to_first=True)
+    def to_any(self, relaxed: Relaxed) -> Iterator[Array]:
+        """Choices of which one may be within the budgets; the relaxation is one without costs."""
+        yield from self.from_relaxed(relaxed)
+        # What is dearer than its bound leaves is in no choice within the budgets.
+        yield from self._walked(relaxed, self._extra <= 1 - relaxed.bound + TINY, to_first=True)
 
     def _walked(self, relaxed: Relaxed, may_be_taken: NDArray[np.bool_], *, to_first: bool) -> list[Array]:
         """What walks meet that set out from choices of a relaxation, the best first.
@@ -105,7 +107,7 @@ class Exchanges:
         options, starts = _among(may_be_taken, np.array([relaxed.mixed, *columns]))
         key, share = self._key[options], self._share[options]
         guides = key + np.resize(LEANINGS, len(starts))[:, None] * (share @ relaxed.prices)
-        costs = DEAR * (relaxed.prices + AT_LEAST * relaxed.prices.sum())
+        costs = DEAR * (relaxed.prices + AT_LEAST * self._scale)
         found = walked(key, guides, share, self._group[options], starts, costs, to_first=to_first)
         return [options[chosen] for chosen in found]
 

@@ -29,6 +29,13 @@ ALL_CROWDS = 6
 """The same, in all steps together, where it ends if there are more."""
 
 
+FIRST_PRICES = 9
+"""Prices that leave out most of what all do: where there are many partial choices, these come first."""
+
+MANY = 2_000
+"""Partial choices that are many."""
+
+
 def any_within(share: Floats, group: Array, weights: Floats, most: int, *, gives_up: bool) -> tuple[Array | None, bool]:
     """A choice of one option per group within the budgets, and whether it is certain that there is none if none came.
 
@@ -67,8 +74,7 @@ def any_within(share: Floats, group: Array, weights: Floats, most: int, *, gives
         first = (sums @ weights[0])[:, None] + priced[low:high, 0]
         partial, option = np.nonzero(first <= 1 + TINY - rest[0])
         sums = sums.take(partial, axis=0) + share.take(low + option, axis=0)
-        fill = (weights @ sums.T + rest[:, None]).max(axis=0)
-        kept = np.flatnonzero(fill <= 1 + TINY)
+        kept, fill = _completable(sums, weights, rest)
         if not len(kept):
             return None, is_certain
         compared += len(kept)
@@ -76,13 +82,15 @@ def any_within(share: Floats, group: Array, weights: Floats, most: int, *, gives
             return None, False
         if len(kept) > CROWD * most:
             # To compare all of them with one another would take too long: those that leave least go first.
-            kept, is_certain = kept[np.argsort(fill[kept], kind="stable")[: CROWD * most]], False
+            best = np.argsort(fill, kind="stable")[: CROWD * most]
+            kept, fill, is_certain = kept[best], fill[best], False
         if gives_up or len(kept) > most:
-            kept = kept[least_of(sums.take(kept, axis=0))]
+            least_kept = least_of(sums.take(kept, axis=0))
+            kept, fill = kept[least_kept], fill[least_kept]
         if len(kept) > most:
             if gives_up:
                 return None, False
-            kept, is_certain = kept[np.argsort(fill[kept], kind="stable")[:most]], False
+            kept, is_certain = kept[np.argsort(fill, kind="stable")[:most]], False
         sums = sums.take(kept, axis=0)
         steps.append((of, partial[kept], low + option[kept]))
     fitting = np.flatnonzero((sums <= 1 + TINY).all(axis=1))
@@ -92,6 +100,24 @@ def any_within(share: Floats, group: Array, weights: Floats, most: int, *, gives
     for of, partial, option in reversed(steps):
         chosen[of], place = option[place], partial[place]
     return chosen, True
+
+
+def _completable(sums: Floats, weights: Floats, rest: Floats) -> tuple[Array, Floats]:
+    """Partial choices that the cheapest options of the groups to come complete at all prices, and how fully at most.
+
+    Args:
+        sums: Shape (partial choices, resources): what they take of each budget.
+        weights: Shape (prices, resources).
+        rest: Shape (prices,): what these options cost.
+    """
+    kept, fill = np.arange(len(sums)), np.zeros(len(sums))
+    stages = (slice(FIRST_PRICES), slice(FIRST_PRICES, None)) if len(sums) > MANY else (slice(None),)
+    for prices in stages:
+        filled = weights[prices] @ sums.take(kept, axis=0).T + rest[prices, None]
+        fill = np.maximum(fill, filled.max(axis=0, initial=0.0))
+        left = np.flatnonzero(fill <= 1 + TINY)
+        kept, fill = kept[left], fill[left]
+    return kept, fill
 
 
 def _log_choices(extra: Floats, starts: Array, slack: float) -> float:

@@ -35,8 +35,8 @@ STEEPEST = 40
 PRICES = 12
 """The last prices that were tried, those that count beside the best to exclude options."""
 
-NEARBY = (0.02, 0.05, 0.1, 0.2)
-"""Shares by which prices near the best ones differ from them: they exclude other options."""
+NEARBY = (0.2, 0.1, 0.05, 0.02)
+"""Shares by which prices near the best ones differ from them: they exclude other options, the first ones most."""
 
 FEW_PARTIAL = 32
 """Partial choices that enumeration keeps at first: where there is a choice, mostly one of them leads to it."""
@@ -299,7 +299,7 @@ class Problem:
         if not is_proven and effort is Effort.ALL:
             found, is_proven = any_within(share, group, weights, MOST_PARTIAL, gives_up=True)
             if not is_proven:
-                fitting = self._first_that_fits(exchanges.any_from_walks(relaxed))
+                fitting = self._first_that_fits(exchanges.to_any(relaxed))
                 if fitting is not None:
                     return fitting, False
                 if len(self.starts) <= PROVEN_GROUPS:

@@ -53,13 +53,25 @@ def test_single_exchanges_give_different_choices_best_first() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_walks_that_end_at_any_choice_within_the_budgets_find_one(seed: int) -> None:
+def test_walks_find_any_choice_within_the_budgets(seed: int) -> None:
     problem = problem_of(seed, 1.1)
     weights = np.full(3, 1 / 3)
     chosen = problem.cheapest(problem.share @ weights)
     bound = float((problem.share @ weights)[chosen].sum())
     relaxed = Relaxed(bound, weights, weights[None], chosen[None], chosen)
     exchanges = Exchanges(np.zeros(len(problem.share)), problem.share, problem.choices.group, weights)
-    found = exchanges.any_from_walks(relaxed)
-    assert found
-    assert all(problem.fits(one) for one in found)
+    *exchanged, walked = list(exchanges.to_any(relaxed))
+    assert exchanged
+    assert problem.fits(walked)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_walks_keep_budgets_that_cost_nothing_in_the_relaxation(seed: int) -> None:
+    """The relaxation may leave them free where whole options cannot."""
+    problem = problem_of(seed, 1.1)
+    key, free = problem.choices.key.astype(float), np.zeros(3)
+    chosen = problem.cheapest(key)
+    assert not problem.fits(chosen)
+    relaxed = Relaxed(float(key[chosen].sum()), free, free[None], chosen[None], chosen)
+    found = next(Exchanges(key, problem.share, problem.choices.group, free).from_walks(relaxed))
+    assert problem.fits(found)
