@@ -24,7 +24,7 @@ SINGLE_OPTIONS = 400
 COLUMNS = 8
 """Choices at the last prices of a relaxation from which exchanges set out first."""
 
-WALKS = 11
+WALKS = 17
 """Choices from which walks set out beside the mix of a relaxation."""
 
 FIRST = 2
