@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwmodel.exchanges import TINY, Array, Floats, descended, descended_by_pairs, starts_of
 from hwmodel.pricing import Relaxed
+from hwmodel.walks import walked
 
 PENALTY = 3.0
 """What exceeding a budget costs exchanges, in units of the sum of prices."""
-
-FIRM = 10.0
-"""How much more it costs exchanges that set out from choices that exceed a budget still."""
-
-OVER = 16
-"""Most choices from which these set out."""
 
 PAIR_OPTIONS = 160
 """Options of which pairs are exchanged."""
@@ -29,14 +24,20 @@ SINGLE_OPTIONS = 400
 COLUMNS = 8
 """Choices at the last prices of a relaxation from which exchanges set out first."""
 
-NOISY = 16
-"""Choices at noisy prices from which they set out where it is hard to find a good one."""
+WALKS = 17
+"""Choices from which walks set out beside the mix of a relaxation."""
 
-NOISE = 0.5
-"""Noise of the prices of the last of them, in shares of what a choice may be dearer than the bound."""
+FIRST = 2
+"""The first choice from which they do, in the order of the prices that were tried: those before are far from all."""
 
-NOISE_BLOCK = 1024
-"""Options that noise is made for in one go."""
+LEANINGS = (0.9, 0.6, 0.3, 0.0)
+"""What walks in turn pay for what they take within the budgets, in shares of the prices."""
+
+DEAR = 1.5
+"""What exceeding a budget costs walks at first, in units of the prices."""
+
+AT_LEAST = 0.05
+"""What each price counts more than it is there, in shares of their sum, or of the mean key if that is larger."""
 
 
 class Exchanges:
@@ -55,23 +56,22 @@ class Exchanges:
         priced = key + share @ prices
         self._extra: Floats = priced - np.minimum.reduceat(priced, self._starts)[group]
         self._order = np.argsort(self._extra, kind="stable")
-        self._penalty = PENALTY * max(float(prices.sum()), float(key.sum()) / len(key), 1.0)
+        self._scale = max(float(prices.sum()), float(key.sum()) / len(key), 1.0)
+        self._penalty = PENALTY * self._scale
 
-    def by_pairs(self, chosen: Array, penalty: float = 1.0) -> Array:
-        """What exchanges of one or two options reach from a choice, exceeding budgets that much dearer than usual."""
+    def by_pairs(self, chosen: Array) -> Array:
+        """What exchanges of one or two options reach from a choice."""
         group = self._group
         core = np.sort(self._order[:PAIR_OPTIONS])
         core = core[np.bincount(group[core], minlength=len(self._starts))[group[core]] > 1]
-        return descended_by_pairs(self._key, self._share, group, core, chosen, penalty * self._penalty)
+        return descended_by_pairs(self._key, self._share, group, core, chosen, self._penalty)
 
-    def by_singles(self, begins: Array, penalty: float = 1.0) -> Array:
+    def by_singles(self, begins: Array) -> Array:
         """Choices of different value, best first, that single exchanges reach from others, shape (choices, groups)."""
-        penalty *= self._penalty
-        may_be_taken = self._is_near.copy()
-        may_be_taken[begins] = True
-        options, place = np.flatnonzero(may_be_taken), np.cumsum(may_be_taken) - 1
+        penalty = self._penalty
+        options, starts = _among(self._is_near, begins)
         key, share, group = self._key[options], self._share[options], self._group[options]
-        found = descended(key, share, group, place[_distinct(begins)], penalty)
+        found = descended(key, share, group, starts, penalty)
         over = np.maximum(0.0, share[found].sum(axis=1) - 1).sum(axis=1)
         _, first = np.unique(key[found].sum(axis=1) + penalty * over, return_index=True)
         best: Array = options[found[first]]
@@ -81,28 +81,35 @@ class Exchanges:
         """Choices that exchanges of single options reach from those of a relaxation."""
         yield from self.by_singles(np.array([relaxed.mixed, *relaxed.columns[-COLUMNS:]]))
 
-    def from_many(self, relaxed: Relaxed, slack: float) -> Iterator[Array]:
-        """As `from_relaxed`, from more choices and also by pairs: where it is hard to find a good one.
+    def from_walks(self, relaxed: Relaxed) -> Iterator[Array]:
+        """Choices within the budgets that walks meet from those of a relaxation, nearly the best first."""
+        found = self._walked(relaxed, self._is_near, to_first=False)
+        yield from found
+        if found:
+            yield from self.by_singles(np.array(found[:1]))
+
+    def to_any(self, relaxed: Relaxed) -> Iterator[Array]:
+        """Choices of which one may be within the budgets; the relaxation is one without costs."""
+        yield from self.from_relaxed(relaxed)
+        # What is dearer than its bound leaves is in no choice within the budgets.
+        yield from self._walked(relaxed, self._extra <= 1 - relaxed.bound + TINY, to_first=True)
+
+    def _walked(self, relaxed: Relaxed, may_be_taken: NDArray[np.bool_], *, to_first: bool) -> list[Array]:
+        """What walks meet that set out from choices of a relaxation, the best first.
 
         Args:
             relaxed: The relaxation.
-            slack: What a choice may be dearer than the relaxation's bound.
+            may_be_taken: Shape (options,): what they take beside these choices.
+            to_first: Whether any choice within the budgets will do.
         """
-        mixed = self.by_pairs(relaxed.mixed)
-        yield mixed
-        spread = NOISE * slack * np.arange(1, NOISY + 1) / NOISY
-        noisy = self._cheapest(self._extra - spread[:, None] * _noise(NOISY, len(self._key)))
-        noisy = noisy[self._is_near[noisy].all(axis=1)]
-        found = self.by_singles(np.array([mixed, relaxed.mixed, *relaxed.columns, *noisy]))
-        yield from found
-        # What exceeds a budget by little may be far from what keeps it.
-        over = found[~self._fits(found)][:OVER]
-        if not len(over):
-            return
-        firm = self.by_singles(over, FIRM)
-        yield from firm
-        if not self._fits(firm).any():
-            yield from self.by_singles(np.array([self.by_pairs(chosen, FIRM) for chosen in firm]), FIRM)
+        last = len(relaxed.columns) - 1
+        columns = relaxed.columns[np.linspace(last, min(FIRST, last), WALKS).astype(np.int64)]
+        options, starts = _among(may_be_taken, np.array([relaxed.mixed, *columns]))
+        key, share = self._key[options], self._share[options]
+        guides = key + np.resize(LEANINGS, len(starts))[:, None] * (share @ relaxed.prices)
+        costs = DEAR * (relaxed.prices + AT_LEAST * self._scale)
+        found = walked(key, guides, share, self._group[options], starts, costs, to_first=to_first)
+        return [options[chosen] for chosen in found]
 
     @cached_property
     def _is_near(self) -> NDArray[np.bool_]:
@@ -111,28 +118,14 @@ class Exchanges:
         near[self._order[: len(self._starts) + SINGLE_OPTIONS]] = True
         return near
 
-    def _fits(self, choices: Array) -> NDArray[np.bool_]:
-        """Which of some choices are within the budgets."""
-        fits: NDArray[np.bool_] = (self._share[choices].sum(axis=1) <= 1 + TINY).all(axis=1)
-        return fits
 
-    def _cheapest(self, priced: Floats) -> Array:
-        """Index of each group's cheapest option at several prices of the options: shape (prices, groups)."""
-        least = np.minimum.reduceat(priced, self._starts, axis=1)
-        prices, options = np.nonzero(priced <= least[:, self._group])
-        return options[starts_of(prices * len(self._starts) + self._group[options])].reshape(len(priced), -1)
+def _among(may_be_taken: NDArray[np.bool_], begins: Array) -> tuple[Array, Array]:
+    """Options that may be taken or are in some choices, and the different ones of these as places among them."""
+    taken = may_be_taken.copy()
+    taken[begins] = True
+    return np.flatnonzero(taken), (np.cumsum(taken) - 1)[_distinct(begins)]
 
 
 def _distinct(rows: Array) -> Array:
     """The different ones of some rows."""
     return np.array(list({row.tobytes(): row for row in rows}.values()))
-
-
-def _noise(starts: int, options: int) -> Floats:
-    """Gumbel noise, always the same, shape (starts, options)."""
-    return _block_of_noise(starts, -(-options // NOISE_BLOCK) * NOISE_BLOCK)[:, :options]
-
-
-@lru_cache(maxsize=64)
-def _block_of_noise(starts: int, options: int) -> Floats:
-    return np.random.default_rng(0).gumbel(size=(starts, options))

@@ -16,8 +16,24 @@ COMPARED = 128
 IS_LATER = np.triu(np.ones((COMPARED, COMPARED), dtype=bool), 1)
 """Which of so many come after which."""
 
+HOPELESS = 50.0
+"""Logarithm of the number of choices that the best prices leave open above which enumeration comes to no end."""
+
+RATES = np.geomspace(1, 1000, 16)
+"""Rates of decay with which these choices are counted, in units of what the prices leave."""
+
 CROWD = 2
 """Partial choices that are compared with one another at most, in units of those that are kept."""
+
+ALL_CROWDS = 6
+"""The same, in all steps together, where it ends if there are more."""
+
+
+FIRST_PRICES = 9
+"""Prices that leave out most of what all do: where there are many partial choices, these come first."""
+
+MANY = 2_000
+"""Partial choices that are many."""
 
 
 def any_within(share: Floats, group: Array, weights: Floats, most: int, *, gives_up: bool) -> tuple[Array | None, bool]:
@@ -32,7 +48,8 @@ def any_within(share: Floats, group: Array, weights: Floats, most: int, *, gives
         weights: Shape (prices, resources), each of sum 1: prices of whole budgets.
         most: Most partial choices that are kept.
         gives_up: Whether it ends where there are more, or `CROWD` times as many before they are compared with one
-            another; otherwise those that may leave most of the budgets are kept.
+            another, or `ALL_CROWDS` times in all steps, and does not begin where that is likely; otherwise those that
+            may leave most of the budgets are kept.
 
     Returns:
         The option of each group, or None; and whether the answer is certain.
@@ -41,13 +58,15 @@ def any_within(share: Floats, group: Array, weights: Floats, most: int, *, gives
     starts = starts_of(group)
     sizes = np.diff(starts, append=len(group))
     least = np.minimum.reduceat(priced, starts)
-    extra = (priced - np.repeat(least, sizes, axis=0)).max(axis=1)
+    extra = priced - np.repeat(least, sizes, axis=0)
+    if gives_up and _log_choices(extra[:, 0], starts, 1 - float(least[:, 0].sum())) > HOPELESS:
+        return None, False
     # Groups whose options differ most come first: there fewest are left.
-    order = np.argsort(-np.add.reduceat(extra, starts) / sizes, kind="stable")
+    order = np.argsort(-np.add.reduceat(extra.max(axis=1), starts) / sizes, kind="stable")
     is_one = sizes == 1
     sums, rest = share[starts[is_one]].sum(axis=0)[None], least[~is_one].sum(axis=0)
     steps: list[tuple[int, Array, Array]] = []
-    is_certain = True
+    is_certain, compared = True, 0
     for of in order[~is_one[order]].tolist():
         rest = rest - least[of]
         low, high = int(starts[of]), int(starts[of] + sizes[of])
@@ -55,19 +74,23 @@ def any_within(share: Floats, group: Array, weights: Floats, most: int, *, gives
         first = (sums @ weights[0])[:, None] + priced[low:high, 0]
         partial, option = np.nonzero(first <= 1 + TINY - rest[0])
         sums = sums.take(partial, axis=0) + share.take(low + option, axis=0)
-        fill = (weights @ sums.T + rest[:, None]).max(axis=0)
-        kept = np.flatnonzero(fill <= 1 + TINY)
+        kept, fill = _completable(sums, weights, rest)
+        if not len(kept):
+            return None, is_certain
+        compared += len(kept)
+        if gives_up and (len(kept) > CROWD * most or compared > ALL_CROWDS * most):
+            return None, False
         if len(kept) > CROWD * most:
-            if gives_up:
-                return None, False
             # To compare all of them with one another would take too long: those that leave least go first.
-            kept, is_certain = kept[np.argsort(fill[kept], kind="stable")[: CROWD * most]], False
+            best = np.argsort(fill, kind="stable")[: CROWD * most]
+            kept, fill, is_certain = kept[best], fill[best], False
         if gives_up or len(kept) > most:
-            kept = kept[least_of(sums.take(kept, axis=0))]
+            least_kept = least_of(sums.take(kept, axis=0))
+            kept, fill = kept[least_kept], fill[least_kept]
         if len(kept) > most:
             if gives_up:
                 return None, False
-            kept, is_certain = kept[np.argsort(fill[kept], kind="stable")[:most]], False
+            kept, is_certain = kept[np.argsort(fill, kind="stable")[:most]], False
         sums = sums.take(kept, axis=0)
         steps.append((of, partial[kept], low + option[kept]))
     fitting = np.flatnonzero((sums <= 1 + TINY).all(axis=1))
@@ -77,6 +100,39 @@ def any_within(share: Floats, group: Array, weights: Floats, most: int, *, gives
     for of, partial, option in reversed(steps):
         chosen[of], place = option[place], partial[place]
     return chosen, True
+
+
+def _completable(sums: Floats, weights: Floats, rest: Floats) -> tuple[Array, Floats]:
+    """Partial choices that the cheapest options of the groups to come complete at all prices, and how fully at most.
+
+    Args:
+        sums: Shape (partial choices, resources): what they take of each budget.
+        weights: Shape (prices, resources).
+        rest: Shape (prices,): what these options cost.
+    """
+    kept, fill = np.arange(len(sums)), np.zeros(len(sums))
+    stages = (slice(FIRST_PRICES), slice(FIRST_PRICES, None)) if len(sums) > MANY else (slice(None),)
+    for prices in stages:
+        filled = weights[prices] @ sums.take(kept, axis=0).T + rest[prices, None]
+        fill = np.maximum(fill, filled.max(axis=0, initial=0.0))
+        left = np.flatnonzero(fill <= 1 + TINY)
+        kept, fill = kept[left], fill[left]
+    return kept, fill
+
+
+def _log_choices(extra: Floats, starts: Array, slack: float) -> float:
+    """Upper bound of the logarithm of the number of choices that are together not dearer than allowed.
+
+    Each counts as what its slack decays to at some rate, at least 1, which makes a product over the groups (Chernoff).
+
+    Args:
+        extra: Shape (options,): by what an option is dearer than the cheapest of its group.
+        starts: Shape (groups,): where the options of each group start.
+        slack: By what a choice may be dearer than the cheapest one.
+    """
+    decayed = np.exp(-RATES[:, None] * (extra / max(slack, TINY)))
+    logs: Floats = np.log(np.add.reduceat(decayed, starts, axis=1)).sum(axis=1) + RATES
+    return float(logs.min())
 
 
 def least_of(sums: Floats) -> Array:

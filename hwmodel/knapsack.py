@@ -5,12 +5,12 @@
 
 Both price the resources: at any prices, the cheapest priced option of each group gives a lower bound.  The best prices,
 and with them the linear relaxation, come by column generation (`hwmodel.pricing`).  The choices met on the way and
-their mix suggest choices, which exchanges of single options bring within the budgets and improve; noisy prices suggest
-others, and exchanges are of two, where that is hard (`hwmodel.descent`).  When choice and bound meet, the choice is
-optimal.  Whether there is any choice that this leaves open is decided by the partial choices that neither prices nor
-other ones exclude (`hwmodel.enumeration`): first of the best few, then of all if they are not too many.  What is open
-after that is decided by HiGHS, for up to `PROVEN_GROUPS` groups.  With more the best choice found stands, and the
-solution states the bound that is proven.
+their mix suggest choices, which exchanges of single options bring within the budgets and improve (`hwmodel.descent`);
+where that is hard, walks of such exchanges that may go uphill do so (`hwmodel.walks`).  When choice and bound meet, the
+choice is optimal.  Whether there is any choice that this leaves open is decided by the partial choices that neither
+prices nor other ones exclude (`hwmodel.enumeration`): first of the best few, then of all if they are not too many.
+What is open after that is decided by HiGHS, for up to `PROVEN_GROUPS` groups.  With more the best choice found stands,
+and the solution states the bound that is proven.
 
 Source:
     Kellerer, Pferschy, Pisinger: Knapsack Problems, Springer 2004, chapters 9 and 11.  HiGHS: scipy.optimize.milp.
@@ -33,7 +33,7 @@ STRIDE = 4
 """How much further each step goes on the way to a limit with a choice."""
 
 FAR = 0.05
-"""Share of a sum by which it is so far above its bound that exchanges set out from more choices, and take pairs."""
+"""Share of a sum by which it is so far above its bound that walks look for a better choice."""
 
 
 @dataclass(frozen=True)
@@ -197,10 +197,8 @@ def cheapest(
         for found in exchanges.from_relaxed(relaxed):
             offer(found)
         if lower < upper * (1 - FAR):
-            for found in exchanges.from_many(relaxed, FAR * upper):
+            for found in exchanges.from_walks(relaxed):
                 offer(found)
-                if lower >= upper * (1 - FAR):
-                    break
     proven = min(ceil(lower - 1e-6), upper)
     if proven < upper and is_small:
         # An option is out if the bound with it is no better than the best choice.

@@ -32,14 +32,11 @@ NEAR = 1e-4
 STEEPEST = 40
 """Largest sum of prices of whole budgets, in units of the largest sum of costs."""
 
-REPAIRED = 8
-"""Choices at the last prices that are repaired where few partial choices leave open whether there is any."""
-
 PRICES = 12
 """The last prices that were tried, those that count beside the best to exclude options."""
 
-NEARBY = (0.02, 0.05, 0.1, 0.2)
-"""Shares by which prices near the best ones differ from them: they exclude other options."""
+NEARBY = (0.2, 0.1, 0.05, 0.02)
+"""Shares by which prices near the best ones differ from them: they exclude other options, the first ones most."""
 
 FEW_PARTIAL = 32
 """Partial choices that enumeration keeps at first: where there is a choice, mostly one of them leads to it."""
@@ -300,12 +297,9 @@ class Problem:
         share, group = self.share.take(core, axis=0), self.choices.group[core]
         found, is_proven = any_within(share, group, weights, FEW_PARTIAL, gives_up=False)
         if not is_proven and effort is Effort.ALL:
-            fitting = self._first_that_fits(map(self.repaired, relaxed.columns[-REPAIRED:]))
-            if fitting is not None:
-                return fitting, False
             found, is_proven = any_within(share, group, weights, MOST_PARTIAL, gives_up=True)
             if not is_proven:
-                fitting = self._first_that_fits(exchanges.from_many(relaxed, 1 - relaxed.bound))
+                fitting = self._first_that_fits(exchanges.to_any(relaxed))
                 if fitting is not None:
                     return fitting, False
                 if len(self.starts) <= PROVEN_GROUPS:

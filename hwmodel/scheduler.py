@@ -17,7 +17,7 @@ The frame interval is the largest of the engines' cycles and of the cycles of th
 and interval are bottlenecks, block RAM is a sum: the knapsacks of `hwmodel.knapsack`, for every cut that the bounds
 leave.  With up to `hwmodel.problem.PROVEN_GROUPS` engines all goals are proven optimal.  With more, the first two are
 proven where bound and schedule meet, which `Best.is_proven` says, and block RAM is what exchanges of single options
-reach, and of two where that is far above its bound.
+reach, and walks of such where that is far above its bound.
 """
 
 from __future__ import annotations

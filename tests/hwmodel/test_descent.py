@@ -8,6 +8,7 @@ import pytest
 from hwmodel import descent
 from hwmodel.choices import NO_LIMIT, Choices
 from hwmodel.descent import Exchanges
+from hwmodel.pricing import Relaxed
 from hwmodel.problem import Problem
 
 GROUPS, OPTIONS = 30, 12
@@ -31,7 +32,7 @@ def test_offers_are_choices_and_one_keeps_the_budgets(seed: int, fullness: float
     key = problem.choices.key.astype(float)
     relaxed = problem.priced(key, float(NO_LIMIT), 0.0)
     exchanges = Exchanges(key, problem.share, problem.choices.group, relaxed.prices)
-    few, many = list(exchanges.from_relaxed(relaxed)), list(exchanges.from_many(relaxed, 0.1 * relaxed.bound))
+    few, many = list(exchanges.from_relaxed(relaxed)), list(exchanges.from_walks(relaxed))
     for chosen in (*few, *many):
         assert problem.choices.group[chosen].tolist() == list(range(GROUPS))
     within = [[key[chosen].sum() for chosen in found if problem.fits(chosen)] for found in (few, many)]
@@ -51,12 +52,26 @@ def test_single_exchanges_give_different_choices_best_first() -> None:
     assert (np.diff(values) > 0).all()
 
 
-def test_what_exceeds_a_budget_is_exchanged_again_where_that_costs_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = problem_of(1, 1.1)
-    key = problem.choices.key.astype(float)
-    relaxed = problem.priced(key, float(NO_LIMIT), 0.0)
-    monkeypatch.setattr(descent, "PENALTY", 0.01)  # so little that exchanges rather exceed the budgets
-    for firm in (1.0, 1000.0):
-        monkeypatch.setattr(descent, "FIRM", firm)
-        exchanges = Exchanges(key, problem.share, problem.choices.group, relaxed.prices)
-        assert any(problem.fits(chosen) for chosen in exchanges.from_many(relaxed, relaxed.bound)) == (firm > 1)
+@pytest.mark.parametrize("seed", range(5))
+def test_walks_find_any_choice_within_the_budgets(seed: int) -> None:
+    problem = problem_of(seed, 1.1)
+    weights = np.full(3, 1 / 3)
+    chosen = problem.cheapest(problem.share @ weights)
+    bound = float((problem.share @ weights)[chosen].sum())
+    relaxed = Relaxed(bound, weights, weights[None], chosen[None], chosen)
+    exchanges = Exchanges(np.zeros(len(problem.share)), problem.share, problem.choices.group, weights)
+    *exchanged, walked = list(exchanges.to_any(relaxed))
+    assert exchanged
+    assert problem.fits(walked)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_walks_keep_budgets_that_cost_nothing_in_the_relaxation(seed: int) -> None:
+    """The relaxation may leave them free where whole options cannot."""
+    problem = problem_of(seed, 1.1)
+    key, free = problem.choices.key.astype(float), np.zeros(3)
+    chosen = problem.cheapest(key)
+    assert not problem.fits(chosen)
+    relaxed = Relaxed(float(key[chosen].sum()), free, free[None], chosen[None], chosen)
+    found = next(Exchanges(key, problem.share, problem.choices.group, free).from_walks(relaxed))
+    assert problem.fits(found)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from itertools import product
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwmodel import enumeration
 from hwmodel.choices import NO_LIMIT, Choices
-from hwmodel.enumeration import ROUNDING, any_within, least_of
+from hwmodel.enumeration import ROUNDING, _log_choices, any_within, least_of
 from hwmodel.exchanges import Array, Floats
 from hwmodel.knapsack import least_bottleneck
 from hwmodel.problem import Problem
@@ -42,6 +44,29 @@ def test_a_choice_is_found_if_there_is_one(seed: int, scale: float, most: int, g
     if found is not None:
         assert group[found].tolist() == list(range(len(members)))
         assert (share[found].sum(axis=0) <= 1 + 1e-9).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), slack=st.floats(0, 1))
+def test_no_fewer_choices_are_counted_than_prices_leave(seed: int, slack: float) -> None:
+    pick = np.random.default_rng(seed)
+    share, group = random_shares(pick)
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    extra = share[:, 0] - np.minimum.reduceat(share[:, 0], starts)[group]
+    members = [extra[group == one].tolist() for one in range(len(starts))]
+    left = sum(sum(choice) <= slack for choice in product(*members))
+    counted = _log_choices(extra, starts, slack)
+    assert np.log(left) <= counted + 1e-9
+    assert counted <= np.log(np.bincount(group)).sum() + enumeration.RATES[0]
+
+
+def test_enumeration_does_not_begin_where_prices_leave_too_many_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    share, group = random_shares(np.random.default_rng(2))
+    weights = np.full((1, share.shape[1]), 1 / share.shape[1])
+    assert any_within(share, group, weights, 10**6, gives_up=True)[1]
+    monkeypatch.setattr(enumeration, "HOPELESS", -1.0)
+    assert any_within(share, group, weights, 10**6, gives_up=True) == (None, False)
+    assert any_within(share, group, weights, 10**6, gives_up=False)[1]
 
 
 @settings(max_examples=50, deadline=None)
