@@ -65,7 +65,7 @@ class Curve:
             return own(config, fidelity, seed, screening)
         pl.seed_everything(seed, verbose=False)
         steps = round(fidelity.effort * len(own.data.train_dataloader()))
-        model = quantize(own.float_model, config, own.data, own.normalization)
+        model = quantize(own.float_model, config, own.data, own.normalization, device=own.machine.device)
         measure = partial(own._figures, model)
         looks = [_Look(measure, own.objective.score, Screening(share), steps) for share in self.shares]
         for look in looks:

@@ -432,7 +432,7 @@ class TrainerSettings:
     compile: bool = False
     epochs_per_validation: int = 1
     integer_forward: bool = True
-    exact_share: float = 0.0
+    exact_share: float = 0.0  # what folders of before had; runs of now begin with conf/trainer/default.yaml's
 
     def __post_init__(self) -> None:
         for name in ("float_epochs", "epochs", "mask_update_steps", "devices", "epochs_per_validation"):

@@ -214,6 +214,8 @@ def _requantized(
     ofm_scale = float(quantizer.scale)
     rescale = _rescale(node.name, gain / ofm_scale, quantizer, node)
     bias = offset / ofm_scale * 2.0**rescale.shift
+    if not np.isfinite(bias).all():
+        raise ExportError(f"layer {node.name!r}: a bias is not finite; was the model trained with too large steps?")
     bias_shift = max(0, math.ceil(math.log2(max(np.abs(bias).max(), 1.0) / 32767)))
     bias_shift = min(bias_shift, MAX_SHIFT)  # a bias clipped by this is 2**15 steps of the ofm: it saturates any code
     return IntegerLayer(

@@ -23,7 +23,7 @@ class ExactNetwork(nn.Module):
     Each forward pass lowers the present weights, steps and statistics, computes the codes of every layer with them, and
     hands these on to the next layer.  A layer's gradient is that of its fake quantization at the operands that it had
     (straight through what the integers round otherwise).  Batch norms use their running statistics and leave them as
-    they are, also in training: integers have no others.
+    they are, also in training: integers have no others.  A forward pass puts them into inference mode.
 
     Args:
         model: Calibrated quantized network on any device.
@@ -34,6 +34,7 @@ class ExactNetwork(nn.Module):
         super().__init__()
         self.model = model
         self.normalization = normalization
+        self.training = model.training
 
     def forward(self, x_NCHW: Tensor) -> Tensor | tuple[Tensor, ...]:
         """As `QuantNetwork.forward`: codes of `qat.deploy`'s network times their scales, float32.

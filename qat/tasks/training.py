@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from qat.convert import QuantNetwork
 from qat.deployment import lower
-from qat.errors import ConfigError, TrainingError
+from qat.errors import ConfigError, ExportError, TrainingError
 from qat.exact import ExactNetwork
 from qat.masks import MaskSchedule, Saliency
 from qat.normalization import Normalization
@@ -140,8 +141,7 @@ class TrainingTask(pl.LightningModule):
 
     def forward(self, images_NCHW: Tensor) -> Any:
         """Outputs for uint8 images."""
-        network = self._exact[0] if self._is_exact() else self.model
-        return network(self.normalization(images_NCHW))
+        return self.model(self.normalization(images_NCHW))
 
     def _is_exact(self) -> bool:
         """Whether the steps of exact arithmetic have begun."""
@@ -169,18 +169,45 @@ class TrainingTask(pl.LightningModule):
         for teacher in self._teacher:
             teacher.to(self.device)
         if self.exact_share and isinstance(self.model, QuantNetwork):
-            lower(self.model, self.normalization)
+            with _integers_wanted():
+                lower(self.model, self.normalization)
+
+    def on_train_end(self) -> None:
+        """Looks at what the last step left.
+
+        Raises:
+            TrainingError: A weight is not finite.
+        """
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        """Raises TrainingError if a weight is not finite: its code would be some integer, and the loss look sound."""
+        finite = [parameter.isfinite().all() for parameter in self.model.parameters()]
+        if finite and not bool(torch.stack(finite).all()):
+            raise self._diverged("a weight became infinite or no number")
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{what} at step {self.global_step}; earlier checkpoints are intact. "
+            f"Try a smaller trainer.learning_rate (now {self.recipe.learning_rate}), trainer.gradient_clip=1 or "
+            "trainer.precision=32-true"
+        )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch.
 
         Raises:
-            TrainingError: The loss is not finite.
+            TrainingError: The loss or a weight is not finite.
+            ExportError: The network has no integers any more, and they are to be trained with.
         """
         images_NCHW, targets = batch
         x_NCHW = self.normalization(images_NCHW)
-        network = self._exact[0] if self._is_exact() else self._network[0]
-        outputs = as_float32(network(x_NCHW))
+        if self._is_exact():
+            self._check_weights()
+            with _integers_wanted():
+                outputs = as_float32(self._exact[0](x_NCHW))
+        else:
+            outputs = as_float32(self._network[0](x_NCHW))
         loss = self.objective.loss(outputs, targets)
         for teacher in self._teachers:
             with torch.no_grad():
@@ -188,11 +215,7 @@ class TrainingTask(pl.LightningModule):
             imitation = self.objective.distillation_loss(outputs, answers, self.recipe.temperature)
             loss = torch.lerp(loss, imitation, self.recipe.distillation_weight)
         if not bool(torch.isfinite(loss)):
-            raise TrainingError(
-                f"the loss became {loss.item()} at step {self.global_step}; earlier checkpoints are intact. "
-                f"Try a smaller trainer.learning_rate (now {self.recipe.learning_rate}), trainer.gradient_clip=1 or "
-                "trainer.precision=32-true"
-            )
+            raise self._diverged(f"the loss became {loss.item()}")
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
@@ -218,7 +241,8 @@ class TrainingTask(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Gathers a validation batch."""
         images_NCHW, targets = batch
-        self._meter.update(as_float32(self(images_NCHW)), targets)
+        network = self._exact[0] if self._is_exact() else self.model
+        self._meter.update(as_float32(network(self.normalization(images_NCHW))), targets)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the figures of all validation batches, `val_loss` among them."""
@@ -243,6 +267,15 @@ class TrainingTask(pl.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@contextmanager
+def _integers_wanted() -> Iterator[None]:
+    """Says in an ExportError from inside how to train without integers."""
+    try:
+        yield
+    except ExportError as error:
+        raise ExportError(f"{error}; trainer.exact_share=0 trains without integers, export would need them") from error
 
 
 def as_float32(outputs: Any) -> Any:

@@ -85,6 +85,12 @@ def test_statistics_stay_as_they_are_in_training() -> None:
         assert torch.equal(values, before[name]), name
 
 
+def test_a_network_is_in_the_mode_of_the_one_that_it_is_of() -> None:
+    model = _quantized(settle(Residual()))
+    assert ExactNetwork(model.train(), NORMALIZATION).training
+    assert not ExactNetwork(model.eval(), NORMALIZATION).training
+
+
 def test_a_network_without_integers_is_refused() -> None:
     model = qat.prepare(settle(Residual()), uniform(qat.trace(Residual(), (3, 16, 16)), 4, 4), (3, 16, 16))
     with pytest.raises(ExportError, match="was not calibrated"):

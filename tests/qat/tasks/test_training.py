@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import math
 import os
 import shutil
 import signal
@@ -172,7 +173,7 @@ def test_an_interrupted_fit_goes_on_and_ends_as_if_nothing_had_happened(trained:
     def task() -> TrainingTask:
         torch.manual_seed(0)
         return TrainingTask(
-            quantize(trained, config, Stripes(), NORMALIZATION), NORMALIZATION, recipe, OBJECTIVE, trained, 0.3
+            quantize(trained, config, Stripes(), NORMALIZATION), NORMALIZATION, recipe, OBJECTIVE, trained, 0.7
         )
 
     whole = task()
@@ -218,10 +219,33 @@ def test_the_last_steps_train_and_validate_with_the_integers(trained: nn.Module,
     assert fake["loss"] != pytest.approx(meter.compute()["loss"], rel=1e-6)
 
 
+class _Poison(pl.Callback):
+    """Spoils a weight after some steps."""
+
+    def __init__(self, steps: int, name: str) -> None:
+        self.steps, self.name = steps, name
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        if trainer.global_step == self.steps:
+            with torch.no_grad():
+                next(v for name, v in pl_module.named_parameters() if name.endswith(self.name)).view(-1)[0] = math.nan
+
+
+@pytest.mark.parametrize("steps", [5, 6])
+@pytest.mark.parametrize("name", ["conv1.weight", "bn1.bias", "log2_scale"])
+def test_what_is_no_number_is_seen_behind_integers_too(trained: nn.Module, steps: int, name: str) -> None:
+    """Codes of a weight that is no number are integers, and a loss computed with them is finite."""
+    model = quantize(trained, uniform(trace(trained, (3, 8, 8)), 4, 4), Stripes(), NORMALIZATION)
+    name = name.replace("bn1", "conv1.batch_norm")
+    task = TrainingTask(model, NORMALIZATION, Recipe(), OBJECTIVE, exact_share=0.5)
+    with pytest.raises(TrainingError, match=rf"a weight became infinite or no number at step {steps}; .*learning_rate"):
+        fit(task, Stripes(), CPU, steps=6, callbacks=(_Poison(steps, name),))
+
+
 def test_a_fit_that_is_to_end_with_integers_needs_them_before_it_starts(trained: nn.Module) -> None:
     model = prepare(trained, uniform(trace(trained, (3, 8, 8)), 4, 4), (3, 8, 8))
     task = TrainingTask(model, NORMALIZATION, Recipe(epochs=5), OBJECTIVE, exact_share=0.1)
-    with pytest.raises(ExportError, match="was not calibrated"):
+    with pytest.raises(ExportError, match=r"was not calibrated.*; trainer\.exact_share=0 trains without integers"):
         fit(task, Stripes(), CPU, steps=3)
     assert task.global_step == 0
 
@@ -233,11 +257,14 @@ class _Interrupt(pl.Callback):
 
 def test_an_interrupt_leaves_a_fit_as_one() -> None:
     """Lightning would end the process with status 1, deaf to further interrupts."""
-    before = signal.getsignal(signal.SIGINT)
-    task = TrainingTask(Quarters(), NORMALIZATION, Recipe(), OBJECTIVE)
-    with pytest.raises(KeyboardInterrupt):
-        fit(task, Stripes(), CPU, steps=3, callbacks=(_Interrupt(),))
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores interrupts
+    try:
+        task = TrainingTask(Quarters(), NORMALIZATION, Recipe(), OBJECTIVE)
+        with pytest.raises(KeyboardInterrupt):
+            fit(task, Stripes(), CPU, steps=3, callbacks=(_Interrupt(),))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_sparse_planes_settle_and_keep_their_density(trained: nn.Module) -> None:
