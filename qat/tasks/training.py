@@ -298,13 +298,15 @@ def evaluate(
         batches: Of (uint8 images, targets); only one is held at a time.
         normalization: Of the images.
         objective: What is measured.
-        device: Where; None for where the model is.  The model is brought back afterwards.
+        device: Where; None for where the model is.  The model is brought back afterwards, whatever happens.
     """
     training, home = model.training, next(model.parameters()).device
     device = device or home
     model.eval().to(device)
     meter = objective.meter()
-    for images_NCHW, targets in batches:
-        meter.update(as_float32(model(normalization(images_NCHW.to(device)))), targets.to(device))
-    model.train(training).to(home)
+    try:
+        for images_NCHW, targets in batches:
+            meter.update(as_float32(model(normalization(images_NCHW.to(device)))), targets.to(device))
+    finally:
+        model.train(training).to(home)
     return meter.compute()

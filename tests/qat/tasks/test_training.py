@@ -24,7 +24,7 @@ from hwmodel.precision import NetworkConfig
 from qat.convert import prepare
 from qat.data import Augmentation, ImageSet, LabelDataModule, Splits
 from qat.deployment import deploy
-from qat.errors import CheckpointError, ConfigError, ExportError, TrainingError
+from qat.errors import CheckpointError, ConfigError, DataError, ExportError, TrainingError
 from qat.graph import trace
 from qat.masks import MaskSchedule, Saliency
 from qat.rounding import Rounding
@@ -115,6 +115,17 @@ def test_training_restores_what_one_bit_destroyed(trained: nn.Module) -> None:
     assert loss() < 0.5 * before
     assert evaluate(model, data.val_dataloader(), NORMALIZATION, OBJECTIVE)["accuracy"] > 0.9
     assert not any("teacher" in name for name in task.state_dict())
+
+
+def test_a_model_has_its_mode_again_where_a_batch_fails() -> None:
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        yield from Stripes().val_dataloader()
+        raise DataError("damaged")
+
+    model = Quarters().train()
+    with pytest.raises(DataError, match="damaged"):
+        evaluate(model, batches(), NORMALIZATION, OBJECTIVE)
+    assert model.training
 
 
 def test_finetune_is_done_once_and_loads_again(trained: nn.Module, tmp_path: Path) -> None:
