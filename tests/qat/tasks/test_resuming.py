@@ -16,7 +16,7 @@ from qat.tasks import Recipe, TrainingTask, fit
 from qat.tasks.fit import read_checkpoint, write_checkpoint
 from qat.tasks.random_state import random_state, set_random_state
 from tests.qat.nets import NORMALIZATION
-from tests.qat.tasks.test_training import CPU, OBJECTIVE, Quarters, Stripes
+from tests.qat.tasks.stripes import CPU, OBJECTIVE, Quarters, Stripes
 
 
 class Dropping(Quarters):
