@@ -1,4 +1,4 @@
-"""The whole line on a few digits: search, train, export, verify, report; resuming; what a user can get wrong."""
+"""The whole line on a few digits: search, train, export, verify, report; resuming."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from hwmodel import BudgetError, NetworkConfig
+from hwmodel import NetworkConfig
 from qat import pipeline
 from qat.compose import compose_config
 from qat.config import Config, ExecutorSettings
 from qat.deployment import DeployedNetwork
-from qat.errors import CheckpointError, ConfigError, PackedFormatError, QatError, RunFolderError, SearchError
+from qat.errors import ConfigError, PackedFormatError, RunFolderError, SearchError
 from qat.pipeline.evaluation import executor_of
 from qat.pipeline.planning import plan
 from qat.pipeline.reporting import _notes
@@ -32,33 +32,13 @@ from qat.search.retarget import RetargetedFront
 from qat.search.sensitivity import SensitivityProfile
 from qat.search.store import TrialStore
 from qat.search.trial import Screening, Trial
-
-SMALL = [
-    "experiment=digits_demo",
-    "trainer.float_epochs=3",
-    "trainer.epochs=1",
-    "trainer.progress_bar=false",
-    "trainer.accelerator=cpu",
-    "search.trials=4",
-    "search.initial_trials=2",
-    "search.train_steps=4",
-    "search.sensitivity_images=64",
-    "search.weight_bit_widths=[1,2,4]",
-    "search.significant_densities=[0.02]",
-    "search.min_compression=[16]",
-    "search.screening_share=0",
-    "baselines=[2]",
-]
-
-
-def _config(folder: Path, *overrides: str) -> Config:
-    return compose_config([*SMALL, f"run_dir={folder}", *overrides])
+from tests.qat.small_run import small_config
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, RunFolder]:
     """A run that went through every stage."""
-    config = _config(tmp_path_factory.mktemp("runs") / "small")
+    config = small_config(tmp_path_factory.mktemp("runs") / "small")
     run = RunFolder.create(config)
     assert pipeline.demo(config, run) == 0
     return config, run
@@ -123,7 +103,7 @@ def test_trials_are_screened_and_the_report_says_what_that_saved_and_how_it_was_
     environment["command"] = ["scripts/search.py", "search.min_compression=[8.0, 12.0]"]
     (moved / "environment.json").write_text(json.dumps([environment]))
     (moved / "sensitivity.json").unlink()  # as a search that was killed leaves the folder
-    for config in (_config(moved), _config(moved, "search.trials=0")):
+    for config in (small_config(moved), small_config(moved, "search.trials=0")):
         (moved / "report.html").unlink()
         pipeline.report(config, RunFolder.open(moved))
         page = (moved / "report.html").read_text()
@@ -156,7 +136,7 @@ def test_trials_in_other_processes_score_the_same(finished: tuple[Config, RunFol
     """First designs do not depend on the order in which trials end."""
     _, run = finished
     overrides = ("search.executor.kind=processes", "search.executor.workers=2", "search.trials=2", "baselines=[]")
-    config = _config(tmp_path / "apart", *overrides)
+    config = small_config(tmp_path / "apart", *overrides)
     apart = RunFolder.create(config)
     shutil.copy(run.path / "float.ckpt", apart.path)
     pipeline.search(config, apart)
@@ -172,7 +152,7 @@ def test_a_longer_search_goes_on_and_keeps_the_networks_of_the_shorter_one(
 ) -> None:
     folder = tmp_path / "longer"
     shutil.copytree(finished[1].path, folder)
-    config = _config(folder, "search.trials=5")
+    config = small_config(folder, "search.trials=5")
     run = RunFolder.create(config)
     kept = json.loads((folder / "networks" / "mix_16x" / "config.json").read_text())
     with TrialStore(folder / "trials.sqlite") as store:  # what won turns out to be bad
@@ -187,8 +167,8 @@ def test_a_longer_search_goes_on_and_keeps_the_networks_of_the_shorter_one(
     assert json.loads((folder / "networks" / "mix_16x_earlier1" / "config.json").read_text()) == kept
     assert json.loads((folder / "networks" / "mix_16x" / "config.json").read_text()) != kept
     assert run.config_values()["search"]["trials"] == 5
-    pipeline.search(_config(folder, "search.trials=0"), run)
-    pipeline.export(config, RunFolder.reopen(_config(folder, "search.trials=20")))
+    pipeline.search(small_config(folder, "search.trials=0"), run)
+    pipeline.export(config, RunFolder.reopen(small_config(folder, "search.trials=20")))
     assert run.config_values()["search"]["trials"] == 5
     assert pipeline.verify(config, run) == 0
 
@@ -214,7 +194,7 @@ def test_an_interrupted_search_leaves_its_sensitivities(
     before = json.loads((folder / "sensitivity.json").read_text())
     (folder / "sensitivity.json").unlink()
     with pytest.raises(KeyboardInterrupt):
-        pipeline.search(_config(folder), RunFolder.open(folder))
+        pipeline.search(small_config(folder), RunFolder.open(folder))
     assert json.loads((folder / "sensitivity.json").read_text()) == before
 
 
@@ -241,7 +221,7 @@ def test_what_helps_a_search_without_winners(
     folder = tmp_path / "copy"
     shutil.copytree(finished[1].path, folder)
     with pytest.raises(SearchError, match=rf"no completed trial meets the targets \['16x'\]; .*{advice}"):
-        pipeline.search(_config(folder), RunFolder.open(folder))
+        pipeline.search(small_config(folder), RunFolder.open(folder))
 
 
 def test_status_tells_a_search_that_runs_from_one_that_was_killed(
@@ -249,7 +229,7 @@ def test_status_tells_a_search_that_runs_from_one_that_was_killed(
 ) -> None:
     folder = tmp_path / "killed"
     shutil.copytree(finished[1].path, folder)
-    config = _config(folder, "search.trials=6")
+    config = small_config(folder, "search.trials=6")
     with TrialStore(folder / "trials.sqlite") as store:
         first = store.trials()[0]
         assert status(config).done == 4
@@ -296,9 +276,9 @@ def test_another_board_from_the_same_trials_and_some_more(finished: tuple[Config
     folder = tmp_path / "small"
     shutil.copytree(finished[1].path, folder)
     there = ["board=pynq_z2", "search.min_compression=[12]"]
-    earlier = retarget_run(_config(folder, *there))[0]
+    earlier = retarget_run(small_config(folder, *there))[0]
     assert not (folder / "retarget" / "pynq_z2" / "trials.sqlite").exists()
-    (answer,) = retarget_run(_config(folder, *there), more_trials=2)
+    (answer,) = retarget_run(small_config(folder, *there), more_trials=2)
     assert answer.trials_inside > earlier.trials_inside
 
     def stored() -> list[Trial]:
@@ -310,16 +290,16 @@ def test_another_board_from_the_same_trials_and_some_more(finished: tuple[Config
     assert all(trial.has_ended and trial.error is None for trial in first)
     with TrialStore(folder / "trials.sqlite", read_only=True) as store:
         assert [trial.metrics for trial in store.trials()] == [trial.metrics for trial in first[:4]]
-    retarget_run(_config(folder, *there), more_trials=2)
+    retarget_run(small_config(folder, *there), more_trials=2)
     assert stored() == first
-    retarget_run(_config(folder, *there), more_trials=3)
+    retarget_run(small_config(folder, *there), more_trials=3)
     assert stored()[:6] == first
     assert len(stored()) == 7
     with pytest.raises(SearchError, match=r"(?s)made with other settings.*fidelity.epochs: .*only the board and the"):
-        retarget_run(_config(folder, *there, "search.train_steps=5"), more_trials=4)
+        retarget_run(small_config(folder, *there, "search.train_steps=5"), more_trials=4)
     untrained = ["search.train_steps=0", "quant.one_shot_rounding=layerwise"]
     with pytest.raises(SearchError, match='one_shot_rounding: stored nothing, now "layerwise"'):
-        retarget_run(_config(folder, *there, *untrained), more_trials=4)
+        retarget_run(small_config(folder, *there, *untrained), more_trials=4)
     assert len(stored()) == 7
 
 
@@ -328,7 +308,7 @@ def test_more_trials_start_from_all_that_the_search_has_by_then(
 ) -> None:
     folder = tmp_path / "small"
     shutil.copytree(finished[1].path, folder)
-    config = _config(folder, "board=pynq_z2", "search.min_compression=[12]")
+    config = small_config(folder, "board=pynq_z2", "search.min_compression=[12]")
 
     def points(path: Path) -> set[tuple[int, ...]]:
         with TrialStore(path, read_only=True) as store:
@@ -337,7 +317,7 @@ def test_more_trials_start_from_all_that_the_search_has_by_then(
     there = folder / "retarget" / "pynq_z2" / "trials.sqlite"
     retarget_run(config, more_trials=1)
     (own,) = points(there) - points(folder / "trials.sqlite")
-    space, costs, _ = plan(_config(folder))
+    space, costs, _ = plan(small_config(folder))
     fresh = tuple(0 for _ in space.sizes)
     assert fresh not in points(there)
     with TrialStore(folder / "trials.sqlite") as store:
@@ -388,21 +368,23 @@ def test_sparse_planes_by_gradients_thin_out_and_trials_may_train_nothing(tmp_pa
     """Settings of masks and rounding, from the command line to packed files that agree code for code."""
     overrides = ["trainer.mask_saliency=taylor", "trainer.mask_schedule=gradual", "trainer.mask_update_steps=3"]
     overrides += ["quant.one_shot_rounding=layerwise", "search.train_steps=0", "search.weight_bit_widths=[1]"]
-    config = _config(tmp_path / "gradual", *overrides, "search.trials=1", "search.initial_trials=1", "baselines=[]")
+    config = small_config(
+        tmp_path / "gradual", *overrides, "search.trials=1", "search.initial_trials=1", "baselines=[]"
+    )
     run = RunFolder.create(config)
     assert pipeline.demo(config, run) == 0
     assert json.loads((run.path / "networks" / "mix_16x" / "result.json").read_text())
     # Trials of before, whose store does not say how they round, did it as config.yaml says.
     longer = [*overrides, "search.trials=3", "search.initial_trials=1", "baselines=[]"]
     _forget_rounding(run.path / "trials.sqlite")
-    pipeline.search(_config(tmp_path / "gradual", *longer), run)
+    pipeline.search(small_config(tmp_path / "gradual", *longer), run)
     _forget_rounding(run.path / "trials.sqlite")
     there = [*longer, "board=zcu104"]
-    retarget_run(_config(tmp_path / "gradual", *there), more_trials=1)
+    retarget_run(small_config(tmp_path / "gradual", *there), more_trials=1)
     _forget_rounding(run.path / "retarget" / "zcu104" / "trials.sqlite")
-    retarget_run(_config(tmp_path / "gradual", *there), more_trials=2)
+    retarget_run(small_config(tmp_path / "gradual", *there), more_trials=2)
     with pytest.raises(SearchError, match='one_shot_rounding: stored "layerwise", now absent'):
-        retarget_run(_config(tmp_path / "gradual", *there, "quant.one_shot_rounding=nearest"), more_trials=2)
+        retarget_run(small_config(tmp_path / "gradual", *there, "quant.one_shot_rounding=nearest"), more_trials=2)
 
 
 def _forget_rounding(path: Path) -> None:
@@ -419,7 +401,7 @@ def test_a_front_of_searched_activation_bits_and_tied_layers(tmp_path: Path) -> 
     overrides += ["search.groups=[[layer1.*]]", "search.trials=5", "search.initial_trials=4", "baselines=[]"]
     overrides += ["search.bounds=[{column: compression, low: 6}]", "search.granularities=[element,kernel]"]
     overrides += ["search.sparse_densities=[0.25,0.5]", "search.density_levels=5"]
-    config = _config(tmp_path / "front", *overrides)
+    config = small_config(tmp_path / "front", *overrides)
     run = RunFolder.create(config)
     assert pipeline.demo(config, run) == 0
     with TrialStore(run.path / "trials.sqlite", read_only=True) as store:
@@ -437,10 +419,10 @@ def test_a_front_of_searched_activation_bits_and_tied_layers(tmp_path: Path) -> 
         assert len({layer for name, layer in trial.config.layers if name.startswith("layer1.")}) == 1
     assert {path.name for path in (run.path / "plots").iterdir()} >= {"front_bram18.png", "front_offchip_bits.png"}
     there = [*overrides, "board=zcu102", "search.front=[lut]"]
-    space, costs, _ = plan(_config(tmp_path / "front", *there))
+    space, costs, _ = plan(small_config(tmp_path / "front", *there))
     folder = run.path / "retarget" / "zcu102"
     for more in (0, 1):
-        (answer,) = retarget_run(_config(tmp_path / "front", *there), more)
+        (answer,) = retarget_run(small_config(tmp_path / "front", *there), more)
         assert isinstance(answer, RetargetedFront) and answer.trials_inside == 5 + more
         rows = json.loads((folder / "front.json").read_text())
         assert len(rows) == len(answer.evaluated) + len(answer.predicted)
@@ -451,67 +433,6 @@ def test_a_front_of_searched_activation_bits_and_tied_layers(tmp_path: Path) -> 
             exact = costs.evaluate(space.layer_indices([point]))
             assert all(row[column] == values[0] for column, values in exact.items())
         assert "lut" in (folder / "summary.txt").read_text()
-
-
-def test_a_board_too_small_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
-    config = _config(tmp_path / "run", "board.bram18=2", "board.lut=900", "board.dsp=2", "board.uram=0")
-    with pytest.raises(BudgetError, match=r"(bram18|lut|dsp)"):
-        pipeline.search(config, RunFolder.create(config))
-    assert not (tmp_path / "run" / "float.ckpt").exists()
-
-
-def test_a_target_that_nothing_reaches_is_refused_with_what_is_reachable(tmp_path: Path) -> None:
-    config = _config(tmp_path / "run", "search.min_compression=[200]")
-    with pytest.raises(SearchError, match=r"compression"):
-        pipeline.search(config, RunFolder.create(config))
-
-
-def test_unknown_layer_patterns_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
-    config = _config(tmp_path / "run", "search.layers=[{pattern: layer9.*, weight_bit_widths: [8]}]")
-    with pytest.raises(ConfigError, match=r"'layer9\.\*' matches no layer; layers with weights are \['conv1'"):
-        pipeline.search(config, RunFolder.create(config))
-    assert not (tmp_path / "run" / "float.ckpt").exists()
-
-
-def test_a_network_for_other_classes_is_refused(tmp_path: Path) -> None:
-    config = _config(tmp_path / "run", "network.num_classes=7")
-    with pytest.raises(ConfigError, match=r"network\.num_classes=7, expected 10: data digits has the classes 0, 1, 2"):
-        pipeline.train(config, RunFolder.create(config))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ([], r"network\.input_shape=\[1, 16, 16\], expected \[1, 8, 8\], the shape of the images of digits"),
-        (
-            ["data=cifar10", "network=resnet20"],
-            r"network\.input_shape=\[3, 16, 16\], expected \[3, 32, 32\], .*cifar10",
-        ),
-    ],
-)
-def test_a_network_for_images_of_another_shape_is_refused_before_anything_is_planned(
-    overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_plan(_: Config) -> None:
-        raise AssertionError("planned")
-
-    monkeypatch.setattr("qat.pipeline.searching.plan", no_plan)
-    shape = f"network.input_shape=[{3 if overrides else 1},16,16]"
-    config = _config(tmp_path / "run", *overrides, shape)
-    for stage in (pipeline.search, pipeline.train):
-        with pytest.raises(ConfigError, match=message):
-            stage(config, RunFolder.create(config))
-
-
-def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    config = _config(tmp_path / "run", "trainer.accelerator=gpu")
-    with pytest.raises(ConfigError, match=r"trainer\.accelerator='gpu', expected auto or cpu: torch finds no GPU here"):
-        pipeline.train(config, RunFolder.create(config))
-    monkeypatch.setattr("qat.pipeline.retargeting.plan", lambda _: pytest.fail("something was planned"))
-    with pytest.raises(ConfigError, match=r"torch finds no GPU here"):
-        retarget_run(config, more_trials=1)
 
 
 DROPOUT = """
@@ -527,7 +448,7 @@ def test_a_network_with_dropout_trains_alike_for_one_seed(tmp_path: Path) -> Non
     own = ["network.factory=dropout_of_test:network", f"network.path={tmp_path}", "trainer.float_epochs=1"]
     losses = []
     for name in "ab":
-        config = _config(tmp_path / name, *own)
+        config = small_config(tmp_path / name, *own)
         run = RunFolder.create(config)
         pipeline.train(config, run)
         losses.append(run.read_json("float.json")["loss"])
@@ -544,33 +465,8 @@ def test_what_the_report_says_of_scores(finished: tuple[Config, RunFolder]) -> N
     assert first.startswith("Test AP50 is on 360 images") and "standard error" not in first
 
 
-def test_missing_and_foreign_weights_are_refused(tmp_path: Path) -> None:
-    config = _config(tmp_path / "run", f"network.weights={tmp_path / 'none.pth'}")
-    with pytest.raises(CheckpointError, match=r"network\.weights='.*none\.pth' does not exist, expected a checkpoint"):
-        pipeline.train(config, RunFolder.create(config))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["network.weights=/nope.ckpt"], r"network\.weights='/nope\.ckpt' does not exist"),
-        (["network=resnet20", "data=cifar10", "data.root=/nope/a"], r"data\.root='/nope/a' does not exist"),
-    ],
-)
-def test_missing_files_are_refused_before_anything_is_planned(
-    overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_plan(_: Config) -> None:
-        raise AssertionError("planned")
-
-    monkeypatch.setattr("qat.pipeline.searching.plan", no_plan)
-    config = _config(tmp_path / "run", *overrides)
-    with pytest.raises(QatError, match=message):
-        pipeline.search(config, RunFolder.create(config))
-
-
 def test_stages_out_of_order_say_what_is_missing(tmp_path: Path) -> None:
-    config = _config(tmp_path / "run")
+    config = small_config(tmp_path / "run")
     run = RunFolder.create(config)
     with pytest.raises(RunFolderError, match=r"has no trained network; run scripts/search\.py first"):
         pipeline.export(config, run)
@@ -589,11 +485,11 @@ def test_published_resnet20_reaches_its_float_accuracy(tmp_path: Path, data_root
 
 
 def test_without_trials_the_baselines_alone_are_trained(tmp_path: Path) -> None:
-    config = _config(tmp_path / "uniform", "search.trials=0", "baselines=[4]")
+    config = small_config(tmp_path / "uniform", "search.trials=0", "baselines=[4]")
     run = RunFolder.create(config)
     assert pipeline.demo(config, run) == 0
     names = {path.name for path in run.path.rglob("*")}
     assert {"uniform_w4", "report.html", "summary.csv"} <= names
     assert not {"trials.sqlite", "sensitivity.json"} & names
     with pytest.raises(ConfigError, match=r"baselines=\[\], expected at least one, or search.trials >= 1"):
-        _config(tmp_path / "nothing", "search.trials=0", "baselines=[]")
+        small_config(tmp_path / "nothing", "search.trials=0", "baselines=[]")

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from qat import pipeline
-from qat.compose import compose_config
 from qat.config import Config
 from qat.errors import RunFolderError
 from qat.report import Result
 from qat.runs import RunFolder
-from tests.qat.test_pipeline import SMALL
+from tests.qat.small_run import small_config
 
 RESULT = Result(
     name="uniform_w2", kind="uniform", images=360, score="accuracy", float_score=0.98, quantized_score=0.97,
@@ -23,7 +22,7 @@ RESULT = Result(
 
 
 def config_of(folder: Path) -> Config:
-    return compose_config([*SMALL, "trainer.float_epochs=1", f"run_dir={folder}"])
+    return small_config(folder, "trainer.float_epochs=1")
 
 
 def test_nothing_is_trained_to_export_or_verify_what_is_not_there(
