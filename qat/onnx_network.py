@@ -1,16 +1,21 @@
 """Reads the layer table of an ONNX file: shapes and edges only, no weights' values.
 
-Batch norm, quantizers and activations belong to the layer that they follow.  What hardware cannot map is refused with
-the node's name.
+The same rules as for torch modules (`qat.graph.reader`): a batch norm and a ReLU belong to the convolution before them
+where nothing else reads its output; elsewhere they, and all other functions, are layers of their own.  Quantizers
+belong to the layer that they follow.  What hardware cannot map is refused with the node's name.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from math import frexp
 from pathlib import Path
 from typing import Any
 
 from hwmodel import INPUT, LayerSpec, NetworkSpec, Op
+from hwmodel.network import AFFINE, WEIGHTED
 from qat.errors import TraceError
 
 ACTIVATIONS = {
@@ -23,10 +28,41 @@ ACTIVATIONS = {
 }
 """Activation functions by ONNX operator; `Clip` to 0..6 is relu6, to 0 and more relu."""
 
-PASSED = ("Identity", "Dropout", "BatchNormalization", "Cast", "Quant", "QuantizeLinear", "DequantizeLinear")
+FUSED = ("relu", "relu6", "leaky_relu")
+"""Activations that the requantization of a layer can be."""
+
+FUSING = (*WEIGHTED, Op.ADD, *AFFINE)
+"""Operations whose requantization can be one of `FUSED`."""
+
+GATED = {"Sigmoid": "silu", "HardSigmoid": "hard_swish"}
+"""Functions that are written as a tensor times this operator of itself."""
+
+PASSED = ("Identity", "Dropout", "Cast", "Quant", "QuantizeLinear", "DequantizeLinear")
 """Operators that change no shape and are part of the layer before them."""
 
 FLATTENING = ("Flatten", "Reshape", "Squeeze")
+
+OPERATORS = {
+    "Conv": Op.CONV,
+    "Gemm": Op.LINEAR,
+    "MatMul": Op.LINEAR,
+    "MaxPool": Op.MAX_POOL,
+    "AveragePool": Op.AVG_POOL,
+    "GlobalAveragePool": Op.AVG_POOL,
+    "ReduceMean": Op.AVG_POOL,
+    "Add": Op.ADD,
+    "Mul": Op.MUL,
+    "Concat": Op.CONCAT,
+    "Resize": Op.UPSAMPLE,
+    "Upsample": Op.UPSAMPLE,
+    "SpaceToDepth": Op.REORG,
+    "BatchNormalization": Op.SCALE,
+    **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), Op.GROUP_NORM),
+    **dict.fromkeys(FLATTENING, Op.FLATTEN),
+}
+"""Operations by ONNX operator."""
+
+Shape = tuple[int, int, int]
 
 
 def load_onnx_network(path: Path) -> NetworkSpec:
@@ -59,7 +95,14 @@ class _Reader:
         }
         self.constants = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
         self.values = {tensor.name: tensor for tensor in graph.initializer}
+        self.readers = Counter(tensor for node in graph.node for tensor in set(node.input))
+        self.readers.update(value.name for value in graph.output)
         self.producer: dict[str, str] = {}  # tensor of the file -> layer of the table
+        self.branched: set[str] = set()  # tensors that are another one, which others read too
+        self.gated: dict[str, tuple[str, str]] = {}  # tensor -> function that its product with another one is, that one
+        self.origin: dict[str, str] = {}  # computed constant -> constant that it is made of
+        self.owners: dict[tuple[str, Op], str] = {}  # weights and how they are used -> layer that has them
+        self.normalized: set[str] = set()  # layers with a batch norm
         self.layers: dict[str, LayerSpec] = {}
 
     def read(self) -> NetworkSpec:
@@ -70,7 +113,8 @@ class _Reader:
         channels, rows, columns = self._shape(inputs[0], "the input")
         self._check_norms()
         for index, node in enumerate(self.graph.node):
-            self._add(node, node.name or f"{node.op_type}_{index}")
+            name = node.name or f"{node.op_type}_{index}"
+            self._add(node, f"{name}_{index}" if name in self.layers else name)
         return NetworkSpec(self.name, channels, rows, columns, tuple(self.layers.values()))
 
     def _check_norms(self) -> None:
@@ -82,9 +126,11 @@ class _Reader:
                     "with torch.onnx.export(..., dynamo=True, opset_version=21)"
                 )
 
-    def _shape(self, tensor: str, where: str) -> tuple[int, int, int]:
+    def _shape(self, tensor: str, where: str) -> Shape:
         """Channels, rows, columns; a vector is a map of one pixel."""
         shape = self.shapes.get(tensor, ())
+        if len(shape) in (1, 3, 5, 6):
+            raise TraceError(f"{where}: tensor {tensor!r} has shape {shape}, expected (N, C, H, W) or (N, C)")
         if len(shape) not in (2, 4) or not all(size > 0 for size in shape[1:]):
             raise TraceError(
                 f"{where}: tensor {tensor!r} has shape {shape}, expected fixed sizes (N, C, H, W) or (N, C); "
@@ -95,81 +141,124 @@ class _Reader:
 
     def _add(self, node: Any, name: str) -> None:
         if node.op_type == "Constant":
-            value = next(a.t for a in node.attribute if a.name == "value")
-            self.constants[node.output[0]], self.values[node.output[0]] = tuple(value.dims), value
+            value = next((a.t for a in node.attribute if a.name == "value"), None)
+            self.constants[node.output[0]] = tuple(value.dims) if value is not None else ()
+            if value is not None:
+                self.values[node.output[0]] = value
             return
         operands = [tensor for tensor in node.input if tensor and tensor not in self.constants]
         if not operands:  # computed from constants: weights behind a quantizer, sizes
-            self.constants[node.output[0]] = self.constants.get(node.input[0], ())
+            first = node.input[0] if node.input else ""
+            self.constants[node.output[0]] = self.constants.get(first, ())
+            self.origin[node.output[0]] = self.origin.get(first, first)
             return
         where = f"node {name!r} ({node.op_type})"
-        source = self.producer[operands[0]]
         activation = self._activation(node)
-        before = self.layers.get(source)
-        if node.op_type in PASSED:
-            self.producer[node.output[0]] = source
+        passed = node.op_type in PASSED or node.op_type == "Transpose"
+        if not (passed or activation or node.op_type in OPERATORS):
+            known = sorted((*OPERATORS, *PASSED, *ACTIVATIONS, "Clip", "Transpose"))
+            raise TraceError(f"{where}: this operator cannot be mapped to hardware; known are {known}")
+        unknown = [tensor for tensor in operands if tensor not in self.producer and tensor not in self.gated]
+        if unknown:
+            raise TraceError(f"{where}: reads {unknown}, which is no result of an operator before it")
+        if self._joins(node, operands, where):
             return
+        if node.op_type == "Mul" and any(tensor in self.gated for tensor in operands):
+            gate = next(tensor for tensor in operands if tensor in self.gated)
+            activation, tensor = self.gated[gate]
+            operands = [tensor]
         ofm = self._shape(node.output[0], where)
-        flattens = node.op_type in FLATTENING or (node.op_type == "Transpose" and ofm[1:] == (1, 1))
-        if flattens and self._shape(operands[0], where) == ofm:
-            self.producer[node.output[0]] = source
+        if activation:
+            self._add_activation(name, node, operands[0], ofm, activation)
             return
-        if activation and before is not None and before.activation == "none" and before.op is not Op.LOOKUP:
-            self.layers[source] = replace(before, activation=activation)
-            self.producer[node.output[0]] = source
+        if node.op_type == "Transpose":
+            raise TraceError(f"{where}: maps whose dimensions change places; only a map of one pixel can be transposed")
+        self._append(name, node, self._ordered(node, operands, where), ofm, OPERATORS[node.op_type])
+
+    def _joins(self, node: Any, operands: Sequence[str], where: str) -> bool:
+        """Whether a node is no layer of its own, but part of the one before it or of the function after it."""
+        source = operands[0]
+        alone = self.readers[source] == 1 and source not in self.branched
+        before = self.layers.get(self.producer.get(source, INPUT))
+        joins = node.op_type in PASSED or (node.op_type == "Concat" and len(operands) == 1)
+        if node.op_type == "BatchNormalization" and before is not None and before.op in WEIGHTED:
+            joins = alone and before.activation == "none" and before.name not in self.normalized
+            self.normalized.update({before.name} if joins else ())
+        if node.op_type in FLATTENING or node.op_type == "Transpose":
+            ofm = self._shape(node.output[0], where)
+            joins = self._shape(source, where) == ofm and (node.op_type in FLATTENING or ofm[1:] == (1, 1))
+        if joins:
+            self.producer[node.output[0]] = self.producer[source]
+            self.branched.update(() if alone else {node.output[0]})
+            return True
+        if node.op_type in GATED and self._multiplies(node.output[0], source):
+            self.gated[node.output[0]] = (GATED[node.op_type], source)
+            return True
+        return False
+
+    def _multiplies(self, gate: str, tensor: str) -> bool:
+        """Whether a tensor is read once, in a product with another one."""
+        readers = [node for node in self.graph.node if gate in node.input]
+        alone = len(readers) == 1 and self.readers[gate] == 1
+        return alone and readers[0].op_type == "Mul" and tensor in readers[0].input
+
+    def _add_activation(self, name: str, node: Any, source: str, ofm: Shape, activation: str) -> None:
+        """A function: part of the layer before it, where that layer can compute it and nothing else reads it."""
+        before = self.layers.get(self.producer[source])
+        alone = before is not None and self.readers[source] == 1 and source not in self.branched
+        if before is not None and alone and activation == "relu" and before.activation in ("relu", "relu6"):
+            self.producer[node.output[0]] = before.name
             return
-        self._append(name, node, operands, ofm, Op.LOOKUP if activation else self._op(node, where), activation)
+        fused = activation in FUSED and (activation != "leaky_relu" or _is_shift(node))
+        if before is not None and alone and fused and before.op in FUSING and before.activation == "none":
+            self.layers[before.name] = replace(before, activation=activation)
+            self.producer[node.output[0]] = before.name
+            return
+        self._append(name, node, [source], ofm, Op.LOOKUP, activation)
 
-    def _op(self, node: Any, where: str) -> Op:
-        known = {
-            "Conv": Op.CONV,
-            "Gemm": Op.LINEAR,
-            "MatMul": Op.LINEAR,
-            "MaxPool": Op.MAX_POOL,
-            "AveragePool": Op.AVG_POOL,
-            "GlobalAveragePool": Op.AVG_POOL,
-            "ReduceMean": Op.AVG_POOL,
-            "Add": Op.ADD,
-            "Mul": Op.MUL,
-            "Concat": Op.CONCAT,
-            "Resize": Op.UPSAMPLE,
-            "Upsample": Op.UPSAMPLE,
-            "SpaceToDepth": Op.REORG,
-            **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), Op.GROUP_NORM),
-            **dict.fromkeys(FLATTENING, Op.FLATTEN),
-        }
-        if node.op_type not in known:
-            raise TraceError(f"{where}: this operator cannot be mapped to hardware; known are {sorted(known)}")
-        return known[node.op_type]
+    def _ordered(self, node: Any, operands: list[str], where: str) -> list[str]:
+        """Operands of a node: of a product first the map, then its gate."""
+        if node.op_type in ("Conv", "Gemm", "MatMul") and len(operands) > 1:
+            raise TraceError(f"{where}: multiplies {operands} with one another; weights have to be constants")
+        if node.op_type in ("Add", "Mul") and len(operands) == 1:
+            raise TraceError(f"{where}: an operation with a constant; fold it into the layer before it")
+        if node.op_type == "Mul" and self._shape(operands[0], where)[1:] == (1, 1):
+            return operands[::-1]
+        return operands
 
-    def _append(
-        self, name: str, node: Any, operands: list[str], ofm: tuple[int, int, int], op: Op, activation: str
-    ) -> None:
+    def _append(self, name: str, node: Any, operands: list[str], ofm: Shape, op: Op, activation: str = "none") -> None:
         where = f"node {name!r} ({node.op_type})"
         channels, rows, columns = self._shape(operands[0], where)
         if op is Op.CONCAT:
             channels = sum(self._shape(tensor, where)[0] for tensor in operands)
-        geometry: dict[str, Any] = {"activation": activation or "none"}
-        given = {attribute.name: list(attribute.ints) or attribute.i for attribute in node.attribute}
+        geometry: dict[str, Any] = {"activation": activation}
+        given: dict[str, Any] = {
+            attribute.name: list(attribute.ints) or attribute.s or attribute.i for attribute in node.attribute
+        }
         if op in (Op.CONV, Op.MAX_POOL, Op.AVG_POOL):
-            kernel = given.get("kernel_shape") or [rows, columns]
-            geometry["kernel_size"] = tuple(kernel)
-            geometry["stride"] = tuple(given.get("strides") or ((1, 1) if "kernel_shape" in given else kernel))
-            geometry["dilation"] = tuple(given.get("dilations") or (1, 1))
-            pads = given.get("pads") or [0, 0, 0, 0]
-            geometry["padding"], geometry["padding_end"] = tuple(pads[:2]), tuple(pads[2:])
-            geometry["groups"] = given.get("group") or 1
+            if op is Op.CONV:
+                given.setdefault("kernel_shape", self.constants.get(node.input[1], ())[2:])
+            geometry |= _window(given, (rows, columns), ofm[1:])
         elif op is Op.UPSAMPLE:
-            geometry["stride"] = (ofm[1] // rows, ofm[2] // columns)
+            if given.get("mode", b"nearest") != b"nearest":
+                raise TraceError(f"{where}: mode={given['mode'].decode()!r}, expected 'nearest'")
+            geometry["stride"] = (max(1, ofm[1] // rows), max(1, ofm[2] // columns))
         elif op is Op.REORG:
             geometry["stride"] = (given["blocksize"], given["blocksize"])
         elif op is Op.GROUP_NORM:
             geometry["groups"] = given.get("num_groups") or channels  # an instance norm has a group for each channel
-        if op in (Op.ADD, Op.MUL) and len(operands) == 1:
-            raise TraceError(f"{where}: an operation with a constant; fold it into the layer before it")
         inputs = tuple(self.producer[tensor] for tensor in operands)
-        self.layers[name] = LayerSpec(name, op, inputs, channels, rows, columns, *ofm, **geometry)
+        layer = LayerSpec(name, op, inputs, channels, rows, columns, *ofm, **geometry)
+        self.layers[name] = self._with_owner(layer, node) if op in WEIGHTED else layer
         self.producer[node.output[0]] = name
+
+    def _with_owner(self, layer: LayerSpec, node: Any) -> LayerSpec:
+        """The layer, with the name of the earlier one whose weights it uses."""
+        weights = next((self.origin.get(tensor, tensor) for tensor in node.input if tensor in self.constants), "")
+        owner = self.layers.get(self.owners.setdefault((weights, layer.op), layer.name))
+        if not weights or owner is None or (owner.weight_shape, owner.groups) != (layer.weight_shape, layer.groups):
+            return layer
+        return replace(layer, weights_of=owner.name)
 
     def _activation(self, node: Any) -> str:
         if node.op_type != "Clip":
@@ -179,3 +268,40 @@ class _Reader:
         limits = [float(numpy_helper.to_array(self.values[t])) for t in node.input[1:] if t in self.values]
         limits += [attribute.f for attribute in node.attribute if attribute.name in ("min", "max")]
         return "relu6" if 6.0 in limits else "relu"
+
+
+def _is_shift(node: Any) -> bool:
+    """Whether the slope of a leaky ReLU is a power of two."""
+    slope = next((attribute.f for attribute in node.attribute if attribute.name == "alpha"), 0.01)
+    return bool(frexp(slope)[0] == 0.5)
+
+
+def _window(given: dict[str, Any], ifm: Sequence[int], ofm: Sequence[int]) -> dict[str, Any]:
+    """Geometry of a convolution or pooling.
+
+    Args:
+        given: Attributes of the node.
+        ifm: Rows and columns that it reads.
+        ofm: Rows and columns that it writes.
+    """
+    kernel = given.get("kernel_shape") or list(ifm)
+    stride = given.get("strides") or ([1, 1] if "kernel_shape" in given else kernel)
+    dilation = given.get("dilations") or [1, 1]
+    pads = given.get("pads") or [0, 0, 0, 0]
+    begin, end = pads[:2], pads[2:]
+    reach = [dilation[axis] * (kernel[axis] - 1) + 1 for axis in range(2)]
+    total = [max(0, (ofm[axis] - 1) * stride[axis] + reach[axis] - ifm[axis]) for axis in range(2)]
+    if given.get("auto_pad") in (b"SAME_UPPER", b"SAME_LOWER"):
+        begin, end = [size // 2 for size in total], [-(-size // 2) for size in total]
+        if given["auto_pad"] == b"SAME_LOWER":
+            begin, end = end, begin
+    elif given.get("ceil_mode"):
+        end = [max(end[axis], total[axis] - begin[axis]) for axis in range(2)]
+    return {
+        "kernel_size": tuple(kernel),
+        "stride": tuple(stride),
+        "dilation": tuple(dilation),
+        "padding": tuple(begin),
+        "padding_end": tuple(end),
+        "groups": given.get("group") or 1,
+    }

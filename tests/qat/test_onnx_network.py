@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from hwmodel import NetworkSpec, Op
+from hwmodel import INPUT, NetworkSpec, Op
 from qat import trace
 from qat.errors import TraceError
 from qat.onnx_network import load_onnx_network
@@ -87,6 +88,85 @@ def test_exported_torch_network_is_the_traced_one(tmp_path: Path) -> None:
         assert getattr(network, name) == getattr(traced, name)
     shapes = [(layer.weight_shape, layer.out_height, layer.activation) for layer in network.weighted]
     assert shapes == [(layer.weight_shape, layer.out_height, layer.activation) for layer in traced.weighted]
+
+
+class Odd(nn.Module):
+    """Batch norms and functions that no convolution can take over, a gate, a rounded-up pooling, weights used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.dense_norm = nn.BatchNorm2d(16)
+        self.tower = nn.Conv2d(16, 16, 3, padding=1)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 16, 1), nn.Hardsigmoid())
+        self.head = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(self.norm(x))
+        x = torch.cat([torch.relu(x), x], 1)  # the sum before the ReLU is read too
+        x = torch.relu(self.dense_norm(x))
+        x = nn.functional.silu(self.tower(x))
+        x = nn.functional.hardswish(self.tower(x))
+        x = self.gate(x) * x
+        x = nn.functional.leaky_relu(nn.functional.max_pool2d(x, 3, 2, ceil_mode=True), 0.1)
+        return torch.sigmoid(self.head(x))
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+def test_functions_norms_gates_and_shared_weights_are_those_of_the_traced_network(tmp_path: Path, opset: int) -> None:
+    model, path = Odd().eval(), tmp_path / "odd.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, torch.zeros(1, 3, 20, 20), str(path), dynamo=False, opset_version=opset)
+    read, traced = load_onnx_network(path), trace(model, (3, 20, 20))
+
+    def shown(network: NetworkSpec) -> list[tuple[object, ...]]:
+        """The layers without their names; producers and owners by position."""
+        position = {INPUT: -1, **{layer.name: number for number, layer in enumerate(network.layers)}}
+        plain = [replace(layer, name="", inputs=layer.inputs, weights_of=None) for layer in network.layers]
+        return [
+            (
+                replace(layer, inputs=("",) * len(layer.inputs)),
+                [position[name] for name in own.inputs],
+                own.weights_of and position[own.weights_of],
+            )
+            for layer, own in zip(plain, network.layers, strict=True)
+        ]
+
+    assert shown(read) == shown(traced)
+    assert read.total_weights == traced.total_weights
+
+
+@pytest.mark.parametrize(("padding", "begin", "end"), [("SAME_UPPER", (0, 0), (1, 1)), ("SAME_LOWER", (1, 1), (0, 0))])
+def test_padding_that_a_file_leaves_open(
+    tmp_path: Path, padding: str, begin: tuple[int, int], end: tuple[int, int]
+) -> None:
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], "conv", strides=[2, 2], auto_pad=padding)
+    path = tmp_path / "net.onnx"
+    model = onnx.load(str(write(path, [node], {"w": (4, 3, 3, 3)}, (1, 3, 8, 8))))
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("kernel_shape", [3, 3]))
+    onnx.save(model, str(path))
+    (layer,) = load_onnx_network(path).layers
+    assert (layer.padding, layer.end_padding, layer.out_height) == (begin, end, 4)
+
+
+def test_what_would_be_counted_wrong_is_refused(tmp_path: Path) -> None:
+    node, path = onnx.helper.make_node, tmp_path / "net.onnx"
+    maps = [node("Conv", ["x", "w"], ["a"], "conv"), node("Flatten", ["a"], ["b"], "flat")]
+    product = [*maps, node("Gemm", ["b", "b"], ["y"], "product", transB=1)]
+    with pytest.raises(TraceError, match=r"node 'product' \(Gemm\): multiplies \['b', 'b'\] .* have to be constants"):
+        load_onnx_network(write(path, product, {"w": (4, 3, 1, 1)}, (1, 3, 8, 8)))
+    smooth = [*maps[:1], node("Resize", ["a", "", "s"], ["y"], "up", mode="linear")]
+    file = write(path, smooth, {"w": (4, 3, 1, 1), "s": (4,)}, (1, 3, 8, 8))
+    model = onnx.load(str(file))
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", 1, (1, 4, 16, 16)))
+    onnx.save(model, str(file))
+    with pytest.raises(TraceError, match=r"node 'up' \(Resize\): mode='linear', expected 'nearest'"):
+        load_onnx_network(file)
+    moved = [*maps[:1], node("Transpose", ["a"], ["y"], "moved", perm=[0, 2, 3, 1])]
+    with pytest.raises(TraceError, match=r"node 'moved' \(Transpose\): maps whose dimensions change places"):
+        load_onnx_network(write(path, moved, {"w": (4, 3, 1, 1)}, (1, 3, 8, 8)))
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
