@@ -226,6 +226,8 @@ class NetworkConfig:
         Raises:
             SpecError: The version is another one, or a field is unknown, missing or invalid.
         """
+        if not isinstance(data, Mapping):
+            raise SpecError(f"a network configuration is {type(data).__name__}, expected fields with values")
         values = dict(data)
         version = values.pop("version", None)
         if version != VERSION:

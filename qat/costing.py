@@ -5,19 +5,22 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import yaml
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import hwmodel
-from hwmodel import Board, BudgetError, CostReport, NetworkConfig, NetworkSpec
+from hwmodel import Board, BudgetError, CostReport, DataFlow, NetworkConfig, NetworkSpec
 from hwmodel.errors import BoardError, SpecError
 from qat.checks import require
 from qat.compose import CONF_FOLDER
@@ -48,6 +51,7 @@ class CostArguments:
         min_fps: Frames per second that schedules have to reach, a number as it was typed; of those that do, the one of
             fewest off-chip bits counts.
         out: Folder of JSON, CSV and plots; None writes nothing.
+        refused: What is wrong with the command line; `cost` says the first of it.
     """
 
     network: str | None = None
@@ -55,6 +59,7 @@ class CostArguments:
     precision: Path | None = None
     min_fps: str = "0"
     out: Path | None = None
+    refused: tuple[str, ...] = ()
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[CostArguments, list[str]]:
@@ -75,21 +80,55 @@ def split_arguments(arguments: Sequence[str]) -> tuple[CostArguments, list[str]]
         is_choice = (CONF_FOLDER / key / f"{value}.yaml").is_file() and value not in hwmodel.network_names()
         if key == "network" and ":" in value and not value.endswith(".onnx"):
             # A network of three colours to start from; what follows on the command line changes it.
-            rest += ["network=resnet20", "data=cifar10"]
+            rest += ["network=resnet20", *_images_for("resnet20", arguments)]
             rest += [f'network.factory="{value}"', f"network.name={value.rpartition(':')[2]}"]
-        elif key in KEYS and value and not is_choice:
+        elif key in KEYS and not is_choice:
             taken[key] = value
         else:
-            rest.append(argument)
-    boards = tuple(taken["board"].strip("[]").split(",")) if "board" in taken else ()
+            rest += [argument, *(_images_for(value, arguments) if key == "network" else ())]
+    refused = [f"{key}= has no value; leave it out, or say which" for key, value in taken.items() if not value]
+    useless = [(argument, why) for argument in rest if (why := _useless(argument, taken))]
+    refused += [f"{argument} has no effect: {why}" for argument, why in useless]
+    names = [name.strip() for name in taken.get("board", "").strip("[]").split(",")]
+    boards = [known for name in names if name for known in (hwmodel.board_names() if name == "all" else (name,))]
     files = {name: Path(taken[name]) if name in taken else None for name in ("precision", "out")}
     asked = CostArguments(
         taken.get("network"),
-        hwmodel.board_names() if boards == ("all",) else boards,
+        tuple(dict.fromkeys(boards)),
         min_fps=taken.get("min_fps", "0"),
+        refused=tuple(refused),
         **files,
     )
-    return asked, rest
+    ignored = {argument for argument, _ in useless}
+    return asked, [argument for argument in rest if argument not in ignored]
+
+
+def _images_for(choice: str, arguments: Sequence[str]) -> list[str]:
+    """Settings of images that suit a network: nothing looks at images here, but settings have to agree."""
+    if any(argument.partition("=")[0] in ("data", "experiment", "run") for argument in arguments):
+        return []
+    shapes = [argument.partition("=")[2] for argument in arguments if argument.startswith("network.input_shape=")]
+    try:
+        stored = yaml.safe_load((CONF_FOLDER / "network" / f"{choice}.yaml").read_text(encoding="utf-8"))
+        channels = int((yaml.safe_load(shapes[-1]) if shapes else stored["input_shape"])[0])
+    except (OSError, yaml.YAMLError, TypeError, ValueError, LookupError):
+        return []  # composing the settings says what is wrong
+    if channels == 1:
+        return []  # as the images that every script starts from
+    values = {name: f"[{','.join([number] * channels)}]" for name, number in (("mean", "0.5"), ("std", "0.25"))}
+    return ["data=cifar10", *(f"data.{name}={value}" for name, value in values.items())]
+
+
+def _useless(argument: str, taken: Mapping[str, str]) -> str:
+    """Why a setting changes nothing beside what was taken; empty if it does."""
+    key = argument.partition("=")[0].lstrip("+~")
+    if "network" in taken and key.startswith("network."):
+        return f"network={taken['network']} has its own shapes; others are had by import path (module:callable)"
+    if "board" in taken and key.startswith("board."):
+        return f"board={taken['board']} is taken as it is; write a YAML file of your own"
+    if "precision" in taken and (key == "baselines" or key.partition(".")[0] == "quant"):
+        return f"precision={taken['precision']} says all bits"
+    return ""
 
 
 def cost(cfg: Config, arguments: CostArguments | None = None) -> None:
@@ -103,11 +142,15 @@ def cost(cfg: Config, arguments: CostArguments | None = None) -> None:
 
     Raises:
         ConfigError: A network or board is unknown, a file is missing or of another form, `min_fps` is no number >= 0,
-            or `out` cannot be written.
+            there is no precision, a setting has no effect, or `out` cannot be written.
         TraceError: The network cannot be mapped to hardware.
         BudgetError: A single combination does not fit or is too slow.
     """
     arguments = arguments or CostArguments()
+    if arguments.refused:
+        raise ConfigError(arguments.refused[0])
+    has_precision = bool(cfg.baselines) or arguments.precision is not None
+    require(has_precision, "baselines", cfg.baselines, "at least one number of bits, or precision=<file>")
     min_fps = _frame_rate(arguments.min_fps)
     boards = [_board(name) for name in arguments.boards] or [cfg.board.to_board()]
     network = _network(cfg, arguments.network)
@@ -130,10 +173,16 @@ def cost(cfg: Config, arguments: CostArguments | None = None) -> None:
                     refused.append(f"{name} on {board.name}: {error}")
         console.print(sweep_table(network, found))
         for line in refused:
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, markup=False)
+    if min_fps == 0 and any(_has_shared_engine(report) for _, _, report in found):
+        console.print("schedules of fewest off-chip bits; min_fps=<frames/s> asks for faster ones", markup=False)
     if arguments.out is not None:
         _write(arguments.out, found)
-        console.print(f"written: {arguments.out}", highlight=False)
+        console.print(f"written: {arguments.out}", highlight=False, markup=False)
+
+
+def _has_shared_engine(report: CostReport) -> bool:
+    return any(row.macs and not DataFlow(row.data_flow).is_pipelined for row in report.layers)
 
 
 def _frame_rate(typed: str) -> float:
@@ -182,9 +231,12 @@ def _network(cfg: Config, name: str | None) -> NetworkSpec:
                 f"network={name}: {error}; choices of conf/network are {choices}; others are given by import path "
                 "(module:callable) or as an ONNX file (<file>.onnx)"
             ) from error
-    from qat.pipeline.planning import untrained  # a table needs no torch
+    from qat.graph import trace  # a table needs no torch, and no network needs here what trains it
+    from qat.models import build_network
 
-    return untrained(cfg)
+    channels, rows, columns = cfg.network.input_shape
+    traced = trace(build_network(cfg.network, cfg.seed), (channels, rows, columns))
+    return replace(traced, name=cfg.network.name)  # ResNet-18 and -50 are of one class
 
 
 def _precisions(cfg: Config, network: NetworkSpec, file: Path | None) -> dict[str, NetworkConfig]:
@@ -196,7 +248,12 @@ def _precisions(cfg: Config, network: NetworkSpec, file: Path | None) -> dict[st
         raise ConfigError(f"precision={file}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"precision={file}: is not JSON: {error}") from error
-    return {file.stem: NetworkConfig.from_dict(values)}
+    try:
+        config = NetworkConfig.from_dict(values)
+        config.check_matches(network)
+    except SpecError as error:
+        raise ConfigError(f"precision={file}: {error}") from error
+    return {file.stem: config}
 
 
 def memory_table(report: CostReport) -> Table:
@@ -214,7 +271,9 @@ def memory_table(report: CostReport) -> Table:
 
 def sweep_table(network: NetworkSpec, found: Sequence[tuple[str, Board, CostReport]]) -> Table:
     """One row per board and precision."""
-    table = Table(title=f"{network.name}: {network.total_weights:,} weights, {network.total_macs / 1e9:.3f} GMAC")
+    table = Table(
+        title=f"{escape(network.name)}: {network.total_weights:,} weights, {network.total_macs / 1e9:.3f} GMAC"
+    )
     headings = ("board", "weights", "bits/weight", "RAMB18", "UltraRAM", "DSP", "LUT", "off-chip KiB", "frames/s")
     for heading in (*headings, "latency ms", "GOP/s", "used most"):
         table.add_column(heading, justify="left" if heading in ("board", "weights", "used most") else "right")
@@ -222,7 +281,9 @@ def sweep_table(network: NetworkSpec, found: Sequence[tuple[str, Board, CostRepo
         used = (f"{getattr(report, n):,} / {getattr(board, n):,}" for n in ("bram18", "uram", "dsp", "lut"))
         speed = (f"{report.fps:,.1f}", f"{1e3 * report.latency_s:.3f}", f"{report.gops:,.0f}")
         offchip = f"{report.offchip_bits / 8192:,.1f}"
-        table.add_row(board.name, name, f"{report.bits_per_weight:.2f}", *used, offchip, *speed, report.binding)
+        table.add_row(
+            escape(board.name), escape(name), f"{report.bits_per_weight:.2f}", *used, offchip, *speed, report.binding
+        )
     return table
 
 
@@ -253,13 +314,17 @@ def roofline(report: CostReport, board: Board) -> Figure:
 
 
 def _write(folder: Path, found: Sequence[tuple[str, Board, CostReport]]) -> None:
-    rows = []
+    rows, totals = [], []
     for name, board, report in found:
-        stem = f"{report.network}_{board.name}_{name.replace(' ', '')}"
+        # Names are anybody's: no part of them leads out of the folder.
+        stem = re.sub(r"[^\w.=,+-]+", "_", f"{report.network}_{board.name}_{name.replace(' ', '')}")
         write_text(folder / f"{stem}.json", json.dumps(report.to_dict(), indent=1) + "\n")
+        values = {key: value for key, value in report.to_dict().items() if key not in ("version", "layers", "memories")}
+        totals.append({"network": report.network, "board": board.name, "precision": name, **values})
         rows += [{"board": board.name, "precision": name, **asdict(layer)} for layer in report.layers]
         for kind, figure in (("bram", plots.memory_map(report, board.bram18)), ("roofline", roofline(report, board))):
             image = io.BytesIO()
             figure.savefig(image, format="png")
             write_bytes(folder / f"{stem}_{kind}.png", image.getvalue())
     write_rows(folder / "layers", rows)
+    write_rows(folder / "totals", totals)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from hwmodel import Board, CostReport
@@ -56,12 +57,12 @@ def layer_rows(report: CostReport) -> list[tuple[str, ...]]:
                 layer.weight_place.replace("_", " ") if layer.weights else "",
                 str(layer.weight_bit_width) if layer.weights else "",
                 f"{layer.density:.3f}" if layer.weights else "",
-                f"{layer.stored_bits / BITS_PER_KIB:.2f}",
-                str(layer.bram18),
+                f"{layer.stored_bits / BITS_PER_KIB:,.2f}",
+                f"{layer.bram18:,}",
                 f"{layer.lut:,}",
-                str(layer.dsp),
+                f"{layer.dsp:,}",
                 f"{layer.cycles:,}",
-                f"{offchip / BITS_PER_KIB:.1f}",
+                f"{offchip / BITS_PER_KIB:,.1f}",
             )
         )
     return rows
@@ -79,9 +80,10 @@ def cost_table(report: CostReport, board: Board) -> Table:
         f"{report.gops:,.0f} GOP/s (2 per MAC), {100 * report.mac_efficiency:.0f} % of the arrays busy; energy "
         f"{report.energy_rel:.3f} of 8 bits layer by layer; used most: {report.binding}"
     )
-    table = Table(title=f"{report.network} on {report.board}", caption=caption, caption_justify="left")
+    title = escape(f"{report.network} on {report.board}")
+    table = Table(title=title, caption=escape(caption), caption_justify="left")
     for heading in LAYER_COLUMNS:
         table.add_column(heading, justify="left" if heading in ("layer", "data flow", "held in") else "right")
     for row in layer_rows(report):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table

@@ -76,6 +76,80 @@ def test_import_path_becomes_a_network() -> None:
     assert list(config.network.input_shape) == [3, 64, 64]
 
 
+@pytest.mark.parametrize(
+    ("asked", "shape"),
+    [
+        (["network=ssdlite320"], [3, 320, 320]),
+        (["network=nets:Gray", "network.input_shape=[1,28,28]"], [1, 28, 28]),
+        (["network=nets:Four", "network.input_shape=[4,16,16]"], [4, 16, 16]),
+        (["experiment=bccd_yolo"], [3, 240, 320]),
+        (["network=digits_yolo", "data=digit_scenes"], [1, 96, 96]),
+    ],
+)
+def test_networks_need_no_images(asked: list[str], shape: list[int]) -> None:
+    arguments, rest = split_arguments(asked)
+    assert arguments == CostArguments()
+    assert list(compose_config(rest).network.input_shape) == shape
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["network=resnet50", "network.input_shape=[3,512,512]"], "network.input_shape=.* no effect: network=resnet50"),
+        (["network=resnet20", "board=vc707,zcu104", "board.bram18=9"], "board.bram18=9 has no effect: board=vc707,z"),
+        (["network=resnet20", "precision=c.json", "baselines=[4]"], "baselines=.* no effect: precision=c.json says"),
+        (["network=resnet20", "precision=c.json", "quant=a8"], "quant=a8 has no effect: precision=c.json says"),
+        (["network=resnet20", "out="], "out= has no value"),
+        (["network="], "network= has no value"),
+        (["network=resnet20", "baselines=[]"], r"baselines=\[\], expected at least one number of bits, or precision="),
+    ],
+)
+def test_what_would_change_nothing_is_refused(asked: list[str], message: str) -> None:
+    arguments, rest = split_arguments(asked)
+    with pytest.raises(ConfigError, match=message):
+        cost(compose_config(rest), arguments)
+
+
+def test_lists_of_boards() -> None:
+    assert split_arguments(["board=vc707, zcu104,,vc707"])[0].boards == ("vc707", "zcu104")
+    assert split_arguments(["board=all,my.yaml"])[0].boards == (*board_names(), "my.yaml")
+
+
+def test_names_are_shown_as_they_are_and_stay_in_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "conf" / "board" / "zcu102.yaml").read_text()
+    (tmp_path / "odd.yaml").write_text(text.replace("name: zcu102", 'name: "a/../../b [/]"'))
+    file = tmp_path / "odd.yaml"
+    cost(compose_config(["baselines=[4]"]), CostArguments("resnet20", (str(file),), out=tmp_path / "out"))
+    cost(compose_config(["baselines=[4,8]"]), CostArguments("resnet20", (str(file),)))
+    assert capsys.readouterr().out.count("a/../../b [/]") == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["odd.yaml", "out"]
+    assert (tmp_path / "out" / "resnet20_a_.._.._b__4bit.json").is_file()
+
+
+def test_totals_are_written_too_and_slow_schedules_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cost(compose_config(["baselines=[4]"]), CostArguments("resnet18", ("zcu102", "u250"), out=tmp_path))
+    with (tmp_path / "totals.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    network = load_network("resnet18")
+    report = estimate(network, uniform(network, 4, 4), load_board("u250"))
+    assert [(row["network"], row["board"], row["precision"]) for row in rows][1] == ("resnet18", "u250", "4 bit")
+    assert (float(rows[1]["fps"]), int(rows[1]["dsp"])) == (report.fps, report.dsp)
+    assert "min_fps=<frames/s> asks for faster ones" in capsys.readouterr().out
+    cost(compose_config(["baselines=[4]"]), CostArguments("resnet18", ("u250",)))
+    assert "min_fps=" not in capsys.readouterr().out  # a pipeline is as fast as it can be
+
+
+def test_networks_are_traced_without_what_trains_them() -> None:
+    command = [sys.executable, "scripts/cost.py", "network=squeezenet1_1", "baselines=[4]", "board=zcu102"]
+    code = "import sys, runpy; sys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    code += "except SystemExit: pass\nprint([name for name in ('pytorch_lightning', 'botorch') if name in sys.modules])"
+    done = subprocess.run([command[0], "-c", code, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "squeezenet1_1 on zcu102" in done.stdout
+
+
 def test_one_combination_is_printed_layer_by_layer_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +188,13 @@ def test_precision_of_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str
         cost(compose_config([]), CostArguments("resnet20", precision=tmp_path / "missing.json"))
     file.write_text("{")
     with pytest.raises(ConfigError, match="config.json: is not JSON"):
+        cost(compose_config([]), CostArguments("resnet20", precision=file))
+    for text, message in (("null", "is NoneType, expected fields"), ("[1]", "is list, expected fields")):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=f"config.json: a network configuration {message}"):
+            cost(compose_config([]), CostArguments("resnet20", precision=file))
+    file.write_text(json.dumps(uniform(load_network("resnet18"), 3, 4).to_dict()))
+    with pytest.raises(ConfigError, match="config.json: configuration does not match network 'resnet20': missing"):
         cost(compose_config([]), CostArguments("resnet20", precision=file))
 
 
