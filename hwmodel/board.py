@@ -17,6 +17,9 @@ BOARD_FOLDER = Path(__file__).resolve().parents[1] / "conf" / "board"
 FAMILIES = ("7series", "ultrascale", "ultrascale_plus")
 """Device families: they differ in DSP slice, UltraRAM and LUT memories."""
 
+MOST = 10**15
+"""Largest number of a board: far above any device, and sums of costs stay within 64 bits."""
+
 
 @dataclass(frozen=True)
 class Board:
@@ -58,6 +61,8 @@ class Board:
             self._require(_is_int(getattr(self, name)) and getattr(self, name) >= low, name, f"an integer >= {low}")
         for name in ("dram_bytes_per_s", "clock_hz"):
             self._require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, name, "an integer >= 1")
+        for name in ("bram18", "uram", "dsp", "lut", "ff", "dram_bytes_per_s", "clock_hz"):
+            self._require(getattr(self, name) <= MOST, name, f"at most {MOST:,}")
 
     def _require(self, ok: bool, name: str, expected: str) -> None:
         if not ok:
@@ -74,12 +79,26 @@ class Board:
         Raises:
             BoardError: A field is missing, unknown or out of range.
         """
+        if not isinstance(data, Mapping):
+            raise BoardError(f"{where}: expected fields with values, found {type(data).__name__}")
         known = [f.name for f in fields(cls)]
         missing = [name for name in known if name not in data]
         unknown = [str(name) for name in data if name not in known]
         if missing or unknown:
             raise BoardError(f"{where}: missing fields {missing}, unknown fields {unknown}; a board has {known}")
         return cls(**data)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a field that is given twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The fields of a mapping."""
+        names = [str(key.value) for key, _ in node.value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise BoardError(f"{', '.join(twice)} given twice, expected each field once")
+        return super().construct_mapping(node, deep)
 
 
 def _is_int(value: object) -> bool:
@@ -100,6 +119,8 @@ def load_board(name_or_path: str | Path) -> Board:
     Raises:
         BoardError: There is no such board or file, or its content is not a board.
     """
+    if not isinstance(name_or_path, str | Path):
+        raise BoardError(f"board {name_or_path!r}: expected a name or the path of a .yaml file")
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = BOARD_FOLDER / f"{name_or_path}.yaml"
@@ -109,13 +130,13 @@ def load_board(name_or_path: str | Path) -> Board:
                 "or give the path of a .yaml file"
             )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except BoardError as error:
+        raise BoardError(f"board file {path}: {error}") from error
     except OSError as error:
         raise BoardError(f"board file {path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BoardError(f"board file {path}: is not YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise BoardError(f"board file {path}: expected fields with values, found {type(data).__name__}")
     return Board.from_dict(data, f"board file {path}")
 
 

@@ -31,7 +31,7 @@ from typing import Any, Protocol
 
 from hwmodel.compute import Count, Multiplier
 from hwmodel.errors import SpecError
-from hwmodel.network import LayerSpec, NetworkSpec, is_size
+from hwmodel.network import LARGEST_SIZE, LayerSpec, NetworkSpec, is_size
 
 VERSION = 1
 """Schema version of `Schedule.to_dict`."""
@@ -153,10 +153,14 @@ class LayerSchedule:
                     f"schedule of layer {self.name!r}: {name}={getattr(self, name)!r}, "
                     f"expected one of {[str(k) for k in kind]}"
                 ) from None
+        if not isinstance(self.name, str):
+            raise SpecError(f"schedule of layer {self.name!r}: name={self.name!r}, expected a string")
         for name in ("pe", "simd", "ingest_channels"):
             value = getattr(self, name)
             if not is_size(value, 1):
                 raise SpecError(f"schedule of layer {self.name!r}: {name}={value!r}, expected an integer >= 1")
+            if value > LARGEST_SIZE:
+                raise SpecError(f"schedule of layer {self.name!r}: {name}={value!r}, expected at most {LARGEST_SIZE:,}")
         if self.weight_place.is_loaded and self.data_flow is not DataFlow.SPILLED:
             raise SpecError(
                 f"schedule of layer {self.name!r}: weight_place={str(self.weight_place)!r} with "
@@ -203,7 +207,14 @@ class Schedule:
     host: HostInterface = HostInterface()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))
+        layers = self.layers
+        if not (isinstance(layers, list | tuple) and all(isinstance(layer, LayerSchedule) for layer in layers)):
+            raise SpecError(
+                f"schedule of network {self.network!r}: layers={layers!r}, expected a list of LayerSchedules"
+            )
+        if not isinstance(self.host, HostInterface):
+            raise SpecError(f"schedule of network {self.network!r}: host={self.host!r}, expected a HostInterface")
+        object.__setattr__(self, "layers", tuple(layers))
         if len(self.by_name) != len(self.layers):
             raise SpecError(f"schedule of network {self.network!r}: a layer occurs twice")
         flows = [layer.data_flow.is_pipelined for layer in self.layers]
@@ -274,6 +285,8 @@ class Schedule:
         Raises:
             SpecError: The version is another one, or a field is unknown, missing or invalid.
         """
+        if not isinstance(data, Mapping):
+            raise SpecError(f"a schedule is {type(data).__name__}, expected fields with values")
         values = dict(data)
         version = values.pop("version", None)
         if version != VERSION:

@@ -8,6 +8,8 @@ HwModelError
 ```
 """
 
+from __future__ import annotations
+
 
 class HwModelError(Exception):
     """Base of every error that `hwmodel` raises on purpose."""
@@ -23,3 +25,10 @@ class BoardError(HwModelError, ValueError):
 
 class BudgetError(HwModelError):
     """No schedule fits the board; the message names the budget that binds and by how much."""
+
+
+def require_type(name: str, value: object, kind: type, remedy: str) -> None:
+    """Raises `SpecError` unless a value is of a kind; the message says where such ones come from."""
+    if not isinstance(value, kind):
+        shown = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+        raise SpecError(f"{name} is {shown}, expected a {kind.__name__}: {remedy}")

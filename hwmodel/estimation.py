@@ -11,7 +11,7 @@ from hwmodel.arrays import ConfigArrays, widths
 from hwmodel.board import Board
 from hwmodel.cost import cost_of
 from hwmodel.dataflow import Schedule
-from hwmodel.errors import SpecError
+from hwmodel.errors import SpecError, require_type
 from hwmodel.network import NetworkSpec
 from hwmodel.precision import NetworkConfig
 from hwmodel.report import CostReport
@@ -33,8 +33,12 @@ def estimate(network: NetworkSpec, config: NetworkConfig, board: Board, schedule
         SpecError: Configuration or schedule do not match the network.
         BudgetError: No schedule was given and none fits the board.
     """
+    require_type("network", network, NetworkSpec, "load_network reads one")
+    require_type("config", config, NetworkConfig, "uniform makes one")
+    require_type("board", board, Board, "load_board reads one")
     if schedule is None:
         schedule = best_schedule(network, config, board)
+    require_type("schedule", schedule, Schedule, "schedule() makes one")
     return cost_of(network, config, board, schedule)
 
 

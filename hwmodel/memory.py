@@ -61,7 +61,6 @@ class MemoryUse:
     lutram_luts: Count = 0
 
 
-@lru_cache(maxsize=262144)
 def map_memory(depth: int, width: int, family: str, profile: str = "vivado") -> MemoryUse:
     """What a simple dual-port memory takes.
 
@@ -77,6 +76,17 @@ def map_memory(depth: int, width: int, family: str, profile: str = "vivado") -> 
     >>> map_memory(2304, 64, "7series").bram18
     10
     """
+    try:
+        return _map_memory(depth, width, family, profile)
+    except TypeError:  # a list, an array: nothing that could be looked up
+        raise SpecError(
+            f"memory of depth={depth!r}, width={width!r}, family={family!r}, profile={profile!r}: expected integers "
+            f">= 0, one of {list(FAMILIES)} and one of {list(PROFILES)}"
+        ) from None
+
+
+@lru_cache(maxsize=262144)
+def _map_memory(depth: int, width: int, family: str, profile: str) -> MemoryUse:
     if not (is_size(depth, 0) and is_size(width, 0)):
         raise SpecError(f"memory of depth={depth!r}, width={width!r}: expected integers >= 0")
     if family not in FAMILIES:

@@ -23,6 +23,15 @@ FRAME_ENGINE = "frame engine"
 DRAM = "dram"
 """Name of the off-chip memory as a bottleneck."""
 
+LARGEST_SIZE = 2**24
+"""Largest channel count, number of rows or of columns."""
+
+LARGEST_MAP = 2**40
+"""Most values of a feature map, and most weights of a layer."""
+
+MOST_MACS = 2**56
+"""Most multiply-accumulates per frame: sums of cycles and bits stay within 64 bits."""
+
 RESERVED = (INPUT, FRAME_ENGINE, DRAM)
 """Names that no layer has."""
 
@@ -138,16 +147,21 @@ class LayerSpec:
         positive = ("in_channels", "in_height", "in_width", "out_channels", "out_height", "out_width", "groups")
         for name in positive:
             self._require(is_size(getattr(self, name), 1), name, "an integer >= 1")
+            self._require(getattr(self, name) <= LARGEST_SIZE, name, f"at most {LARGEST_SIZE:,}")
         for name, low in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
             pair = getattr(self, name)
             ok = len(pair) == 2 and all(is_size(v, low) for v in pair)
             self._require(ok, name, f"two integers >= {low}")
+            self._require(max(pair) <= LARGEST_SIZE, name, f"at most {LARGEST_SIZE:,} each")
         ok = len(self.end_padding) == 2 and all(is_size(v, 0) for v in self.end_padding)
         self._require(ok, "padding_end", "two integers >= 0, or None")
         self._require(self.activation in ACTIVATIONS, "activation", f"one of {list(ACTIVATIONS)}")
         self._require(len(self.inputs) >= 1, "inputs", "at least one producer")
+        self._require(all(isinstance(name, str) for name in self.inputs), "inputs", "names of layers")
+        self._require(self.weights_of is None or isinstance(self.weights_of, str), "weights_of", "a name, or None")
         self._require(self.weights_of is None or self.has_weights, "weights_of", f"None for op={str(self.op)!r}")
         self._check_shapes()
+        self._check_products()
 
     def _require(self, ok: bool, name: str, expected: str) -> None:
         if not ok:
@@ -207,6 +221,16 @@ class LayerSpec:
             self._require(ok, "stride", f"divisors of the ifm's {self.in_height} rows and {self.in_width} columns")
             size = self.in_channels * self.stride[0] * self.stride[1]
             self._require(self.out_channels == size, "out_channels", str(size))
+
+    def _check_products(self) -> None:
+        sizes = {
+            "in_channels x in_height x in_width": self.in_channels * self.in_height * self.in_width,
+            "out_channels x out_height x out_width": self.out_channels * self.out_height * self.out_width,
+            "weights": self.weights,
+        }
+        for name, size in sizes.items():
+            if size > LARGEST_MAP:
+                raise SpecError(f"layer {self.name!r}: {name}={size:,}, expected at most {LARGEST_MAP:,}")
 
     def _expected_size(self, axis: int) -> int:
         size = (self.in_height, self.in_width)[axis]
@@ -288,10 +312,14 @@ class NetworkSpec:
     outputs: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))
+        self._require(isinstance(self.name, str), "name", "a string")
+        for name, kind, expected in (("layers", LayerSpec, "LayerSpecs"), ("outputs", str, "names of layers")):
+            value = getattr(self, name)
+            ok = isinstance(value, list | tuple) and all(isinstance(item, kind) for item in value)
+            self._require(ok, name, f"a list of {expected}")
+            object.__setattr__(self, name, tuple(value))
         for name in ("input_channels", "input_height", "input_width"):
-            if not is_size(getattr(self, name), 1):
-                raise SpecError(f"network {self.name!r}: {name}={getattr(self, name)!r}, expected an integer >= 1")
+            self._require(is_size(getattr(self, name), 1), name, "an integer >= 1")
         shapes = {INPUT: (self.input_channels, self.input_height, self.input_width)}
         earlier: dict[str, LayerSpec] = {}
         for layer in self.layers:
@@ -312,12 +340,17 @@ class NetworkSpec:
             earlier[layer.name] = layer
             shapes[layer.name] = (layer.out_channels, layer.out_height, layer.out_width)
         unread = tuple(layer.name for layer in self.layers if not self.consumers[layer.name])
-        object.__setattr__(self, "outputs", tuple(self.outputs) or unread)
+        object.__setattr__(self, "outputs", self.outputs or unread)
         if len(set(self.outputs)) < len(self.outputs) or not set(unread) <= set(self.outputs) <= set(self.by_name):
             raise SpecError(
                 f"network {self.name!r}: outputs={self.outputs}, expected different layers, among them {unread}, "
                 "which no layer reads"
             )
+        self._require(self.total_macs <= MOST_MACS, "total_macs", f"at most {MOST_MACS:,}")
+
+    def _require(self, ok: bool, name: str, expected: str) -> None:
+        if not ok:
+            raise SpecError(f"network {self.name!r}: {name}={getattr(self, name)!r}, expected {expected}")
 
     @staticmethod
     def _check_operands(layer: LayerSpec, operands: list[tuple[int, int, int]]) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from hwmodel.errors import SpecError
+from hwmodel.errors import SpecError, require_type
 from hwmodel.network import AFFINE, INPUT, LayerSpec, NetworkSpec, Op
 
 SIGNIFICANT_BIT_WIDTH = 8
@@ -165,11 +165,17 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         pairs = self.layers.items() if isinstance(self.layers, Mapping) else self.layers
-        object.__setattr__(self, "layers", tuple((name, layer) for name, layer in pairs))
+        try:
+            object.__setattr__(self, "layers", tuple((name, layer) for name, layer in pairs))
+        except (TypeError, ValueError):
+            raise SpecError(f"layers={self.layers!r}, expected pairs of a layer's name and its LayerConfig") from None
+        for name, layer in self.layers:
+            if not (isinstance(name, str) and isinstance(layer, LayerConfig)):
+                raise SpecError(f"layer {name!r}: {layer!r}, expected a layer's name and its LayerConfig")
         names = [name for name, _ in self.layers]
-        for name in names:
-            if names.count(name) > 1:
-                raise SpecError(f"layer {name!r} is configured twice")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise SpecError(f"layer {twice!r} is configured twice")
         for name, allowed in (
             ("sum_bit_width", (*range(1, 9), 16)),
             ("input_bit_width", range(2, 9)),
@@ -267,6 +273,7 @@ def uniform(
     Raises:
         SpecError: No layer has weights, or a width is out of range.
     """
+    require_type("network", network, NetworkSpec, "load_network reads one")
     network.require_weights()
     owners = {layer.name: layer.weights_of or layer.name for layer in network.weighted}
     names = list(owners)

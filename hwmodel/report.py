@@ -186,6 +186,8 @@ class CostReport:
         Raises:
             SpecError: The version is another one, or a field is unknown or missing.
         """
+        if not isinstance(data, Mapping):
+            raise SpecError(f"a cost report is {type(data).__name__}, expected fields with values")
         values = dict(data)
         version = values.pop("version", None)
         if version != VERSION:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from hwmodel.arrays import by_kind
 from hwmodel.board import Board
 from hwmodel.dataflow import Schedule
-from hwmodel.errors import BudgetError, SpecError
+from hwmodel.errors import BudgetError, SpecError, require_type
 from hwmodel.network import NetworkSpec
 from hwmodel.precision import LayerConfig, NetworkConfig
 from hwmodel.scheduler import schedule as best_schedule
@@ -85,11 +85,19 @@ class CostTable:
         output_bit_width: int = 16,
         min_fps: float = 0.0,
     ) -> None:
+        require_type("network", network, NetworkSpec, "load_network reads one")
+        require_type("board", board, Board, "load_board reads one")
+        require_type("choices", choices, Mapping, "configurations by layer name")
         names = tuple(layer.name for layer in network.weighted)
         missing = [name for name in names if not choices.get(name)]
         unknown = [name for name in choices if name not in names]
         if missing or unknown:
             raise SpecError(f"choices for network {network.name!r}: missing or empty {missing}, unknown {unknown}")
+        for name, own in choices.items():
+            if not isinstance(own, Sequence) or not all(isinstance(config, LayerConfig) for config in own):
+                raise SpecError(f"choices of layer {name!r}: {own!r}, expected a list of LayerConfigs")
+        if schedule is not None:
+            require_type("schedule", schedule, Schedule, "schedule() makes one")
         owners = {layer.name: layer.weights_of for layer in network.weighted if layer.weights_of is not None}
         for name, owner in owners.items():
             if tuple(choices[name]) != tuple(choices[owner]):
@@ -106,9 +114,9 @@ class CostTable:
             "output_bit_width": output_bit_width,
         }
         network.require_weights()
+        self._sizes = np.array([len(self.choices[name]) for name in names])
         self.schedule = self._default_schedule(min_fps) if schedule is None else schedule
         self.schedule.check_matches(network)
-        self._sizes = np.array([len(self.choices[name]) for name in names])
         self._offsets = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
         act_bits = {name: [config.act_bit_width for config in self.choices[name]] for name in names}
         self._act_bits = np.concatenate(list(act_bits.values()))
@@ -121,7 +129,12 @@ class CostTable:
         self._merged = self._merge(found)
 
     def config(self, indices: Sequence[int] | Array) -> NetworkConfig:
-        """The configuration that one row of indices means."""
+        """The configuration that one row of indices means.
+
+        Raises:
+            SpecError: As for `evaluate`.
+        """
+        (indices,) = self._checked([list(indices)] if isinstance(indices, Sequence) else np.asarray(indices)[None])
         layers = tuple((name, self.choices[name][int(i)]) for name, i in zip(self.layers, indices, strict=True))
         return NetworkConfig(layers, **self._widths)
 
@@ -139,7 +152,22 @@ class CostTable:
             SpecError: `indices` has another shape or dtype, names a choice that a layer does not have, or differs
                 between layers that share weights.
         """
-        index = np.asarray(indices)
+        index = self._checked(indices)
+        sums, energy = self._gather(index)
+        terms = self._terms
+        if terms.depends_on_widths or not self._has_shared_table:
+            act_bits = self._read_bits(index)
+            terms.add_tensors(sums, act_bits)
+            if not self._has_shared_table:
+                self._add_shared(sums, index, act_bits)
+        return terms.columns(sums, energy)
+
+    def _checked(self, indices: ArrayLike) -> Array:
+        """Indices as an array of shape (n, layers), each a choice of its layer."""
+        try:
+            index = np.asarray(indices)
+        except ValueError:
+            raise SpecError(f"indices={indices!r}, expected integers of shape (n, {len(self.layers)})") from None
         if index.ndim != 2 or index.shape[1] != len(self.layers) or index.dtype.kind not in "iu":
             raise SpecError(
                 f"indices of shape {index.shape} and dtype {index.dtype}, expected integers of shape "
@@ -157,20 +185,15 @@ class CostTable:
                     f"indices[:, {column}] differ from indices[:, {owner}]: layer {self.layers[column]!r} uses the "
                     f"weights of {self.layers[owner]!r}"
                 )
-        index = index.astype(np.int64)
-        sums, energy = self._gather(index)
-        terms = self._terms
-        if terms.depends_on_widths or not self._has_shared_table:
-            act_bits = self._read_bits(index)
-            terms.add_tensors(sums, act_bits)
-            if not self._has_shared_table:
-                self._add_shared(sums, index, act_bits)
-        return terms.columns(sums, energy)
+        return index.astype(np.int64)
 
     # -- tables ---------------------------------------------------------------------------------------------------
 
     def at_share(self, share: float) -> list[int]:
         """The choice of each layer at a share of the way from the fewest to the most stored bits, in 0..1."""
+        number: object = share
+        if not (isinstance(number, int | float) and 0 <= number <= 1):
+            raise SpecError(f"share={share!r}, expected a number in 0..1")
         picked = []
         for name in self.layers:
             sizes = [weight_storage(self.network.by_name[name], config).total_bits for config in self.choices[name]]

@@ -66,9 +66,11 @@ def load_network(name: str) -> NetworkSpec:
     >>> load_network("resnet20").total_weights
     268336
     """
+    if not isinstance(name, str):
+        raise SpecError(f"network {name!r}: expected a name, one of {list(network_names())}")
     try:
         return NETWORKS[ALIASES.get(name, name)]()
     except KeyError:
-        near = get_close_matches(name, (*NETWORKS, *ALIASES), n=1)
+        near = get_close_matches(name.lower().replace("-", "_"), (*NETWORKS, *ALIASES), n=1)
         hint = f"; did you mean {ALIASES.get(near[0], near[0])}?" if near else ""
         raise SpecError(f"network {name!r} has no layer table; there are {list(network_names())}{hint}") from None
