@@ -82,6 +82,8 @@ class ConfigArrays:
 
     def __post_init__(self) -> None:
         NetworkConfig((), **widths(self))  # refuses widths out of range
+        if not isinstance(self.layers, list | tuple) or not all(isinstance(name, str) for name in self.layers):
+            raise SpecError(f"layers={self.layers!r}, expected names of layers")
         object.__setattr__(self, "layers", tuple(self.layers))
         given = {
             "weight_bit_width": self._numbers("weight_bit_width", "iu", "integers"),
@@ -201,7 +203,8 @@ class ConfigArrays:
             wrong = positions < 0
         if wrong.any():
             row, column = np.argwhere(wrong)[0].tolist()
-            self._refuse(name, row, column, values[row, column].item(), f"one of {[str(kind) for kind in kinds]}")
+            (found,) = values[row, [column]].tolist()
+            self._refuse(name, row, column, found, f"one of {[str(kind) for kind in kinds]}")
         return positions
 
     def _rows(self, name: str) -> NDArray[Any]:

@@ -31,4 +31,5 @@ def require_type(name: str, value: object, kind: type, remedy: str) -> None:
     """Raises `SpecError` unless a value is of a kind; the message says where such ones come from."""
     if not isinstance(value, kind):
         shown = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
-        raise SpecError(f"{name} is {shown}, expected a {kind.__name__}: {remedy}")
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise SpecError(f"{name} is {shown}, expected {article} {kind.__name__}: {remedy}")

@@ -59,9 +59,12 @@ def estimate_many(
     Raises:
         SpecError: A configuration or the schedule does not match the network, or there is no configuration.
     """
+    require_type("configs", configs, Iterable, "NetworkConfigs")
     given = list(configs)
     if not given:
         raise SpecError("no configurations are given, expected at least one")
+    for number, config in enumerate(given):
+        require_type(f"configs[{number}]", config, NetworkConfig, "uniform makes one")
     by_widths: dict[tuple[int, ...], list[int]] = {}
     for number, config in enumerate(given):
         by_widths.setdefault(tuple(widths(config).values()), []).append(number)
@@ -93,6 +96,10 @@ def estimate_arrays(
     Raises:
         SpecError: Arrays or schedule do not match the network.
     """
+    require_type("network", network, NetworkSpec, "load_network reads one")
+    require_type("arrays", arrays, ConfigArrays, "precision of many configurations")
+    require_type("board", board, Board, "load_board reads one")
+    require_type("schedule", schedule, Schedule, "schedule() makes one")
     arrays.check_matches(network)
     schedule.check_matches(network)
     kinds = dict(zip(arrays.layers, arrays.kinds(), strict=True))

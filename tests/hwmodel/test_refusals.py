@@ -13,6 +13,7 @@ import pytest
 from hwmodel import (
     Board,
     BoardError,
+    ConfigArrays,
     CostReport,
     CostTable,
     HwModelError,
@@ -25,6 +26,8 @@ from hwmodel import (
     Schedule,
     SpecError,
     estimate,
+    estimate_arrays,
+    estimate_many,
     load_board,
     load_network,
     map_memory,
@@ -35,6 +38,7 @@ from hwmodel import (
 NETWORK = load_network("resnet20")
 BOARD = load_board("zcu102")
 CONFIG = uniform(NETWORK, 4, 4)
+SCHEDULE = schedule(NETWORK, CONFIG, BOARD)
 CHOICES = {layer.name: [LayerConfig(4, 4), LayerConfig(2, 4)] for layer in NETWORK.weighted}
 LAYER: dict[str, Any] = {
     "name": "a",
@@ -195,7 +199,7 @@ def test_tables(changes: dict[str, Any], message: str) -> None:
 
 
 def test_indices_of_tables() -> None:
-    table = CostTable(NETWORK, BOARD, CHOICES, schedule(NETWORK, CONFIG, BOARD))
+    table = CostTable(NETWORK, BOARD, CHOICES, SCHEDULE)
     layers = len(table.layers)
     assert table.config([1] * layers) == table.config(np.ones(layers, dtype=np.int64))
     for wrong in ([0], [2] * layers, [-1] * layers, [0.5] * layers, ["x"] * layers):
@@ -206,6 +210,49 @@ def test_indices_of_tables() -> None:
     for share in (-0.1, 1.1, float("nan"), "x", None):
         with pytest.raises(SpecError, match="^share=.*, expected a number in 0..1"):
             table.at_share(share)  # type: ignore[arg-type]
+
+
+ARRAYS = ConfigArrays(tuple(CHOICES), 4, 4)
+
+
+@pytest.mark.parametrize("layers", [None, 3, "conv1", (3,), [[]]])
+def test_arrays_name_layers(layers: Any) -> None:
+    with pytest.raises(SpecError, match="^layers=.*, expected names of layers"):
+        ConfigArrays(layers, 4, 4)
+
+
+@pytest.mark.parametrize("field", ["weight_format", "granularity"])
+@pytest.mark.parametrize("value", [None, {}, "x", -1])
+def test_arrays_hold_kinds(field: str, value: Any) -> None:
+    with pytest.raises(SpecError, match=f"layer 'conv1', configuration 0: {field}=.*, expected one of"):
+        replace(ARRAYS, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": "resnet20"}, "network is 'resnet20', expected a NetworkSpec"),
+        ({"arrays": CONFIG}, "arrays is a NetworkConfig, expected a ConfigArrays"),
+        ({"board": "zcu102"}, "board is 'zcu102', expected a Board"),
+        ({"schedule": None}, "schedule is None, expected a Schedule"),
+    ],
+)
+def test_estimates_of_arrays(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        estimate_arrays(**{"network": NETWORK, "arrays": ARRAYS, "board": BOARD, "schedule": SCHEDULE, **changes})
+
+
+@pytest.mark.parametrize(
+    ("configs", "message"),
+    [
+        (None, "configs is None, expected an Iterable: NetworkConfigs"),
+        (CONFIG, r"configs\[0\] is 'conv1', expected a NetworkConfig"),
+        ([CONFIG, None], r"configs\[1\] is None, expected a NetworkConfig"),
+    ],
+)
+def test_estimates_of_many(configs: Any, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        estimate_many(NETWORK, configs, BOARD, SCHEDULE)
 
 
 @pytest.mark.parametrize("network", ["resnet20", None])
