@@ -25,7 +25,7 @@ from hwmodel.errors import BoardError, SpecError
 from qat.checks import require
 from qat.compose import CONF_FOLDER
 from qat.config import Config
-from qat.errors import ConfigError
+from qat.errors import ConfigError, TraceError
 from qat.files import write_bytes, write_rows, write_text
 from qat.report import cost_table, plots
 from qat.uniform import uniform_of
@@ -161,6 +161,7 @@ def cost(cfg: Config, arguments: CostArguments | None = None) -> None:
     if len(boards) == len(precisions) == 1:
         ((name, config),) = precisions.items()
         found = [(name, boards[0], _best_report(network, config, boards[0], min_fps))]
+        console.print(_described(network), highlight=False, markup=False)
         console.print(cost_table(found[0][2], boards[0]))
         console.print(memory_table(found[0][2]))
     else:
@@ -235,8 +236,20 @@ def _network(cfg: Config, name: str | None) -> NetworkSpec:
     from qat.models import build_network
 
     channels, rows, columns = cfg.network.input_shape
-    traced = trace(build_network(cfg.network, cfg.seed), (channels, rows, columns))
+    model = build_network(cfg.network, cfg.seed)
+    try:
+        traced = trace(model, (channels, rows, columns))
+    except TraceError as error:
+        try:
+            traced = trace(model.eval(), (channels, rows, columns))  # without branches that only training has
+        except TraceError:
+            raise error from None
     return replace(traced, name=cfg.network.name)  # ResNet-18 and -50 are of one class
+
+
+def _described(network: NetworkSpec) -> str:
+    shape = f"{network.input_channels} x {network.input_height} x {network.input_width}"
+    return f"{network.name}, input {shape}: {network.total_weights:,} weights, {network.total_macs / 1e9:.3f} GMAC"
 
 
 def _precisions(cfg: Config, network: NetworkSpec, file: Path | None) -> dict[str, NetworkConfig]:
@@ -271,9 +284,7 @@ def memory_table(report: CostReport) -> Table:
 
 def sweep_table(network: NetworkSpec, found: Sequence[tuple[str, Board, CostReport]]) -> Table:
     """One row per board and precision."""
-    table = Table(
-        title=f"{escape(network.name)}: {network.total_weights:,} weights, {network.total_macs / 1e9:.3f} GMAC"
-    )
+    table = Table(title=escape(_described(network)))
     headings = ("board", "weights", "bits/weight", "RAMB18", "UltraRAM", "DSP", "LUT", "off-chip KiB", "frames/s")
     for heading in (*headings, "latency ms", "GOP/s", "used most"):
         table.add_column(heading, justify="left" if heading in ("board", "weights", "used most") else "right")

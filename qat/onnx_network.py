@@ -265,7 +265,8 @@ class _Reader:
             return ACTIVATIONS.get(node.op_type, "")
         from onnx import numpy_helper
 
-        limits = [float(numpy_helper.to_array(self.values[t])) for t in node.input[1:] if t in self.values]
+        given = [numpy_helper.to_array(self.values[t]) for t in node.input[1:] if t in self.values]
+        limits = [float(limit.item()) for limit in given if limit.size == 1]
         limits += [attribute.f for attribute in node.attribute if attribute.name in ("min", "max")]
         return "relu6" if 6.0 in limits else "relu"
 

@@ -7,9 +7,9 @@
     python scripts/cost.py network=yolov2_tiny_voc board=pynq_z2 baselines=[4] min_fps=5
 
 `network=` is a layer table of `hwmodel`, a choice of `conf/network`, an import path, or an ONNX file; `board=` one or
-several boards or YAML files, or `all`; `precision=` a configuration that a search has written, otherwise `baselines`
-lists uniform weight bits; `out=` is the folder of JSON, CSV and plots. Schedules have the fewest off-chip bits, however
-slow; `min_fps=` asks for the fewest among those that reach so many frames per second.
+several boards or YAML files, or `all` (`all,mine.yaml` too); `precision=` a configuration that a search has written,
+otherwise `baselines` lists uniform weight bits; `out=` is the folder of JSON, CSV and plots. Schedules have the fewest
+off-chip bits, however slow; `min_fps=` asks for the fewest among those that reach so many frames per second.
 """
 
 from __future__ import annotations

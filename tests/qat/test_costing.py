@@ -24,7 +24,7 @@ from hwmodel import (
 )
 from qat.compose import compose_config
 from qat.costing import CostArguments, cost, memory_table, roofline, split_arguments, sweep_table
-from qat.errors import ConfigError
+from qat.errors import ConfigError, TraceError
 from qat.report import cost_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +139,36 @@ def test_totals_are_written_too_and_slow_schedules_explained(
     assert "min_fps=<frames/s> asks for faster ones" in capsys.readouterr().out
     cost(compose_config(["baselines=[4]"]), CostArguments("resnet18", ("u250",)))
     assert "min_fps=" not in capsys.readouterr().out  # a pipeline is as fast as it can be
+
+
+BRANCHED = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.head, self.side = nn.Conv2d(8, num_classes, 1), nn.Conv2d(8, num_classes, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return (self.head(x), self.side(x).logsumexp(1)) if self.training else self.head(x)
+
+class Bad(Net):
+    def forward(self, x):
+        return self.stem(x).erf() if self.training else self.stem(x).cumsum(1)
+"""
+
+
+def test_branches_that_only_training_has_cost_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "branched.py").write_text(BRANCHED)
+    asked = [f"network.path={tmp_path}", "network.input_shape=[3,16,20]", "network.num_classes=5", "baselines=[4]"]
+    arguments, rest = split_arguments(["network=branched:Net", *asked])
+    cost(compose_config(rest), arguments)
+    assert "Net, input 3 x 16 x 20: 256 weights, 0.000 GMAC" in capsys.readouterr().out
+    arguments, rest = split_arguments(["network=branched:Bad", *asked])
+    with pytest.raises(TraceError, match="'erf'"):
+        cost(compose_config(rest), arguments)
 
 
 def test_networks_are_traced_without_what_trains_them() -> None:

@@ -169,6 +169,13 @@ def test_what_would_be_counted_wrong_is_refused(tmp_path: Path) -> None:
         load_onnx_network(write(path, moved, {"w": (4, 3, 1, 1)}, (1, 3, 8, 8)))
 
 
+def test_limits_of_another_shape_are_no_limits(tmp_path: Path) -> None:
+    node = onnx.helper.make_node
+    nodes = [node("Conv", ["x", "w"], ["a"], "conv"), node("Clip", ["a", "s", "s"], ["y"], "clip")]
+    file = write(tmp_path / "net.onnx", nodes, {"w": (4, 3, 1, 1), "s": (2,)}, (1, 3, 8, 8))
+    assert load_onnx_network(file).by_name["conv"].activation == "relu"
+
+
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="cannot be read as ONNX"):
         load_onnx_network(tmp_path / "missing.onnx")
