@@ -20,6 +20,9 @@ FAMILIES = ("7series", "ultrascale", "ultrascale_plus")
 MOST = 10**15
 """Largest number of a board: far above any device, and sums of costs stay within 64 bits."""
 
+SLOWEST_BYTE_CYCLES = 4096
+"""Most cycles that a byte may take from off chip, for the same reason."""
+
 
 @dataclass(frozen=True)
 class Board:
@@ -63,6 +66,9 @@ class Board:
             self._require(_is_int(getattr(self, name)) and getattr(self, name) >= 1, name, "an integer >= 1")
         for name in ("bram18", "uram", "dsp", "lut", "ff", "dram_bytes_per_s", "clock_hz"):
             self._require(getattr(self, name) <= MOST, name, f"at most {MOST:,}")
+        slowest = -(-self.clock_hz // SLOWEST_BYTE_CYCLES)
+        expected = f"at least {slowest:,}, a byte in {SLOWEST_BYTE_CYCLES:,} cycles of clock_hz={self.clock_hz:,}"
+        self._require(self.dram_bytes_per_s >= slowest, "dram_bytes_per_s", expected)
 
     def _require(self, ok: bool, name: str, expected: str) -> None:
         if not ok:

@@ -31,10 +31,13 @@ from typing import Any, Protocol
 
 from hwmodel.compute import Count, Multiplier
 from hwmodel.errors import SpecError
-from hwmodel.network import LARGEST_SIZE, LayerSpec, NetworkSpec, is_size
+from hwmodel.network import LayerSpec, NetworkSpec, is_size
 
 VERSION = 1
 """Schema version of `Schedule.to_dict`."""
+
+MOST_PARALLEL = 2**20
+"""Largest `pe`, `simd` and `ingest_channels`: resources of whole networks stay within 64 bits."""
 
 
 class DataFlow(StrEnum):
@@ -159,8 +162,10 @@ class LayerSchedule:
             value = getattr(self, name)
             if not is_size(value, 1):
                 raise SpecError(f"schedule of layer {self.name!r}: {name}={value!r}, expected an integer >= 1")
-            if value > LARGEST_SIZE:
-                raise SpecError(f"schedule of layer {self.name!r}: {name}={value!r}, expected at most {LARGEST_SIZE:,}")
+            if value > MOST_PARALLEL:
+                raise SpecError(
+                    f"schedule of layer {self.name!r}: {name}={value!r}, expected at most {MOST_PARALLEL:,}"
+                )
         if self.weight_place.is_loaded and self.data_flow is not DataFlow.SPILLED:
             raise SpecError(
                 f"schedule of layer {self.name!r}: weight_place={str(self.weight_place)!r} with "

@@ -23,7 +23,7 @@ FRAME_ENGINE = "frame engine"
 DRAM = "dram"
 """Name of the off-chip memory as a bottleneck."""
 
-LARGEST_SIZE = 2**24
+LARGEST_SIZE = 2**32
 """Largest channel count, number of rows or of columns."""
 
 LARGEST_MAP = 2**40

@@ -77,8 +77,8 @@ def test_memories(value: Any) -> None:
     [
         ({"inputs": (3,)}, r"layer 'a': inputs=\(3,\), expected names of layers"),
         ({"weights_of": 3}, "layer 'a': weights_of=3, expected a name, or None"),
-        ({"in_channels": 10**9}, "layer 'a': in_channels=1000000000, expected at most 16,777,216"),
-        ({"kernel_size": (1, 10**9)}, r"layer 'a': kernel_size=\(1, 1000000000\), expected at most"),
+        ({"in_channels": 10**10}, "layer 'a': in_channels=10000000000, expected at most 4,294,967,296"),
+        ({"kernel_size": (1, 10**10)}, r"layer 'a': kernel_size=\(1, 10000000000\), expected at most"),
         (
             {"in_height": 2**20, "in_width": 2**20, "out_height": 2**20, "out_width": 2**20},
             "layer 'a': in_channels x in_height x in_width=3,298,534,883,328, expected at most",
@@ -156,6 +156,12 @@ def test_plain_forms(kind: Any, data: object) -> None:
 def test_boards_beyond_any_device(field: str) -> None:
     with pytest.raises(BoardError, match=f"board 'zcu102': {field}=10{{18}}, expected at most 1,000,000,000,000,000"):
         replace(BOARD, **{field: 10**18})
+
+
+def test_boards_whose_frames_take_more_than_64_bits_of_cycles() -> None:
+    expected = "dram_bytes_per_s=1, expected at least 48,829, a byte in 4,096 cycles of clock_hz=200,000,000"
+    with pytest.raises(BoardError, match=f"board 'zcu102': {expected}"):
+        replace(BOARD, dram_bytes_per_s=1)
 
 
 def test_a_field_of_a_board_is_given_once(tmp_path: Path) -> None:
