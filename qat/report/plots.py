@@ -115,15 +115,15 @@ def precision(report: CostReport, sensitivity: Mapping[str, float]) -> Figure:
 
 
 def memory_map(report: CostReport, available: int) -> Figure:
-    """Block RAMs by layer and purpose.
+    """Block RAMs by layer and purpose, of the layers that have any.
 
     Args:
         report: Cost of the configuration.
         available: RAMB18 of the board.
     """
-    owners = list(dict.fromkeys(memory.owner for memory in report.memories))
+    owners = list(dict.fromkeys(memory.owner for memory in report.memories if memory.bram18))
     purposes = list(dict.fromkeys(memory.purpose for memory in report.memories))
-    figure = _figure(max(6.0, 0.36 * len(owners)), 3.6)
+    figure = _figure(max(6.0, 0.2 * len(owners)), 3.6)
     axes = figure.subplots()
     bottom = np.zeros(len(owners))
     for purpose in purposes:

@@ -25,7 +25,7 @@ from hwmodel import (
 from qat.compose import compose_config
 from qat.costing import CostArguments, cost, memory_table, roofline, split_arguments, sweep_table
 from qat.errors import ConfigError, TraceError
-from qat.report import cost_table
+from qat.report import cost_table, plots
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,6 +108,16 @@ def test_what_would_change_nothing_is_refused(asked: list[str], message: str) ->
     arguments, rest = split_arguments(asked)
     with pytest.raises(ConfigError, match=message):
         cost(compose_config(rest), arguments)
+
+
+def test_block_ram_map_shows_the_layers_that_have_any() -> None:
+    network, board = load_network("yolov2_tiny_voc"), load_board("zcu104")
+    report = estimate(network, uniform(network, 4, 4), board)
+    owners = [memory.owner for memory in report.memories if memory.bram18]
+    assert set(owners) < {memory.owner for memory in report.memories}
+    figure = plots.memory_map(report, board.bram18)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(dict.fromkeys(owners))
 
 
 def test_lists_of_boards() -> None:
