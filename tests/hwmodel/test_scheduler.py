@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -326,6 +328,55 @@ def test_options_cost_what_the_report_says() -> None:
             assert report.offchip_bits == cut.map_bits + streamed
             cycles = max(int(group.cycles[p]) for group, p in zip(groups, picks, strict=True))
             assert report.interval_cycles == max(cycles, dram_cycles(report.offchip_bits, board))
+
+
+def test_the_last_layer_alone_on_the_shared_engine_is_an_option_of_the_longest_pipeline() -> None:
+    network = load_network("resnet20")
+    config, board = uniform(network, 4, 4), load_board("zcu104")
+    segments = Segments(network, config, board, Space())
+    end = len(network.layers)
+    assert end - 1 not in [split.cut.pipelined for split in segments.all_resident(segments.cuts[0].map_bits)]
+    *groups, last = segments.own_options
+    alone = [option for option, flow in enumerate(last.plans[0]) if flow is DataFlow.FRAME]
+    assert 0 < len(alone) < len(last.cycles)
+    for option in alone:
+        picks = [*(0 for _ in groups), option]
+        plan = segments.write(segments.cuts[0], (*groups, last), picks)
+        assert [layer.data_flow.is_pipelined for layer in plan.layers] == [True] * (end - 1) + [False]
+        report = cost_of(network, config, board, plan)
+        used = sum(group.use[pick] for group, pick in zip((*groups, last), picks, strict=True))
+        assert [getattr(report, name) for name in RESOURCES] == used.tolist()
+        assert report.offchip_bits == segments.cuts[0].map_bits
+        cycles = max(int(group.cycles[pick]) for group, pick in zip((*groups, last), picks, strict=True))
+        assert report.interval_cycles == max(cycles, dram_cycles(report.offchip_bits, board))
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_last_layer_moves_no_more_maps_on_the_shared_engine_than_on_its_own(seed: int) -> None:
+    pick = np.random.default_rng(seed)
+    network = random_network(pick)
+    segments = Segments(network, random_config(network, pick), load_board("vc707"), SPACE)
+    bits = {cut.depths: cut.map_bits for cut in segments.cuts}
+    end = len(network.layers)
+    assert bits.get((end - 1, 0), bits[end, 0]) == bits[end, 0]
+
+
+def test_options_are_freed_with_the_search() -> None:
+    """They are megabytes, and memory that is used again at once is quick."""
+    network, board = load_network("resnet20"), load_board("zcu104")
+    scheduler = Scheduler(network, board)
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        segments = scheduler.segments(uniform(network, 4, 4))
+        assert search(segments, board) is not None
+        known = weakref.ref(segments)
+        del segments
+        assert known() is None
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def test_more_of_everything_is_never_slower() -> None:
