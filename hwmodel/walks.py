@@ -18,7 +18,10 @@ import numpy as np
 from hwmodel.exchanges import Array, Floats
 
 STEPS = 80
-"""Exchanges of a walk."""
+"""Exchanges of a walk that looks for a good choice."""
+
+STEPS_TO_FIRST = 160
+"""Exchanges of one that looks for any choice."""
 
 REST = 4
 """Steps for which a group rests whose option was exchanged, if there are more groups."""
@@ -74,9 +77,10 @@ def walked(
     weights = np.repeat(costs[None].astype(SHORT), walks, axis=0)
     dearer, cheaper = SHORT(DEARER), SHORT(CHEAPER)
     resting: deque[tuple[Array, Array]] = deque()
-    olds, picks = (np.zeros((STEPS, walks), dtype=np.int64) for _ in range(2))
-    rooms = np.full((STEPS, *room.shape), -np.inf, dtype=SHORT)
-    for step in range(STEPS):
+    steps = STEPS_TO_FIRST if to_first else STEPS
+    olds, picks = (np.zeros((steps, walks), dtype=np.int64) for _ in range(2))
+    rooms = np.full((steps, *room.shape), -np.inf, dtype=SHORT)
+    for step in range(steps):
         np.maximum(change[1:], room[:, :, None], out=part)
         np.matmul(weights[:, None], part.transpose(1, 0, 2), out=total)
         total[:, 0] += change[0]
