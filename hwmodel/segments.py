@@ -68,7 +68,7 @@ class Segments:
         self.places = (WeightPlace.BRAM, WeightPlace.URAM) if board.uram else (WeightPlace.BRAM,)
         self.cache = OptionCache() if cache is None else cache
         read = (config.sum_bit_width, config.input_bit_width, config.output_bit_width)
-        read_by_layers = tuple(layer.act_bit_width for _, layer in config.layers)
+        read_by_layers = tuple(config[layer.name].act_bit_width for layer in network.weighted)
         self.widths = self.cache.get(("widths", *read, read_by_layers), lambda: ofm_bit_widths(network, config))
         self._rates = rates
         self.facts = {

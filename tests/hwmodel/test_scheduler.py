@@ -462,6 +462,16 @@ def test_schedule_does_not_depend_on_what_was_scheduled_before() -> None:
     assert [goals(used, one) for one in configs] == [goals(Scheduler(network, board), one) for one in configs]
 
 
+def test_layers_may_be_configured_in_any_order() -> None:
+    network, board = load_network("resnet20"), load_board("zcu104")
+    bits = np.random.default_rng(0).choice([2, 4, 8], len(network.weighted)).tolist()
+    pairs = tuple((layer.name, LayerConfig(4, width)) for layer, width in zip(network.weighted, bits, strict=True))
+    used = Scheduler(network, board)
+    used.schedule(NetworkConfig(tuple(zip((name for name, _ in pairs), (one for _, one in pairs[::-1]), strict=True))))
+    assert used.segments(NetworkConfig(pairs[::-1])).widths == used.segments(NetworkConfig(pairs)).widths
+    assert used.schedule(NetworkConfig(pairs[::-1])) == Scheduler(network, board).schedule(NetworkConfig(pairs))
+
+
 def test_block_ram_where_logic_is_nearly_full() -> None:
     """Exchanges that end a little above the budget of LUTs go on: else only the fastest choice is left, of 4,732."""
     network, board = load_network("resnet18"), load_board("u250")
