@@ -7,6 +7,7 @@ Every memory has an owner and a purpose, and is mapped by `hwmodel.memory`.  Siz
 | weights      | dense or sign plane               | folds; + the most loaded          | pe * simd * bits            |
 | values       | kept weights                      | kept values / values per cycle    | values per cycle * bits     |
 | index        | positions of kept groups          | as values, or folds               | coded bits / depth          |
+| values       | both, on the shared engine        | 18-bit words of a lane / in a row | pe * words in a row * 18    |
 | stream       | weights that are not resident     | two output blocks                 | pe * simd * stored bits     |
 | parameters   | multiplier and bias               | ceil(M / pe)                      | pe * 32                     |
 | line_buffer  | ifm rows                          | W * C / ingest channels           | rows * ingest channels * a  |
@@ -262,8 +263,9 @@ class SharedLayer:
         act_bit_width: Bits of the array's activations (maximum).
         lane_multipliers: Multipliers per sparse lane (maximum).
         lane_window: Activations that a sparse lane chooses from (maximum).
-        sparse_words: Words of resident weights in the sparse lanes' memory (sum).
-        loaded_sparse_words: Words there for a layer whose weights are loaded (maximum).
+        sparse_words: Words per sparse lane of resident significant weights with their index (sum).
+        loaded_sparse_words: Words per sparse lane for a layer whose weights are loaded (maximum).
+        lane_words: Words that a sparse lane reads per cycle: as many weights as it multiplies (maximum).
         norm_dsp: DSP slices per lane for the normalisations behind it, 0 without any (maximum).
     """
 
@@ -280,6 +282,7 @@ class SharedLayer:
     lane_window: Count = 0
     sparse_words: Count = 0
     loaded_sparse_words: Count = 0
+    lane_words: Count = 0
     norm_dsp: Count = 0
 
 
@@ -298,8 +301,11 @@ KEPT = tuple(name for name in WEIGHTS if name in SUMMED)
 LOADED = tuple(BUFFERED.index(name) for name in ("loaded_words", "loaded_sparse_words"))
 """Of each of them: the number of the field in `BUFFERED` that counts where weights are loaded."""
 
-FIXED = tuple(name for name in SharedLayer.__dataclass_fields__ if name not in (*WEIGHTS, *SUMMED, "lane_multipliers"))
-"""Fields that depend neither on it nor on the engine's folding."""
+FOLDED = ("lane_multipliers", "lane_words")
+"""Fields of which the maximum counts and that depend on the engine's folding."""
+
+FIXED = tuple(name for name in SharedLayer.__dataclass_fields__ if name not in (*WEIGHTS, *SUMMED, *FOLDED))
+"""Fields that depend neither on which weights are resident nor on the engine's folding."""
 
 
 def shared_layer(
@@ -339,8 +345,14 @@ def shared_layer(
     words, sparse_words = _whole_words(config, storage, pixel_folds, products), 0
     if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE and storage.keeps_any:
         lanes = sparse_lanes(layer, config, storage, plan.pe, plan.simd)
-        need = replace(need, lane_multipliers=lanes.multipliers, lane_window=reduction_length(layer))
         per_group = SIGNIFICANT_BIT_WIDTH * storage.weights_per_group + -(-storage.index_bits // storage.kept_groups)
+        per_cycle = -(-lanes.multipliers * per_group // storage.weights_per_group)
+        need = replace(
+            need,
+            lane_multipliers=lanes.multipliers,
+            lane_window=reduction_length(layer),
+            lane_words=-(-per_cycle // SPARSE_WORD_BITS),
+        )
         sparse_words = -(-lanes.groups * per_group // SPARSE_WORD_BITS)
     if plan.weight_place.is_loaded:
         need = replace(need, loaded_words=words, loaded_sparse_words=sparse_words)
@@ -355,7 +367,12 @@ def shared_layer(
 
 
 SPARSE_WORD_BITS = 18
-"""Bits per lane of a word of the shared engine's sparse memory: one column of a block RAM."""
+"""Bits of a word of a lane in the shared engine's sparse memory: a column of block RAM.
+
+A row of the memory has as many words of each lane as the lane reads per cycle, so no layer waits for its weights; where
+a layer needs fewer, its codes fill rows nevertheless.  Layers follow each other without gaps: where one begins inside a
+row, the columns before its start are read a row later than the others.
+"""
 
 
 def _whole_words(config: LayerConfig, storage: WeightBits, pixel_folds: Count, products: Count) -> Count:
@@ -385,10 +402,12 @@ def shared_memories(need: SharedLayer, pe: Count, simd: Count, place: WeightPlac
     """
     word = pe * simd * CODE_BITS
     line_word = simd * larger(CODE_BITS, need.act_bit_width)
+    lane_words = larger(1, need.lane_words)
+    sparse_rows = -(-(need.sparse_words + need.loaded_sparse_words) // lane_words)
     shapes = (
         ("weights", need.weight_words + need.loaded_words, word, place),
         ("stream", need.stream_words, word, WeightPlace.BRAM),
-        ("values", need.sparse_words + need.loaded_sparse_words, pe * SPARSE_WORD_BITS, place),
+        ("values", sparse_rows, pe * lane_words * SPARSE_WORD_BITS, place),
         ("parameters", need.parameter_words, pe * (MULTIPLIER_BITS + BIAS_BITS), WeightPlace.BRAM),
         ("line_buffer", -(-need.line_bits // line_word), line_word, WeightPlace.BRAM),
         ("sums", need.sum_words, pe * need.sum_bits, WeightPlace.BRAM),
