@@ -21,7 +21,7 @@ Every memory has an owner and a purpose, and is mapped by `hwmodel.memory`.  Siz
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -249,7 +249,7 @@ def operation_array(layer: LayerSpec, bit_width: int, plan: Execution) -> ArrayU
 
 @dataclass(frozen=True)
 class SharedLayer:
-    """What one layer asks of the shared engine; the engine takes the maximum (or the sum) over its layers.
+    """What one layer asks of the shared engine, or its normalisations; the engine takes the maximum, or the sum.
 
     Args:
         weight_words: Words of resident weights (sum).
@@ -266,7 +266,7 @@ class SharedLayer:
         sparse_words: Words per sparse lane of resident significant weights with their index (sum).
         loaded_sparse_words: Words per sparse lane for a layer whose weights are loaded (maximum).
         lane_words: Words that a sparse lane reads per cycle: as many weights as it multiplies (maximum).
-        norm_dsp: DSP slices per lane for the normalisations behind it, 0 without any (maximum).
+        norm_dsp: DSP slices per lane for normalisations, 0 without any (maximum).
     """
 
     weight_words: Count = 0
@@ -314,7 +314,6 @@ def shared_layer(
     storage: WeightBits,
     plan: Execution,
     *,
-    followers: Sequence[LayerSpec] = (),
     keeps_weights: bool = True,
 ) -> SharedLayer:
     """What a layer with weights asks of the shared engine, with the layers without weights behind it.
@@ -324,7 +323,6 @@ def shared_layer(
         config: Its precision.
         storage: Its stored weights.
         plan: Its execution.
-        followers: `NetworkSpec.followers`; normalisations among them need lanes.
         keeps_weights: Whether its weights need words of their own when they are resident: False where the layer that it
             shares them with (`LayerSpec.weights_of`) has them resident on the same engine.
     """
@@ -337,7 +335,6 @@ def shared_layer(
         sum_bits=accumulator_bits(layer, config.stored_bit_width, config.act_bit_width),
         weight_bit_width=config.weight_bit_width,
         act_bit_width=config.act_bit_width,
-        norm_dsp=max((DSP_PER_LANE[one.op] for one in followers if one.op in NORMALIZING), default=0),
     )
     if plan.weight_place is WeightPlace.STREAMED:
         block_bits = -(-block_folds * products * storage.weight_bits // layer.weights)
@@ -364,6 +361,11 @@ def shared_layer(
     if layer.op is Op.CONV and layer.kernel_size != (1, 1):
         return replace(need, sum_words=layer.out_width * layer.out_height)
     return need
+
+
+def shared_norms(layers: Iterable[LayerSpec]) -> SharedLayer:
+    """What the normalisations among some layers of the shared engine ask of it: lanes, beside `shared_layer`."""
+    return SharedLayer(norm_dsp=max((DSP_PER_LANE[one.op] for one in layers if one.op in NORMALIZING), default=0))
 
 
 SPARSE_WORD_BITS = 18
@@ -430,7 +432,7 @@ def frame_buffer_shape(bits: Count, widest: Count, simd: Count) -> tuple[Count, 
 def shared_array(need: SharedLayer, pe: Count, simd: Count, multiplier: Multiplier, family: str) -> ArrayUse:
     """LUTs and DSP slices of the shared engine, without its memories."""
     if not np.any(need.weight_bit_width):
-        return ArrayUse(0, 0)
+        return _norm_lanes(need, simd)
     array = mac_array(pe, simd, need.weight_bit_width, need.act_bit_width, need.sum_bits, multiplier, family)
     beside = beside_shared_array(need, pe, simd, family)
     return ArrayUse(array.lut + beside.lut, array.dsp + beside.dsp)
@@ -440,5 +442,10 @@ def beside_shared_array(need: SharedLayer, pe: Count, simd: Count, family: str) 
     """LUTs and DSP slices of the shared engine beside its array: control, rescaling, sparse lanes, normalisations."""
     lut = CONTROL_LUTS + pe * RESCALE_LUTS
     lut = lut + pe * need.lane_multipliers * lutram_luts(need.lane_window, need.act_bit_width, family)
-    lut = lut + (need.norm_dsp > 0) * (simd * NORM_LANE_LUTS + ROOT_LUTS)
-    return ArrayUse(lut, pe + pe * need.lane_multipliers + simd * need.norm_dsp)
+    norms = _norm_lanes(need, simd)
+    return ArrayUse(lut + norms.lut, pe + pe * need.lane_multipliers + norms.dsp)
+
+
+def _norm_lanes(need: SharedLayer, simd: Count) -> ArrayUse:
+    """LUTs and DSP slices of the lanes and the root unit that all normalisations of the shared engine use."""
+    return ArrayUse((need.norm_dsp > 0) * (simd * NORM_LANE_LUTS + ROOT_LUTS), simd * need.norm_dsp)
