@@ -371,9 +371,10 @@ def shared_norms(layers: Iterable[LayerSpec]) -> SharedLayer:
 SPARSE_WORD_BITS = 18
 """Bits of a word of a lane in the shared engine's sparse memory: a column of block RAM.
 
-A row of the memory has as many words of each lane as the lane reads per cycle, so no layer waits for its weights; where
-a layer needs fewer, its codes fill rows nevertheless.  Layers follow each other without gaps: where one begins inside a
-row, the columns before its start are read a row later than the others.
+A row of the memory has as many words of each lane as its multipliers take per cycle in the layer that needs most, be
+its weights resident or not, so no layer waits for its weights; where one needs fewer, its codes fill rows nevertheless.
+Layers follow each other without gaps: where one begins inside a row, the columns before its start are read a row later
+than the others.
 """
 
 
