@@ -86,12 +86,11 @@ class Exchanges:
         found = self._walked(relaxed, begins, self._is_near, to_first=False)
         return [*found, *self.by_singles(np.array(found[:1]))] if found else []
 
-    def to_any(self, relaxed: Relaxed) -> Iterator[Array]:
-        """Choices of which one may be within the budgets; the relaxation is one without costs."""
-        yield from self.from_relaxed(relaxed)
+    def to_any(self, relaxed: Relaxed) -> list[Array]:
+        """Choices that walks meet of which one may be within the budgets; the relaxation is one without costs."""
         # What is dearer than its bound leaves is in no choice within the budgets.
         may_be_taken = self._extra <= 1 - relaxed.bound + TINY
-        yield from self._walked(relaxed, spread(relaxed), may_be_taken, to_first=True)
+        return self._walked(relaxed, spread(relaxed), may_be_taken, to_first=True)
 
     def _walked(
         self, relaxed: Relaxed, begins: Array, may_be_taken: NDArray[np.bool_], *, to_first: bool

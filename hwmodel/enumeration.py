@@ -16,7 +16,7 @@ COMPARED = 128
 IS_LATER = np.triu(np.ones((COMPARED, COMPARED), dtype=bool), 1)
 """Which of so many come after which."""
 
-HOPELESS = 40.0
+HOPELESS = 34.0
 """Logarithm of the number of choices that the best prices leave open above which enumeration comes to no end."""
 
 RATES = np.geomspace(1, 1000, 16)

@@ -6,7 +6,7 @@ Every memory has an owner and a purpose, and is mapped by `hwmodel.memory`.  Siz
 |--------------|-----------------------------------|-----------------------------------|-----------------------------|
 | weights      | dense or sign plane               | folds; + the most loaded          | pe * simd * bits            |
 | values       | kept weights                      | kept values / values per cycle    | values per cycle * bits     |
-| index        | positions of kept groups          | as values, or folds               | coded bits / depth          |
+| index        | positions of kept groups          | kept groups / per cycle, or folds | coded bits / depth          |
 | values       | both, on the shared engine        | 18-bit words of a lane / in a row | pe * words in a row * 18    |
 | stream       | weights that are not resident     | two output blocks                 | pe * simd * stored bits     |
 | parameters   | multiplier and bias               | ceil(M / pe)                      | pe * 32                     |
@@ -147,8 +147,9 @@ def weight_memories(
             per_lane = lanes.groups * storage.weights_per_group
             width = plan.pe * lanes.multipliers * SIGNIFICANT_BIT_WIDTH
             memories.append(Memory(layer.name, "values", -(-per_lane // lanes.multipliers), width, place))
-            index_width = plan.pe * -(-storage.index_bits // storage.kept_groups)
-            memories.append(Memory(layer.name, "index", lanes.groups, index_width, place))
+            groups = -(-lanes.multipliers // storage.weights_per_group)  # that a lane begins in one cycle
+            bits = -(-groups * storage.index_bits // storage.kept_groups)  # of their codes, which differ in length
+            memories.append(Memory(layer.name, "index", -(-lanes.groups // groups), plan.pe * bits, place))
     return (*memories, parameters)
 
 

@@ -20,6 +20,7 @@ from hwmodel import (
     NetworkConfig,
     NetworkSpec,
     Schedule,
+    WeightFormat,
     WeightPlace,
     estimate,
     load_board,
@@ -30,7 +31,15 @@ from hwmodel.cost import cost_of
 from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
 from hwmodel.options import RESOURCES, Space
 from hwmodel.precision import SIGNIFICANT_BIT_WIDTH
-from hwmodel.resources import Memory, SharedLayer, combine, shared_layer, shared_memories, sparse_lanes
+from hwmodel.resources import (
+    Memory,
+    SharedLayer,
+    combine,
+    shared_layer,
+    shared_memories,
+    sparse_lanes,
+    weight_memories,
+)
 from hwmodel.segments import Segments
 from tests.hwmodel.conftest import conv
 from tests.hwmodel.problems import random_network
@@ -127,6 +136,39 @@ def test_no_lane_of_the_shared_engine_waits_for_its_memory(
     # All weights have room, and no more than that: a word of each layer and a row may have a rest.
     held = max(bits) if loads else sum(bits)
     assert held <= memory.depth * row < held + 18 * len(bits) + row
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    channels=st.integers(1, 48),
+    out_channels=st.integers(1, 48),
+    kernel=st.sampled_from([1, 3]),
+    weight_format=st.sampled_from(["sparse", "binary_plus_sparse"]),
+    density=st.floats(0.001, 1),
+    granularity=st.sampled_from(list(Granularity)),
+    pe=st.sampled_from([1, 3, 16]),
+    simd=st.sampled_from([1, 8, 64]),
+)
+def test_no_pipelined_layer_waits_for_its_weights(
+    channels: int,
+    out_channels: int,
+    kernel: int,
+    weight_format: str,
+    density: float,
+    granularity: Granularity,
+    pe: int,
+    simd: int,
+) -> None:
+    """No memory has more words than there are cycles for an output pixel, in which it gives one each."""
+    layer = conv("a", "input", channels, out_channels, 8, kernel)
+    config = LayerConfig(1, 4, 1 - density, WeightFormat(weight_format), granularity)
+    storage = weight_storage(layer, config)
+    plan = LayerSchedule("a", DataFlow.ROW_PIXEL, pe, simd, weight_place=WeightPlace.BRAM)
+    lanes = sparse_lanes(layer, config, storage, pe, simd)
+    for memory in weight_memories(layer, config, storage, lanes, plan):
+        assert memory.depth <= folds(layer, pe, simd), memory
+        if memory.purpose == "index" and weight_format == "binary_plus_sparse":
+            assert memory.depth * memory.width * storage.kept_groups >= pe * lanes.groups * storage.index_bits
 
 
 def test_a_layer_with_several_multipliers_per_lane() -> None:
