@@ -29,6 +29,10 @@ WIDTHS = ("sum_bit_width", "input_bit_width", "output_bit_width")
 """Fields that hold for all layers."""
 
 
+REPEATING = 1000
+"""Objects of which most stand for several configurations if all of them do."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """Configurations of one layer that differ in nothing but their density.
@@ -230,17 +234,23 @@ def widths(config: NetworkConfig | ConfigArrays) -> dict[str, int]:
 
 def _read(configs: Sequence[LayerConfig]) -> dict[str, NDArray[Any]]:
     """Fields of configurations by name, shape (n,)."""
-    # Mostly a few objects stand for all; those that are new lie in memory as they were made.
+    some = _ids(configs[:REPEATING])
+    if 2 * len(np.unique(some)) > len(some):
+        return _fields(configs)
     _, firsts, inverse = np.unique(_ids(configs), return_index=True, return_inverse=True)
-    distinct = [configs[first] for first in firsts.tolist()]
+    return {name: values[inverse] for name, values in _fields([configs[i] for i in firsts.tolist()]).items()}
+
+
+def _fields(configs: Sequence[LayerConfig]) -> dict[str, NDArray[Any]]:
+    """Fields of configurations that are mostly objects of their own, as `_read`."""
     fields: dict[str, NDArray[Any]] = {
-        name: np.fromiter(map(attrgetter(name), distinct), dtype, len(distinct))
+        name: np.fromiter(map(attrgetter(name), configs), dtype, len(configs))
         for name, dtype in (("weight_bit_width", np.int64), ("act_bit_width", np.int64), ("sparsity", np.float64))
     }
     for name, kinds in ENUMERATIONS.items():  # members are single objects, and comparing them by value is slow
-        ids = _ids(list(map(attrgetter(name), distinct)))
+        ids = np.fromiter(map(id, map(attrgetter(name), configs)), np.int64, len(configs))
         fields[name] = sum(number * (ids == id(kind)) for number, kind in enumerate(kinds))
-    return {name: values[inverse] for name, values in fields.items()}
+    return fields
 
 
 def _ids(objects: Sequence[object]) -> Array:

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from hwmodel.chains import Cut, Depths, Split
+from hwmodel.chains import Cut, Split
 from hwmodel.choices import NO_LIMIT, Mask
 from hwmodel.exchanges import TINY, Array, Floats
 from hwmodel.memory import RAMB18_BITS, URAM_SHAPE
@@ -128,7 +128,7 @@ def cuts_that_may_reach(engine: SharedEngine, cuts: Sequence[Cut], budgets: Arra
     left = np.flatnonzero(map_bits <= limit)
     depths = [one.depths for one in cuts]
     # What costs little leaves out most.
-    for uses in (_no_uses, engine.uses.buffers, engine.uses.fixed):
+    for uses in (engine.uses.lanes, engine.uses.buffers, engine.uses.fixed):
         if len(left):
             found = uses([depths[number] for number in left.tolist()])
             rooms = engine.uses.rooms(found.reshape(*found.shape[:2], -1, len(budgets)), budgets)
@@ -142,7 +142,3 @@ def _least_weight_bits(engine: SharedEngine, memory_bits: Array) -> Array:
     bits, saved = engine.weights_by_users
     least: Array = saved[-1] - (np.interp(memory_bits, bits, saved) + 1).astype(np.int64)
     return least
-
-
-def _no_uses(cuts: Sequence[Depths]) -> Array:
-    return np.zeros((len(cuts), 1, 4), dtype=np.int64)

@@ -25,6 +25,7 @@ from hwmodel.resources import (
     shared_array,
     shared_layer,
     shared_memories,
+    shared_norms,
     sparse_lanes,
     weight_memories,
 )
@@ -365,18 +366,19 @@ def _layer_cost(
 def _shared_need(
     network: NetworkSpec, config: NetworkConfig, schedule: Schedule, storages: Mapping[str, WeightStorage]
 ) -> SharedLayer:
-    return combine(
+    layers = [layer for layer in network.layers if not schedule[layer.name].data_flow.is_pipelined]
+    needs = [
         shared_layer(
             layer,
             config[layer.name],
             storages[layer.name],
             schedule[layer.name],
-            followers=network.followers[layer.name],
             keeps_weights=schedule.keeps_weights(layer),
         )
-        for layer in network.weighted
-        if not schedule[layer.name].data_flow.is_pipelined
-    )
+        for layer in layers
+        if layer.has_weights
+    ]
+    return combine([*needs, shared_norms(layers)])
 
 
 def shared_place(schedule: Schedule) -> WeightPlace:

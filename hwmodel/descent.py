@@ -18,10 +18,10 @@ PENALTY = 3.0
 PAIR_OPTIONS = 160
 """Options of which pairs are exchanged."""
 
-SINGLE_OPTIONS = 400
+SINGLE_OPTIONS = 350
 """Options beside one of each group that are exchanged one by one."""
 
-COLUMNS = 8
+COLUMNS = 6
 """Choices at the last prices of a relaxation from which exchanges set out first."""
 
 WALKS = 17
@@ -81,30 +81,29 @@ class Exchanges:
         """Choices that exchanges of single options reach from those of a relaxation."""
         yield from self.by_singles(np.array([relaxed.mixed, *relaxed.columns[-COLUMNS:]]))
 
-    def from_walks(self, relaxed: Relaxed) -> Iterator[Array]:
-        """Choices within the budgets that walks meet from those of a relaxation, nearly the best first."""
-        found = self._walked(relaxed, self._is_near, to_first=False)
-        yield from found
-        if found:
-            yield from self.by_singles(np.array(found[:1]))
+    def from_walks(self, relaxed: Relaxed, begins: Array) -> list[Array]:
+        """Choices within the budgets that walks meet from others, shape (choices, groups); nearly the best first."""
+        found = self._walked(relaxed, begins, self._is_near, to_first=False)
+        return [*found, *self.by_singles(np.array(found[:1]))] if found else []
 
-    def to_any(self, relaxed: Relaxed) -> Iterator[Array]:
-        """Choices of which one may be within the budgets; the relaxation is one without costs."""
-        yield from self.from_relaxed(relaxed)
+    def to_any(self, relaxed: Relaxed) -> list[Array]:
+        """Choices that walks meet of which one may be within the budgets; the relaxation is one without costs."""
         # What is dearer than its bound leaves is in no choice within the budgets.
-        yield from self._walked(relaxed, self._extra <= 1 - relaxed.bound + TINY, to_first=True)
+        may_be_taken = self._extra <= 1 - relaxed.bound + TINY
+        return self._walked(relaxed, spread(relaxed), may_be_taken, to_first=True)
 
-    def _walked(self, relaxed: Relaxed, may_be_taken: NDArray[np.bool_], *, to_first: bool) -> list[Array]:
-        """What walks meet that set out from choices of a relaxation, the best first.
+    def _walked(
+        self, relaxed: Relaxed, begins: Array, may_be_taken: NDArray[np.bool_], *, to_first: bool
+    ) -> list[Array]:
+        """What walks meet, the best first.
 
         Args:
             relaxed: The relaxation.
+            begins: Shape (choices, groups): where they set out from.
             may_be_taken: Shape (options,): what they take beside these choices.
             to_first: Whether any choice within the budgets will do.
         """
-        last = len(relaxed.columns) - 1
-        columns = relaxed.columns[np.linspace(last, min(FIRST, last), WALKS).astype(np.int64)]
-        options, starts = _among(may_be_taken, np.array([relaxed.mixed, *columns]))
+        options, starts = _among(may_be_taken, begins)
         key, share = self._key[options], self._share[options]
         guides = key + np.resize(LEANINGS, len(starts))[:, None] * (share @ relaxed.prices)
         costs = DEAR * (relaxed.prices + AT_LEAST * self._scale)
@@ -117,6 +116,13 @@ class Exchanges:
         near = np.zeros(len(self._key), dtype=bool)
         near[self._order[: len(self._starts) + SINGLE_OPTIONS]] = True
         return near
+
+
+def spread(relaxed: Relaxed) -> Array:
+    """Choices of a relaxation from which walks set out, shape (choices, groups)."""
+    last = len(relaxed.columns) - 1
+    columns = relaxed.columns[np.linspace(last, min(FIRST, last), WALKS).astype(np.int64)]
+    return np.array([relaxed.mixed, *columns])
 
 
 def _among(may_be_taken: NDArray[np.bool_], begins: Array) -> tuple[Array, Array]:

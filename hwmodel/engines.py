@@ -20,6 +20,7 @@ from hwmodel.option_cache import OptionCache
 from hwmodel.options import RESOURCES, Array, Space, resource_use
 from hwmodel.resources import (
     FIXED,
+    FOLDED,
     Memory,
     SharedLayer,
     beside_shared_array,
@@ -101,9 +102,40 @@ class EngineUses:
         if len(is_spilled):
             needs[is_spilled] = np.maximum(needs[is_spilled], self._spilled_needs[end[is_spilled]])
         shape = (len(needs), len(self._space.shared_grid[0]), len(self._space.multipliers), len(RESOURCES))
-        found = np.array([self._uses_of(row) for row in needs], dtype=np.int64).reshape(shape)
+        found = np.array([self._uses_of(row) for row in needs[:, : self._first_lane_words]], dtype=np.int64)
+        found = found.reshape(shape)
         found += (self._parameter_uses.take(start, axis=0) + self.buffers(cuts))[:, :, None]
         return found
+
+    def lanes(self, cuts: Sequence[Depths]) -> Array:
+        """Part of `fixed` that is the same for all cuts before which nothing is pipelined: DSP slices of sparse lanes.
+
+        Args:
+            cuts: The cuts, of no account.
+
+        Returns:
+            Shape (1, engines, resources).
+        """
+        found = np.zeros((1, len(self._space.shared_grid[0]), len(RESOURCES)), dtype=np.int64)
+        multipliers = self._frame_needs[0, len(FIXED) : self._first_lane_words]
+        found[..., RESOURCES.index("dsp")] = self._space.shared_grid[0] * multipliers
+        return found
+
+    def lane_words(self, pipelined: Sequence[int] | Array) -> Array:
+        """Words of significant weights that a lane reads per cycle behind so many layers, shape (cuts, engines)."""
+        rows: Array = self._frame_needs[:, self._first_lane_words :]
+        return rows.take(self.weighted_before[pipelined], axis=0)
+
+    @cached_property
+    def most_lane_words(self) -> Array:
+        """Shape (engines,): `lane_words` where nothing is pipelined, the most of all cuts."""
+        most: Array = self._frame_needs[0, self._first_lane_words :]
+        return most
+
+    @cached_property
+    def _first_lane_words(self) -> int:
+        """Where lane words start in `LayerFacts.fixed`, behind the needs that `fixed` depends on."""
+        return len(FIXED) + FOLDED.index("lane_words") * len(self._space.shared_grid[0])
 
     def buffers(self, cuts: Sequence[Depths]) -> Array:
         """Resources of the frame buffers of each engine, shape (cuts, engines, resources)."""
@@ -181,7 +213,7 @@ class EngineUses:
         """Resources of arrays, line buffers and sums: configurations have few different needs.
 
         Args:
-            needs: Shape (needs,), as in `LayerFacts.fixed`.
+            needs: Shape (needs,), as in `LayerFacts.fixed`, without lane words.
 
         Returns:
             Shape (engines, multipliers, resources).
@@ -226,7 +258,7 @@ class EngineUses:
     def _fixed(self, *, is_spilled: bool) -> Array:
         """Shape (layers with weights, needs), as in `LayerFacts.fixed`."""
         rows = [facts.fixed(is_spilled) for facts in self._facts.values()]
-        return np.array(rows, dtype=np.int64).reshape(-1, len(FIXED) + len(self._space.shared_grid[0]))
+        return np.array(rows, dtype=np.int64).reshape(-1, len(FIXED) + len(FOLDED) * len(self._space.shared_grid[0]))
 
     @cached_property
     def _parameter_uses(self) -> Array:

@@ -16,7 +16,7 @@ COMPARED = 128
 IS_LATER = np.triu(np.ones((COMPARED, COMPARED), dtype=bool), 1)
 """Which of so many come after which."""
 
-HOPELESS = 50.0
+HOPELESS = 34.0
 """Logarithm of the number of choices that the best prices leave open above which enumeration comes to no end."""
 
 RATES = np.geomspace(1, 1000, 16)
@@ -48,8 +48,7 @@ def any_within(share: Floats, group: Array, weights: Floats, most: int, *, gives
         weights: Shape (prices, resources), each of sum 1: prices of whole budgets.
         most: Most partial choices that are kept.
         gives_up: Whether it ends where there are more, or `CROWD` times as many before they are compared with one
-            another, or `ALL_CROWDS` times in all steps, and does not begin where that is likely; otherwise those that
-            may leave most of the budgets are kept.
+            another, or `ALL_CROWDS` times in all steps; otherwise those that may leave most of the budgets are kept.
 
     Returns:
         The option of each group, or None; and whether the answer is certain.
@@ -59,8 +58,6 @@ def any_within(share: Floats, group: Array, weights: Floats, most: int, *, gives
     sizes = np.diff(starts, append=len(group))
     least = np.minimum.reduceat(priced, starts)
     extra = priced - np.repeat(least, sizes, axis=0)
-    if gives_up and _log_choices(extra[:, 0], starts, 1 - float(least[:, 0].sum())) > HOPELESS:
-        return None, False
     # Groups whose options differ most come first: there fewest are left.
     order = np.argsort(-np.add.reduceat(extra.max(axis=1), starts) / sizes, kind="stable")
     is_one = sizes == 1
@@ -118,6 +115,20 @@ def _completable(sums: Floats, weights: Floats, rest: Floats) -> tuple[Array, Fl
         left = np.flatnonzero(fill <= 1 + TINY)
         kept, fill = kept[left], fill[left]
     return kept, fill
+
+
+def is_crowd(share: Floats, group: Array, weights: Floats) -> bool:
+    """Whether the best prices leave so many choices that enumeration comes to no end.
+
+    Args:
+        share: Shape (options, resources): what an option takes of each budget.
+        group: Shape (options,), ascending: the group of each option; every group has one.
+        weights: Shape (resources,): these prices.
+    """
+    priced, starts = share @ weights, starts_of(group)
+    least = np.minimum.reduceat(priced, starts)
+    extra = priced - np.repeat(least, np.diff(starts, append=len(group)))
+    return _log_choices(extra, starts, 1 - float(least.sum())) > HOPELESS
 
 
 def _log_choices(extra: Floats, starts: Array, slack: float) -> float:

@@ -88,27 +88,27 @@ def descended(key: Floats, share: Floats, group: Array, starts: Array, penalty: 
     members = np.arange(counts.max()) + (ends - counts)[:, None]
     members = np.where(members < ends[:, None], np.argsort(group, kind="stable")[np.minimum(members, size - 1)], size)
     left = np.arange(len(chosen))
-    over = penalty * (share[chosen][:, :, columns].sum(axis=1) - 1).T
+    # What is left of the budgets is free: an exchange cannot lower that by less than what it leaves.  Keys have no end.
+    free = np.full((1 + len(columns), len(chosen)), -np.inf)
+    free[1:] = penalty * (1 - share[chosen][:, :, columns].sum(axis=1)).T
     # What each exchange changes, shape (values, starts, options).
     change = values[:, None, :] - values[:, chosen[:, np.append(group, 0)]]
-    part, total = np.empty_like(change[1:]), np.empty_like(change[0])
+    part, total = np.empty_like(change), np.empty_like(change[0])
     for _ in range(2 * chosen.shape[1]):
-        np.add(change[1:], over[:, :, None], out=part)
-        np.maximum(part, 0.0, out=part)
+        np.maximum(change, free[:, :, None], out=part)
         np.add.reduce(part, axis=0, out=total)
-        np.add(total, change[0], out=total)
         pick = total[:, :size].argmin(axis=1)
         row = np.arange(len(left))
-        lower = (total[row, pick] < np.maximum(0.0, over).sum(axis=0) - TINY * penalty).nonzero()[0]
+        lower = (total[row, pick] < np.maximum(0.0, free[1:]).sum(axis=0) - TINY * penalty).nonzero()[0]
         if 2 * len(lower) <= len(left):  # fewer copies than at each start that is done
             if not len(lower):
                 break
-            left, pick, over, change = left[lower], pick[lower], over[:, lower], change[:, lower]
+            left, pick, free, change = left[lower], pick[lower], free[:, lower], change[:, lower]
             lower = row[: len(left)]
             part, total = part[:, : len(left)], total[: len(left)]
         else:
             pick = pick[lower]
-        over[:, lower] += change[1:, lower, pick]
+        free[1:, lower] -= change[1:, lower, pick]
         of = group[pick]
         chosen[left[lower], of] = pick
         same = members[of]

@@ -8,9 +8,9 @@ and with them the linear relaxation, come by column generation (`hwmodel.pricing
 their mix suggest choices, which exchanges of single options bring within the budgets and improve (`hwmodel.descent`);
 where that is hard, walks of such exchanges that may go uphill do so (`hwmodel.walks`).  When choice and bound meet, the
 choice is optimal.  Whether there is any choice that this leaves open is decided by the partial choices that neither
-prices nor other ones exclude (`hwmodel.enumeration`): first of the best few, then of all if they are not too many.
-What is open after that is decided by HiGHS, for up to `PROVEN_GROUPS` groups.  With more the best choice found stands,
-and the solution states the bound that is proven.
+prices nor other ones exclude (`hwmodel.enumeration`), unless there are far too many: first of the best few, then of all
+if that comes to an end.  What is open after that is decided by HiGHS, for up to `PROVEN_GROUPS` groups.  With more the
+best choice found stands, and the solution states the bound that is proven.
 
 Source:
     Kellerer, Pferschy, Pisinger: Knapsack Problems, Springer 2004, chapters 9 and 11.  HiGHS: scipy.optimize.milp.
@@ -25,15 +25,16 @@ from math import ceil
 import numpy as np
 
 from hwmodel.choices import NO_LIMIT, Choices
-from hwmodel.descent import Exchanges
+from hwmodel.descent import Exchanges, spread
 from hwmodel.exchanges import Array, Floats
 from hwmodel.problem import PROVEN_GROUPS, Answers, Effort, Problem
 
 STRIDE = 4
 """How much further each step goes on the way to a limit with a choice."""
 
-FAR = 0.05
-"""Share of a sum by which it is so far above its bound that walks look for a better choice."""
+FAR = (0.05, 0.1)
+"""Shares of a sum by which it is so far above its bound that walks look for a better choice; at the second they do so
+again, from what the first ones have met."""
 
 
 @dataclass(frozen=True)
@@ -196,9 +197,12 @@ def cheapest(
         exchanges = Exchanges(key, problem.share, problem.choices.group, best_price)
         for found in exchanges.from_relaxed(relaxed):
             offer(found)
-        if lower < upper * (1 - FAR):
-            for found in exchanges.from_walks(relaxed):
-                offer(found)
+        begins = spread(relaxed)
+        for far in FAR:
+            if lower < upper * (1 - far) and len(begins):
+                begins = np.array(exchanges.from_walks(relaxed, begins))
+                for found in begins:
+                    offer(found)
     proven = min(ceil(lower - 1e-6), upper)
     if proven < upper and is_small:
         # An option is out if the bound with it is no better than the best choice.

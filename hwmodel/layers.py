@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +15,7 @@ from hwmodel.network import NORMALIZING, LayerSpec
 from hwmodel.option_cache import OptionCache
 from hwmodel.options import Array, Foldings, Options, Space, geometry, weighted_options
 from hwmodel.precision import LayerConfig
-from hwmodel.resources import FIXED, WEIGHTS, SharedLayer, shared_layer
+from hwmodel.resources import FIXED, FOLDED, WEIGHTS, SharedLayer, shared_layer, shared_norms
 from hwmodel.storage import weight_storage
 
 
@@ -64,12 +65,11 @@ class LayerFacts:
         return self._cycles[is_spilled]
 
     def fixed(self, is_spilled: bool) -> Array:
-        """What it asks of shared engines beside weights and parameters: `FIXED`, then each one's lane multipliers."""
+        """What it asks of shared engines beside weights and parameters: `FIXED`, then each one's `FOLDED`."""
         if is_spilled not in self._fixed:
             need = self._need(is_spilled, WeightPlace.BRAM, True)
             alike = [getattr(need, name) for name in FIXED]
-            multipliers = np.broadcast_to(need.lane_multipliers, self._space.shared_grid[0].shape)
-            self._fixed[is_spilled] = np.append(np.array(alike, dtype=np.int64), multipliers)
+            self._fixed[is_spilled] = np.append(np.array(alike, dtype=np.int64), self._table(FOLDED, need))
         return self._fixed[is_spilled]
 
     def words(self, keeps_weights: bool, loads: bool) -> Array:
@@ -97,9 +97,8 @@ class LayerFacts:
 
     def _need(self, is_spilled: bool, where: WeightPlace, keeps_weights: bool) -> SharedLayer:
         plan = self._plan(is_spilled, where)
-        return shared_layer(
-            self._layer, self._config, self.storage, plan, followers=self._norms, keeps_weights=keeps_weights
-        )
+        need = shared_layer(self._layer, self._config, self.storage, plan, keeps_weights=keeps_weights)
+        return replace(need, norm_dsp=shared_norms(self._norms).norm_dsp)
 
     def _table(self, names: tuple[str, ...], need: SharedLayer) -> Array:
         table = np.empty((len(names), len(self._space.shared_grid[0])), dtype=np.int64)

@@ -51,7 +51,7 @@ class Granularity(StrEnum):
     FILTER = "filter"  # all weights of one output channel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LayerConfig:
     """Precision of one convolution or fully connected layer.
 
@@ -169,13 +169,13 @@ class NetworkConfig:
             object.__setattr__(self, "layers", tuple((name, layer) for name, layer in pairs))
         except (TypeError, ValueError):
             raise SpecError(f"layers={self.layers!r}, expected pairs of a layer's name and its LayerConfig") from None
+        seen = set[str]()
         for name, layer in self.layers:
             if not (isinstance(name, str) and isinstance(layer, LayerConfig)):
                 raise SpecError(f"layer {name!r}: {layer!r}, expected a layer's name and its LayerConfig")
-        names = [name for name, _ in self.layers]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise SpecError(f"layer {twice!r} is configured twice")
+            if name in seen:
+                raise SpecError(f"layer {name!r} is configured twice")
+            seen.add(name)
         for name, allowed in (
             ("sum_bit_width", (*range(1, 9), 16)),
             ("input_bit_width", range(2, 9)),
@@ -206,7 +206,8 @@ class NetworkConfig:
         """Raises `SpecError` unless exactly the weighted layers of `network` are configured, sharing ones alike."""
         want = [layer.name for layer in network.weighted]
         missing = [name for name in want if name not in self.by_name]
-        unknown = [name for name in self.by_name if name not in want]
+        known = set(want)
+        unknown = [name for name in self.by_name if name not in known]
         if missing or unknown:
             raise SpecError(
                 f"configuration does not match network {network.name!r}: missing {missing}, unknown {unknown}; "

@@ -11,7 +11,7 @@ import numpy as np
 
 from hwmodel.choices import Choices, Mask
 from hwmodel.descent import Exchanges
-from hwmodel.enumeration import any_within
+from hwmodel.enumeration import any_within, is_crowd
 from hwmodel.exchanges import TINY, Array, Floats, repaired, starts_of
 from hwmodel.highs import branch_and_cut
 from hwmodel.pricing import Game, Relaxed
@@ -295,15 +295,17 @@ class Problem:
         if fitting is not None:
             return fitting, False
         share, group = self.share.take(core, axis=0), self.choices.group[core]
-        found, is_proven = any_within(share, group, weights, FEW_PARTIAL, gives_up=False)
+        found, is_proven = None, False
+        if not is_crowd(share, group, weights[0]):
+            found, is_proven = any_within(share, group, weights, FEW_PARTIAL, gives_up=False)
+            if not is_proven and effort is Effort.ALL:
+                found, is_proven = any_within(share, group, weights, MOST_PARTIAL, gives_up=True)
         if not is_proven and effort is Effort.ALL:
-            found, is_proven = any_within(share, group, weights, MOST_PARTIAL, gives_up=True)
-            if not is_proven:
-                fitting = self._first_that_fits(exchanges.to_any(relaxed))
-                if fitting is not None:
-                    return fitting, False
-                if len(self.starts) <= PROVEN_GROUPS:
-                    return self.branch_and_cut(np.zeros(len(self.share)), core)
+            fitting = self._first_that_fits(exchanges.to_any(relaxed))
+            if fitting is not None:
+                return fitting, False
+            if len(self.starts) <= PROVEN_GROUPS:
+                return self.branch_and_cut(np.zeros(len(self.share)), core)
         return None if found is None else core[found], is_proven
 
     def _first_that_fits(self, choices: Iterable[Array]) -> Array | None:

@@ -6,7 +6,8 @@ Every memory has an owner and a purpose, and is mapped by `hwmodel.memory`.  Siz
 |--------------|-----------------------------------|-----------------------------------|-----------------------------|
 | weights      | dense or sign plane               | folds; + the most loaded          | pe * simd * bits            |
 | values       | kept weights                      | kept values / values per cycle    | values per cycle * bits     |
-| index        | positions of kept groups          | as values, or folds               | coded bits / depth          |
+| index        | positions of kept groups          | kept groups / per cycle, or folds | coded bits / depth          |
+| values       | both, on the shared engine        | 18-bit words of a lane / in a row | pe * words in a row * 18    |
 | stream       | weights that are not resident     | two output blocks                 | pe * simd * stored bits     |
 | parameters   | multiplier and bias               | ceil(M / pe)                      | pe * 32                     |
 | line_buffer  | ifm rows                          | W * C / ingest channels           | rows * ingest channels * a  |
@@ -20,7 +21,7 @@ Every memory has an owner and a purpose, and is mapped by `hwmodel.memory`.  Siz
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -146,8 +147,9 @@ def weight_memories(
             per_lane = lanes.groups * storage.weights_per_group
             width = plan.pe * lanes.multipliers * SIGNIFICANT_BIT_WIDTH
             memories.append(Memory(layer.name, "values", -(-per_lane // lanes.multipliers), width, place))
-            index_width = plan.pe * -(-storage.index_bits // storage.kept_groups)
-            memories.append(Memory(layer.name, "index", lanes.groups, index_width, place))
+            groups = -(-lanes.multipliers // storage.weights_per_group)  # that a lane begins in one cycle
+            bits = -(-groups * storage.index_bits // storage.kept_groups)  # of their codes, which differ in length
+            memories.append(Memory(layer.name, "index", -(-lanes.groups // groups), plan.pe * bits, place))
     return (*memories, parameters)
 
 
@@ -248,7 +250,7 @@ def operation_array(layer: LayerSpec, bit_width: int, plan: Execution) -> ArrayU
 
 @dataclass(frozen=True)
 class SharedLayer:
-    """What one layer asks of the shared engine; the engine takes the maximum (or the sum) over its layers.
+    """What one layer asks of the shared engine, or its normalisations; the engine takes the maximum, or the sum.
 
     Args:
         weight_words: Words of resident weights (sum).
@@ -262,9 +264,10 @@ class SharedLayer:
         act_bit_width: Bits of the array's activations (maximum).
         lane_multipliers: Multipliers per sparse lane (maximum).
         lane_window: Activations that a sparse lane chooses from (maximum).
-        sparse_words: Words of resident weights in the sparse lanes' memory (sum).
-        loaded_sparse_words: Words there for a layer whose weights are loaded (maximum).
-        norm_dsp: DSP slices per lane for the normalisations behind it, 0 without any (maximum).
+        sparse_words: Words per sparse lane of resident significant weights with their index (sum).
+        loaded_sparse_words: Words per sparse lane for a layer whose weights are loaded (maximum).
+        lane_words: Words that a sparse lane reads per cycle: as many weights as it multiplies (maximum).
+        norm_dsp: DSP slices per lane for normalisations, 0 without any (maximum).
     """
 
     weight_words: Count = 0
@@ -280,6 +283,7 @@ class SharedLayer:
     lane_window: Count = 0
     sparse_words: Count = 0
     loaded_sparse_words: Count = 0
+    lane_words: Count = 0
     norm_dsp: Count = 0
 
 
@@ -298,8 +302,11 @@ KEPT = tuple(name for name in WEIGHTS if name in SUMMED)
 LOADED = tuple(BUFFERED.index(name) for name in ("loaded_words", "loaded_sparse_words"))
 """Of each of them: the number of the field in `BUFFERED` that counts where weights are loaded."""
 
-FIXED = tuple(name for name in SharedLayer.__dataclass_fields__ if name not in (*WEIGHTS, *SUMMED, "lane_multipliers"))
-"""Fields that depend neither on it nor on the engine's folding."""
+FOLDED = ("lane_multipliers", "lane_words")
+"""Fields of which the maximum counts and that depend on the engine's folding."""
+
+FIXED = tuple(name for name in SharedLayer.__dataclass_fields__ if name not in (*WEIGHTS, *SUMMED, *FOLDED))
+"""Fields that depend neither on which weights are resident nor on the engine's folding."""
 
 
 def shared_layer(
@@ -308,7 +315,6 @@ def shared_layer(
     storage: WeightBits,
     plan: Execution,
     *,
-    followers: Sequence[LayerSpec] = (),
     keeps_weights: bool = True,
 ) -> SharedLayer:
     """What a layer with weights asks of the shared engine, with the layers without weights behind it.
@@ -318,7 +324,6 @@ def shared_layer(
         config: Its precision.
         storage: Its stored weights.
         plan: Its execution.
-        followers: `NetworkSpec.followers`; normalisations among them need lanes.
         keeps_weights: Whether its weights need words of their own when they are resident: False where the layer that it
             shares them with (`LayerSpec.weights_of`) has them resident on the same engine.
     """
@@ -331,7 +336,6 @@ def shared_layer(
         sum_bits=accumulator_bits(layer, config.stored_bit_width, config.act_bit_width),
         weight_bit_width=config.weight_bit_width,
         act_bit_width=config.act_bit_width,
-        norm_dsp=max((DSP_PER_LANE[one.op] for one in followers if one.op in NORMALIZING), default=0),
     )
     if plan.weight_place is WeightPlace.STREAMED:
         block_bits = -(-block_folds * products * storage.weight_bits // layer.weights)
@@ -339,8 +343,14 @@ def shared_layer(
     words, sparse_words = _whole_words(config, storage, pixel_folds, products), 0
     if config.weight_format is WeightFormat.BINARY_PLUS_SPARSE and storage.keeps_any:
         lanes = sparse_lanes(layer, config, storage, plan.pe, plan.simd)
-        need = replace(need, lane_multipliers=lanes.multipliers, lane_window=reduction_length(layer))
         per_group = SIGNIFICANT_BIT_WIDTH * storage.weights_per_group + -(-storage.index_bits // storage.kept_groups)
+        per_cycle = -(-lanes.multipliers * per_group // storage.weights_per_group)
+        need = replace(
+            need,
+            lane_multipliers=lanes.multipliers,
+            lane_window=reduction_length(layer),
+            lane_words=-(-per_cycle // SPARSE_WORD_BITS),
+        )
         sparse_words = -(-lanes.groups * per_group // SPARSE_WORD_BITS)
     if plan.weight_place.is_loaded:
         need = replace(need, loaded_words=words, loaded_sparse_words=sparse_words)
@@ -354,8 +364,19 @@ def shared_layer(
     return need
 
 
+def shared_norms(layers: Iterable[LayerSpec]) -> SharedLayer:
+    """What the normalisations among some layers of the shared engine ask of it: lanes, beside `shared_layer`."""
+    return SharedLayer(norm_dsp=max((DSP_PER_LANE[one.op] for one in layers if one.op in NORMALIZING), default=0))
+
+
 SPARSE_WORD_BITS = 18
-"""Bits per lane of a word of the shared engine's sparse memory: one column of a block RAM."""
+"""Bits of a word of a lane in the shared engine's sparse memory: a column of block RAM.
+
+A row of the memory has as many words of each lane as its multipliers take per cycle in the layer that needs most, be
+its weights resident or not, so no layer waits for its weights; where one needs fewer, its codes fill rows nevertheless.
+Layers follow each other without gaps: where one begins inside a row, the columns before its start are read a row later
+than the others.
+"""
 
 
 def _whole_words(config: LayerConfig, storage: WeightBits, pixel_folds: Count, products: Count) -> Count:
@@ -385,10 +406,12 @@ def shared_memories(need: SharedLayer, pe: Count, simd: Count, place: WeightPlac
     """
     word = pe * simd * CODE_BITS
     line_word = simd * larger(CODE_BITS, need.act_bit_width)
+    lane_words = larger(1, need.lane_words)
+    sparse_rows = -(-(need.sparse_words + need.loaded_sparse_words) // lane_words)
     shapes = (
         ("weights", need.weight_words + need.loaded_words, word, place),
         ("stream", need.stream_words, word, WeightPlace.BRAM),
-        ("values", need.sparse_words + need.loaded_sparse_words, pe * SPARSE_WORD_BITS, place),
+        ("values", sparse_rows, pe * lane_words * SPARSE_WORD_BITS, place),
         ("parameters", need.parameter_words, pe * (MULTIPLIER_BITS + BIAS_BITS), WeightPlace.BRAM),
         ("line_buffer", -(-need.line_bits // line_word), line_word, WeightPlace.BRAM),
         ("sums", need.sum_words, pe * need.sum_bits, WeightPlace.BRAM),
@@ -411,7 +434,7 @@ def frame_buffer_shape(bits: Count, widest: Count, simd: Count) -> tuple[Count, 
 def shared_array(need: SharedLayer, pe: Count, simd: Count, multiplier: Multiplier, family: str) -> ArrayUse:
     """LUTs and DSP slices of the shared engine, without its memories."""
     if not np.any(need.weight_bit_width):
-        return ArrayUse(0, 0)
+        return _norm_lanes(need, simd)
     array = mac_array(pe, simd, need.weight_bit_width, need.act_bit_width, need.sum_bits, multiplier, family)
     beside = beside_shared_array(need, pe, simd, family)
     return ArrayUse(array.lut + beside.lut, array.dsp + beside.dsp)
@@ -421,5 +444,10 @@ def beside_shared_array(need: SharedLayer, pe: Count, simd: Count, family: str) 
     """LUTs and DSP slices of the shared engine beside its array: control, rescaling, sparse lanes, normalisations."""
     lut = CONTROL_LUTS + pe * RESCALE_LUTS
     lut = lut + pe * need.lane_multipliers * lutram_luts(need.lane_window, need.act_bit_width, family)
-    lut = lut + (need.norm_dsp > 0) * (simd * NORM_LANE_LUTS + ROOT_LUTS)
-    return ArrayUse(lut, pe + pe * need.lane_multipliers + simd * need.norm_dsp)
+    norms = _norm_lanes(need, simd)
+    return ArrayUse(lut + norms.lut, pe + pe * need.lane_multipliers + norms.dsp)
+
+
+def _norm_lanes(need: SharedLayer, simd: Count) -> ArrayUse:
+    """LUTs and DSP slices of the lanes and the root unit that all normalisations of the shared engine use."""
+    return ArrayUse((need.norm_dsp > 0) * (simd * NORM_LANE_LUTS + ROOT_LUTS), simd * need.norm_dsp)

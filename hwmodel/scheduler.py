@@ -15,9 +15,12 @@ Where a frame rate is asked for, only schedules that reach it count.
 
 The frame interval is the largest of the engines' cycles and of the cycles of the off-chip traffic, so off-chip bits
 and interval are bottlenecks, block RAM is a sum: the knapsacks of `hwmodel.knapsack`, for every cut that the bounds
-leave.  With up to `hwmodel.problem.PROVEN_GROUPS` engines all goals are proven optimal.  With more, the first two are
-proven where bound and schedule meet, which `Best.is_proven` says, and block RAM is what exchanges of single options
-reach, and walks of such where that is far above its bound.
+leave.  A last layer that is all that the shared engine runs counts as one more way to execute that of a whole pipeline,
+so that the two cuts are one knapsack.
+
+With up to `hwmodel.problem.PROVEN_GROUPS` engines all goals are proven optimal.  With more, the first two are proven
+where bound and schedule meet, which `Best.is_proven` says, and block RAM is what exchanges of single options reach, and
+walks of such where that is far above its bound.
 """
 
 from __future__ import annotations
@@ -222,8 +225,7 @@ class _Search:
             first = SplitOptions(segments, [segments.engine.all_resident(cuts[0])], self.longest, self.longest)
             reached, is_proven = self._any_choice(first, self._fill(first), [0])
         if reached is not None:
-            least = cuts[0].map_bits
-            return [segments.engine.all_resident(one) for one in cuts if one.map_bits == least], *reached
+            return segments.all_resident(cuts[0].map_bits), *reached
         best, open_bound = NO_LIMIT, NO_LIMIT if is_proven else cuts[0].map_bits
         found: tuple[Reached, int] | None = None
         stages: list[OpenSplits] = []

@@ -27,6 +27,7 @@ from hwmodel.options import (
     column,
     join,
     operation_options,
+    undominated,
     undominated_blocks,
 )
 from hwmodel.precision import NetworkConfig, ofm_bit_widths
@@ -65,8 +66,10 @@ class Segments:
         self.board = board
         self.space = space
         self.places = (WeightPlace.BRAM, WeightPlace.URAM) if board.uram else (WeightPlace.BRAM,)
-        self.widths = ofm_bit_widths(network, config)
         self.cache = OptionCache() if cache is None else cache
+        read = (config.sum_bit_width, config.input_bit_width, config.output_bit_width)
+        read_by_layers = tuple(config[layer.name].act_bit_width for layer in network.weighted)
+        self.widths = self.cache.get(("widths", *read, read_by_layers), lambda: ofm_bit_widths(network, config))
         self._rates = rates
         self.facts = {
             index: layer_facts(
@@ -81,6 +84,8 @@ class Segments:
             for index, layer in enumerate(network.layers)
             if layer.has_weights
         }
+        # Not a method: segments that do not refer to themselves are freed, and their memory used again, at once.
+        self._placement = partial(_placement, network, self.cache)
         has_uram = WeightPlace.URAM in self.places
         uses = EngineUses(network, self.facts, self.widths, board.family, has_uram, space, self._placement, self.cache)
         self.engine = SharedEngine(network, self.facts, board, self.places, space, uses, self.cache)
@@ -97,19 +102,46 @@ class Segments:
 
         return self.cache.get(("cuts", *self.widths.values()), make)
 
+    def all_resident(self, map_bits: int) -> list[Split]:
+        """Splits whose weights are all resident and whose feature maps are so many bits, the longest pipeline first."""
+
+        def make() -> list[Split]:
+            cuts = [one for one in self.cuts if one.map_bits == map_bits]
+            if self.network.layers[-1].has_weights:
+                # Alone on the shared engine it is among the options of the longest pipeline.
+                cuts = [one for one in cuts if one.depths != (len(self.network.layers) - 1, 0)]
+            return [self.engine.all_resident(one) for one in cuts]
+
+        return self.cache.get(("all resident", map_bits, *self.widths.values()), make)
+
     def loading(self, cut: Cut) -> list[Cut]:
         """The same cut where spilled layers load weights of up to some bits whole, for each number that matters."""
         return [replace(cut, loaded_bits=bits) for bits in self.engine.loadable_bits(cut.spilled)]
+
+    def _last_options(self, pipelined: Options) -> Options:
+        """Options of the last layer: on an engine of its own, or as all that runs on the shared one.
+
+        The same feature maps cross the chip's border.
+        """
+        depths = (len(self.network.layers) - 1, 0)
+        buffered = {tensor for held in self._placement(*depths).buffers for tensor in held.tensors}
+        widths = tuple(self.widths[tensor] for tensor in sorted(buffered))
+
+        def make() -> Options:
+            splits = [self.engine.all_resident(self._cut(*depths))]
+            rows = self.engine.rows(splits)
+            alone = self.shared_options(rows, splits, np.arange(len(rows.cycles)))
+            flow, pe, simd, _, multiplier, where = alone.plans
+            plans = (flow, pe, simd, np.ones_like(pe), multiplier, where)
+            return undominated(join([pipelined, replace(alone, plans=plans)]))
+
+        return self.cache.get(("last", self.config[self.network.layers[-1].name], widths), make)
 
     def _cut(self, pipelined: int, spilled: int) -> Cut:
         host = HostInterface()
         transfers = self._placement(pipelined, spilled).transfers
         bits = sum(tensor_bits(self.network, t.tensor, self.widths[t.tensor], host) for t in transfers)
         return Cut(pipelined, spilled, bits)
-
-    def _placement(self, pipelined: int, spilled: int) -> Placement:
-        key = ("placement", pipelined, spilled)
-        return self.cache.get(key, lambda: place(self.network, self._flows(pipelined, spilled)))
 
     def least_cycles(self, cuts: Sequence[Cut]) -> Array:
         """Cycles per frame that no choice of options of a cut is faster than, shape (cuts,)."""
@@ -171,6 +203,8 @@ class Segments:
         found, costs = list[Options](), [0.0] * self._rates.values.shape[1]
         for index, layer in enumerate(self.network.layers):
             found.append(self.facts[index].pipelined if index in self.facts else self._operation(layer))
+            if layer is self.network.layers[-1] and layer.has_weights:
+                found[-1] = self._last_options(found[-1])
             if index % LAYERS_TOGETHER == LAYERS_TOGETHER - 1:
                 more = [options.least_prices(self._rates) for options in found[-LAYERS_TOGETHER:]]
                 costs = list(map(sum, zip(costs, *more, strict=True)))
@@ -189,7 +223,7 @@ class Segments:
             _, pe, simd, resident, multiplier, where = (values[picks[-1]] for values in groups[-1].plans)
             order = self.engine.residency(cut)
             streamed = set(order[int(resident) :])
-            flows = self._flows(cut.pipelined, cut.spilled)
+            flows = _flows(self.network, cut.pipelined, cut.spilled)
             for index in range(cut.pipelined, len(layers)):
                 weights = where if layers[index].has_weights else WeightPlace.NONE
                 if index in streamed:
@@ -200,10 +234,6 @@ class Segments:
                 )
         return Schedule(self.network.name, tuple(plans))
 
-    def _flows(self, pipelined: int, spilled: int) -> tuple[DataFlow, ...]:
-        rest = len(self.network.layers) - pipelined - spilled
-        return (DataFlow.ROW_PIXEL,) * pipelined + (DataFlow.SPILLED,) * spilled + (DataFlow.FRAME,) * rest
-
     def _operation(self, layer: LayerSpec) -> Options:
         bit_width = operation_bit_width(layer, self.config, self.widths)
 
@@ -212,3 +242,14 @@ class Segments:
             return operation_options(layer, bit_width, memories_of, self.board.family, self.space)
 
         return self.cache.get(("operation", layer.name, bit_width), make)
+
+
+def _placement(network: NetworkSpec, cache: OptionCache, pipelined: int, spilled: int) -> Placement:
+    """The feature maps of a cut."""
+    key = ("placement", pipelined, spilled)
+    return cache.get(key, lambda: place(network, _flows(network, pipelined, spilled)))
+
+
+def _flows(network: NetworkSpec, pipelined: int, spilled: int) -> tuple[DataFlow, ...]:
+    rest = len(network.layers) - pipelined - spilled
+    return (DataFlow.ROW_PIXEL,) * pipelined + (DataFlow.SPILLED,) * spilled + (DataFlow.FRAME,) * rest

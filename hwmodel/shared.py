@@ -28,6 +28,9 @@ from hwmodel.option_cache import OptionCache
 from hwmodel.options import Array, Space, resource_use
 from hwmodel.resources import BUFFERED, CODE_BITS, KEPT, LOADED, SPARSE_WORD_BITS, WEIGHTS, SharedLayer, shared_memories
 
+LEAST_DEPTH = RAMB18_BITS // RAMB18_WIDTHS[-1]
+"""Rows that a memory takes the block RAM of at least."""
+
 
 class SharedEngine:
     """The shared engine of one network and configuration.
@@ -123,12 +126,15 @@ class SharedEngine:
         for chain, numbers, start in self._by_chain(cuts):
             ends = np.arange(len(chain.order) + 1)
             if len(numbers) == 1:
-                taken = self._taken(chain, start, ends, cuts[numbers[0]].loaded_bits > 0)
+                one = cuts[numbers[0]]
+                lane_words = self.uses.lane_words([one.pipelined])
+                taken = self._taken(chain, start, ends, one.loaded_bits > 0, lane_words)
                 has_room = np.array([(taken <= rooms[numbers]).any(axis=1)])
             else:
                 # Few numbers for many cuts: as if LUTs held all that they may, and memories had any depth.
-                per_word, in_luts = np.swapaxes(self._weight_memories, 0, 1)
-                bits, spare = (chain.before * per_word).sum(axis=1, dtype=np.float64), (in_luts * per_word).sum(axis=0)
+                in_luts = [self._words_in_luts(0, 1), self._words_in_luts(1, self.uses.most_lane_words)]
+                spare = (np.array(in_luts) * self._bits_per_word).sum(axis=0)
+                bits = (chain.before * self._bits_per_word).sum(axis=1, dtype=np.float64)
                 has_room = (bits <= (rooms[numbers] + bits[start] + spare)[:, None]).any(axis=2)
             offchip = chain.streamed_bits + map_bits[numbers, None]
             cut, end = np.nonzero(has_room & (ends >= start[:, None]) & (offchip <= limit))
@@ -140,20 +146,30 @@ class SharedEngine:
         """Bits of block RAM or UltraRAM that weights take at least, shape (splits, engines)."""
         found = np.empty((len(splits), len(self.grid[0])), dtype=np.int64)
         resident = np.array([split.resident for split in splits], dtype=np.int64)
+        lane_words = self.uses.lane_words([split.cut.pipelined for split in splits])
         for chain, numbers, start in self._by_chain([split.cut for split in splits]):
             loads = splits[numbers[0]].cut.loaded_bits > 0  # and so do all, as such a cut has a chain of its own
-            found[numbers] = self._taken(chain, start, start + resident[numbers], loads)
+            found[numbers] = self._taken(chain, start, start + resident[numbers], loads, lane_words[numbers])
         return found
 
-    def _taken(self, chain: Chain, start: Array, stop: Array, loads: bool) -> Array:
-        """`room_taken` where layers of a chain from `start` to before `stop` stay, shape (starts, engines)."""
+    def _taken(self, chain: Chain, start: Array, stop: Array, loads: bool, lane_words: Array) -> Array:
+        """`room_taken` where layers of a chain from `start` to before `stop` stay, shape (starts, engines).
+
+        Args:
+            chain: The chain.
+            start: Shape (starts,), or (1,) for one that all have in common.
+            stop: Shape (starts,).
+            loads: Whether weights that do not stay may be loaded.
+            lane_words: `EngineUses.lane_words` of each start.
+        """
         taken = np.zeros((len(stop), len(self.grid[0])), dtype=np.int64)
-        for column, (per_word, most_in_luts) in enumerate(self._weight_memories):
+        in_rows: tuple[int | Array, ...] = (1, lane_words)
+        for column, in_row in enumerate(in_rows):
             words = chain.before[stop, column] - chain.before[start, column]
             if loads:
                 words += chain.after[stop, LOADED[column]]
-            bits = np.maximum(words, RAMB18_BITS // RAMB18_WIDTHS[-1]) * per_word
-            taken += np.where(words > most_in_luts, bits, 0)
+            bits = np.maximum(words, LEAST_DEPTH * in_row) * self._bits_per_word[column]
+            taken += np.where(words > self._words_in_luts(column, in_row), bits, 0)
         return taken
 
     @cached_property
@@ -171,33 +187,41 @@ class SharedEngine:
 
     @cached_property
     def most_in_luts(self) -> Array:
-        """Shape (engines,): bits of weights and of significant values that may lie in LUTs."""
+        """Shape (engines,): bits of weights and of significant values that may lie in LUTs, whatever the cut."""
+        width, lane_width = self._word_widths
+        bits = _small_memory_bits(width) + _small_memory_bits(lane_width * self.uses.most_lane_words)
+        most: Array = np.ceil(bits).astype(np.int64)
+        return most
 
-        def make() -> Array:
-            pe, simd = self.grid
-            bits = _small_memory_bits(CODE_BITS * pe * simd) + _small_memory_bits(SPARSE_WORD_BITS * pe)
-            return np.ceil(bits).astype(np.int64)
-
-        return self._cache.get("most in LUTs", make)
+    def _words_in_luts(self, column: int, in_row: int | Array) -> Floats:
+        """Most words of a memory of weights (`KEPT`) that may lie in LUTs, so many of them in a row."""
+        width = self._word_widths[column]
+        return _small_memory_bits(width * in_row) / width
 
     @cached_property
-    def _weight_memories(self) -> list[tuple[Array, Array]]:
-        """By memory of weights (`KEPT`), shape (engines,): bits that a word takes at least, and most words in LUTs."""
+    def _word_widths(self) -> tuple[Array, Array]:
+        """Bits of a word of each memory of weights (`KEPT`), shape (engines,); of significant ones for all lanes."""
+        pe, simd = self.grid
+        return CODE_BITS * pe * simd, SPARSE_WORD_BITS * pe
 
-        def make() -> list[tuple[Array, Array]]:
-            pe, simd = self.grid
-            found = []
-            for width in (CODE_BITS * pe * simd, SPARSE_WORD_BITS * pe):
-                taken = np.min(
-                    [-(-width // bits) * RAMB18_BITS / (16384 >> i) for i, bits in enumerate(RAMB18_WIDTHS)], axis=0
-                )
-                if WeightPlace.URAM in self._places:
-                    taken = np.minimum(taken, -(-width // URAM_SHAPE[1]) * URAM_SHAPE[1])
-                in_luts = np.floor(_small_memory_bits(width) / width)
-                found.append((np.floor(taken).astype(np.int64), in_luts.astype(np.int64)))
-            return found
+    @cached_property
+    def _bits_per_word(self) -> Array:
+        """Bits of block RAM or UltraRAM that such a word takes at least, shape (`KEPT`, engines).
 
-        return self._cache.get("memories of weights", make)
+        However many words are in a row: those of lanes fill columns of block RAM without a rest, so no fewer bits hold
+        them.
+        """
+
+        def make() -> Array:
+            widths = np.array(self._word_widths)
+            taken: Floats = np.min(
+                [-(-widths // bits) * RAMB18_BITS / (16384 >> i) for i, bits in enumerate(RAMB18_WIDTHS)], axis=0
+            )
+            if WeightPlace.URAM in self._places:
+                taken = np.minimum(taken, -(-widths // URAM_SHAPE[1]) * URAM_SHAPE[1])
+            return np.floor(taken).astype(np.int64)
+
+        return self._cache.get("bits per word of weights", make)
 
     def rows(
         self, splits: Sequence[Split], longest: int = NO_LIMIT, has_room: NDArray[np.bool_] | None = None
@@ -212,13 +236,15 @@ class SharedEngine:
         cycles = np.empty((len(splits), len(self.grid[0])), dtype=np.int64)
         words = np.empty((len(WEIGHTS), *cycles.shape), dtype=np.int64)
         resident = np.array([split.resident for split in splits])
+        lane_words = self.uses.lane_words([split.cut.pipelined for split in splits])
         for chain, numbers, start in self._by_chain([split.cut for split in splits]):
             stop = start + resident[numbers]
             cycles[numbers] = chain.cycles[start] + chain.loading_cycles[stop][:, None]
             kept, buffered = chain.before[stop] - chain.before[start], chain.after[stop]
             words[:, numbers] = np.concatenate([kept, buffered], axis=1).transpose(1, 0, 2)
         split, engine = np.nonzero(cycles <= longest if has_room is None else has_room & (cycles <= longest))
-        need = SharedLayer(**dict(zip((*KEPT, *BUFFERED), words[:, split, engine], strict=True)))
+        fields = dict(zip((*KEPT, *BUFFERED), words[:, split, engine], strict=True))
+        need = SharedLayer(**fields, lane_words=lane_words[split, engine])
         pe, simd = (values[engine] for values in self.grid)
         placed = [
             resource_use(shared_memories(need, pe, simd, place), 0, 0, self.board.family, len(engine))

@@ -46,6 +46,7 @@ from hwmodel.resources import (
     shared_array,
     shared_layer,
     shared_memories,
+    shared_norms,
     sparse_lanes,
     weight_memories,
 )
@@ -145,6 +146,9 @@ class Terms:
         self.shared_columns = np.flatnonzero(
             [not schedule[layer.name].data_flow.is_pipelined for layer in network.weighted]
         )
+        self._norm_dsp = shared_norms(
+            layer for layer in network.layers if not schedule[layer.name].data_flow.is_pipelined
+        ).norm_dsp
         self._readers, self._floor = _width_readers(network, bit_widths)
         self._add_tensors()
         cycles = {layer.name: layer_cycles(layer, schedule[layer.name]) for layer in network.layers}
@@ -262,7 +266,7 @@ class Terms:
             same = np.flatnonzero(kinds == kind)
             weight_bit_width, act_bit_width = divmod(int(kind), len(WIDTHS))
             values = dict(zip(NEEDS, needs[same].T, strict=True))
-            values |= {"weight_bit_width": weight_bit_width, "act_bit_width": act_bit_width}
+            values |= {"weight_bit_width": weight_bit_width, "act_bit_width": act_bit_width, "norm_dsp": self._norm_dsp}
             need = SharedLayer(**values)
             engine = self.schedule.shared[0]
             array = shared_array(need, engine.pe, engine.simd, engine.multiplier, self.board.family)
@@ -319,8 +323,7 @@ class Terms:
             row |= {"lut": array.lut, "dsp": array.dsp}
             memories = (*weight_memories(layer, config, storage, lanes, plan), *pipelined_memories(layer, config, plan))
         else:
-            keeps_weights, followers = self.schedule.keeps_weights(layer), self.network.followers[layer.name]
-            need = shared_layer(layer, config, storage, plan, followers=followers, keeps_weights=keeps_weights)
+            need = shared_layer(layer, config, storage, plan, keeps_weights=self.schedule.keeps_weights(layer))
         energy = mac_energy_pj(layer, config, storage) + on_chip_energy_pj(layer, config, storage, plan)
         needs = [getattr(need, name) for name in NEEDS]
         if isinstance(storage.kept_groups, np.ndarray):
@@ -364,6 +367,8 @@ class Terms:
             else:
                 self.buffers.append(tensors)
         self.constant[:2] = sum(operation_stored_bits(layer) for layer in network.layers)
+        if self._norm_dsp and not self.shared_columns.size:
+            self.constant += self._of_shared_engine(np.zeros((1, len(NEEDS)), dtype=np.int64))[0]
         self.width_rows: dict[str, Array] = {}
         for tensor in (INPUT, *(layer.name for layer in network.layers)):
             fixed = self._fixed_width(tensor)

@@ -15,10 +15,13 @@ from collections import deque
 
 import numpy as np
 
-from hwmodel.exchanges import TINY, Array, Floats
+from hwmodel.exchanges import Array, Floats
 
 STEPS = 80
-"""Exchanges of a walk."""
+"""Exchanges of a walk that looks for a good choice."""
+
+STEPS_TO_FIRST = 160
+"""Exchanges of one that looks for any choice."""
 
 REST = 4
 """Steps for which a group rests whose option was exchanged, if there are more groups."""
@@ -29,11 +32,19 @@ DEARER = 1.3
 CHEAPER = 0.85
 """By what it shrinks with each other step."""
 
+SHORT = np.float32
+"""Numbers of the walks: half as long ones are compared more quickly, and whoever takes a choice checks it exactly."""
+
+ROUNDING = 1e-6
+"""Share of a budget by which sums of them may exceed it."""
+
 
 def walked(
     key: Floats, guides: Floats, share: Floats, group: Array, starts: Array, costs: Floats, *, to_first: bool
 ) -> list[Array]:
-    """The best choice within the budgets that each of some walks meets after its first one, the best of all first.
+    """The best choice within the budgets, or over by no more than `ROUNDING`, that each of some walks meets.
+
+    Their first ones do not count.  The best of all comes first.
 
     Args:
         key: Shape (options,): what is summed.
@@ -46,7 +57,7 @@ def walked(
     """
     walks, size = len(starts), len(key) + 1  # the last option stands for none
     row, rows = np.arange(walks), size * np.arange(walks)
-    values = np.zeros((1 + share.shape[1], walks, size))
+    values = np.zeros((1 + share.shape[1], walks, size), dtype=SHORT)
     values[0, :, :-1], values[1:, :, :-1] = guides, share.T[:, None]
     values[0, :, -1] = np.inf
     flat_values = values.reshape(len(values), -1)
@@ -58,16 +69,18 @@ def walked(
     members = np.arange(counts.max()) + (ends - counts)[:, None]
     members = np.where(members < ends[:, None], members, size - 1)
     chosen = starts.copy()
-    room = 1 - share[chosen].sum(axis=1).T
+    room = (1 - share[chosen].sum(axis=1).T).astype(SHORT)
     change = values - flat_values.take(rows[:, None] + chosen[:, np.append(group, 0)], axis=1)
     flat = change.reshape(flat_values.shape)
     flat[0, (rows[:, None] + chosen).ravel()] = np.inf
-    part, total = np.empty_like(change[1:]), np.empty((walks, 1, size))
-    weights = np.repeat(costs[None], walks, axis=0)
+    part, total = np.empty_like(change[1:]), np.empty((walks, 1, size), dtype=SHORT)
+    weights = np.repeat(costs[None].astype(SHORT), walks, axis=0)
+    dearer, cheaper = SHORT(DEARER), SHORT(CHEAPER)
     resting: deque[tuple[Array, Array]] = deque()
-    olds, picks = (np.zeros((STEPS, walks), dtype=np.int64) for _ in range(2))
-    rooms = np.full((STEPS, *room.shape), -np.inf)
-    for step in range(STEPS):
+    steps = STEPS_TO_FIRST if to_first else STEPS
+    olds, picks = (np.zeros((steps, walks), dtype=np.int64) for _ in range(2))
+    rooms = np.full((steps, *room.shape), -np.inf, dtype=SHORT)
+    for step in range(steps):
         np.maximum(change[1:], room[:, :, None], out=part)
         np.matmul(weights[:, None], part.transpose(1, 0, 2), out=total)
         total[:, 0] += change[0]
@@ -84,12 +97,12 @@ def walked(
             same, at = resting.popleft()
             flat[:, same] = flat_values.take(same, axis=1) - flat_values.take(at, axis=1)[:, :, None]
             flat[0, at] = np.inf
-        exceeds = room < -TINY
-        weights *= np.where(exceeds, DEARER, CHEAPER).T
+        exceeds = room < -ROUNDING
+        weights *= np.where(exceeds, dearer, cheaper).T
         if to_first and not exceeds.any(axis=0).all():
             break
     sums = key[starts].sum(axis=1) + np.cumsum(key[picks] - key[olds], axis=0)
-    sums[(rooms < -TINY).any(axis=1)] = np.inf
+    sums[(rooms < -ROUNDING).any(axis=1)] = np.inf
     best = sums.argmin(axis=0)
     found = []
     for walk in np.argsort(sums[best, row], kind="stable").tolist():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -111,9 +112,13 @@ def _launch(job: Callable[[DictConfig], int | None], description: str, root: str
     try:
         _refuse_code(sys.argv[1:])
         check_keys([argument for argument in sys.argv[1:] if "=" in argument or argument.startswith("~")])
-        hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name=root)(guarded)()
+        with _output_written():
+            hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name=root)(guarded)()
     except ConfigError as error:
         return _report(error)
+    except BrokenPipeError:
+        # As in `--help | head`: who reads has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on where it stopped\n")
         return 130
@@ -123,6 +128,15 @@ def _launch(job: Callable[[DictConfig], int | None], description: str, root: str
             return 2
         raise
     return max(codes, default=0)
+
+
+@contextmanager
+def _output_written() -> Iterator[None]:
+    """What is printed reaches its reader before this is left, so that it is known whether there is one."""
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
 
 
 def _report(error: QatError | HwModelError) -> int:

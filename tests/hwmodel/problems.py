@@ -80,8 +80,9 @@ def random_network(pick: np.random.Generator) -> NetworkSpec:
 
 def random_config(network: NetworkSpec, pick: np.random.Generator) -> NetworkConfig:
     """Random dense or two-plane precision per layer."""
-    choices = [LayerConfig(1, 4), LayerConfig(4, 4), LayerConfig(8, 8), LayerConfig(1, 4, 0.9, "binary_plus_sparse")]
-    drawn = {layer.name: choices[pick.integers(4)] for layer in network.weighted}
+    choices = [LayerConfig(1, 4), LayerConfig(4, 4), LayerConfig(8, 8)]
+    choices += [LayerConfig(1, 4, sparsity, "binary_plus_sparse") for sparsity in (0.9, 0.3)]
+    drawn = {layer.name: choices[pick.integers(len(choices))] for layer in network.weighted}
     return NetworkConfig(tuple((layer.name, drawn[layer.weights_of or layer.name]) for layer in network.weighted))
 
 

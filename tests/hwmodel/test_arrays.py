@@ -72,13 +72,14 @@ def test_costs_are_those_of_the_reference(
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1))
-def test_reading_objects_gives_the_arrays_back(sharing_network: NetworkSpec, seed: int) -> None:
+@given(seed=st.integers(0, 2**32 - 1), times=st.sampled_from([1, 2, 5]))
+def test_reading_objects_gives_the_arrays_back(sharing_network: NetworkSpec, seed: int, times: int) -> None:
+    """Whether each is given once, or few stand for many."""
     arrays = some_arrays(sharing_network, np.random.default_rng(seed), 9)
     configs = [arrays.config(row) for row in range(len(arrays))]
-    again = ConfigArrays.read([configs[0], *configs], sharing_network)
+    again = ConfigArrays.read([configs[0], *configs * times], sharing_network)
     for name, values in arrays.fields.items():
-        assert np.array_equal(again.fields[name][1:], values), name
+        assert np.array_equal(again.fields[name][1:], np.tile(values, (times, 1))), name
     assert again.config(len(arrays)) == configs[-1]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hwmodel import LayerConfig, NetworkConfig, NetworkSpec, WeightFormat, load_board, load_network, uniform
+from hwmodel import LayerConfig, NetworkConfig, NetworkSpec, WeightFormat, load_board, load_network
 from hwmodel.bounds import OpenSplits, cuts_that_may_reach
 from hwmodel.chains import Split
 from hwmodel.choices import NO_LIMIT, Mask
@@ -83,11 +83,17 @@ def test_no_split_that_loads_weights_is_excluded_that_fits(board: str, planes: b
 
 
 @pytest.mark.parametrize("board", ["zcu102", "kv260", "pynq_z2"])
-@pytest.mark.parametrize("end_bits", [4, 8])
-def test_no_cut_is_left_out_that_reaches_a_limit(board: str, end_bits: int, sharing_network: NetworkSpec) -> None:
+@pytest.mark.parametrize(
+    "layer_config",
+    [LayerConfig(1, 8), LayerConfig(8, 8), LayerConfig(1, 4, 0.6, WeightFormat.BINARY_PLUS_SPARSE)],
+    ids=["1 bit", "8 bit", "planes"],
+)
+def test_no_cut_is_left_out_that_reaches_a_limit(
+    board: str, layer_config: LayerConfig, sharing_network: NetworkSpec
+) -> None:
     device, left_out = load_board(board), 0
     for network in (load_network("resnet20"), sharing_network):
-        config = uniform(network, 1 if end_bits == 4 else 8, 8, end_bit_width=end_bits)
+        config = NetworkConfig(tuple((layer.name, layer_config) for layer in network.weighted))
         segments = Scheduler(network, device).segments(config)
         engine, cuts = segments.engine, [one for one in segments.cuts if one.spilled]
         splits = [split for cut in cuts[::4] for one in (cut, *segments.loading(cut)) for split in engine.splits(one)]

@@ -23,6 +23,7 @@ from hwmodel.resources import (
     shared_array,
     shared_layer,
     shared_memories,
+    shared_norms,
 )
 from hwmodel.segments import Segments
 from hwmodel.storage import weight_storage
@@ -47,9 +48,8 @@ def used(segments: Segments, cut: tuple[int, int], pe: int, simd: int, multiplie
             flow = DataFlow.SPILLED if index < spilled else DataFlow.FRAME
             plan = LayerSchedule(layer.name, flow, pe, simd, 1, multiplier, WeightPlace.BRAM)
             storage = weight_storage(layer, config[layer.name])
-            followers = network.followers[layer.name]
-            needs.append(shared_layer(layer, config[layer.name], storage, plan, followers=followers))
-    need = combine(needs)
+            needs.append(shared_layer(layer, config[layer.name], storage, plan))
+    need = combine([*needs, shared_norms(network.layers[pipelined:])])
     array = shared_array(need, pe, simd, multiplier, BOARD.family)
     without_weights = replace(need, **dict.fromkeys(WEIGHTS, 0))
     memories = list(shared_memories(without_weights, pe, simd, WeightPlace.BRAM))

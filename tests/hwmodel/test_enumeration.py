@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hwmodel import enumeration
 from hwmodel.choices import NO_LIMIT, Choices
-from hwmodel.enumeration import ROUNDING, _log_choices, any_within, least_of
-from hwmodel.exchanges import Array, Floats
+from hwmodel.enumeration import ROUNDING, _log_choices, any_within, is_crowd, least_of
+from hwmodel.exchanges import Array, Floats, starts_of
 from hwmodel.knapsack import least_bottleneck
 from hwmodel.problem import Problem
 
@@ -60,13 +60,17 @@ def test_no_fewer_choices_are_counted_than_prices_leave(seed: int, slack: float)
     assert counted <= np.log(np.bincount(group)).sum() + enumeration.RATES[0]
 
 
-def test_enumeration_does_not_begin_where_prices_leave_too_many_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crowd_is_more_choices_than_enumeration_comes_to_an_end_with(monkeypatch: pytest.MonkeyPatch) -> None:
     share, group = random_shares(np.random.default_rng(2))
-    weights = np.full((1, share.shape[1]), 1 / share.shape[1])
-    assert any_within(share, group, weights, 10**6, gives_up=True)[1]
-    monkeypatch.setattr(enumeration, "HOPELESS", -1.0)
-    assert any_within(share, group, weights, 10**6, gives_up=True) == (None, False)
-    assert any_within(share, group, weights, 10**6, gives_up=False)[1]
+    starts = starts_of(group)
+    weights = np.full(share.shape[1], 1 / share.shape[1])
+    priced = share @ weights
+    least = np.minimum.reduceat(priced, starts)
+    counted = _log_choices(priced - least[group], starts, 1 - float(least.sum()))
+    monkeypatch.setattr(enumeration, "HOPELESS", counted - 1e-6)
+    assert is_crowd(share, group, weights)
+    monkeypatch.setattr(enumeration, "HOPELESS", counted + 1e-6)
+    assert not is_crowd(share, group, weights)
 
 
 @settings(max_examples=50, deadline=None)

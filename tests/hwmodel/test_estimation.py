@@ -83,6 +83,12 @@ def test_board_too_small_names_budget_and_remedy(residual_network: NetworkSpec) 
     assert report.binding in ("bram18", "lut")
 
 
+def test_a_layer_that_is_configured_twice_is_refused() -> None:
+    one = LayerConfig(4, 4)
+    with pytest.raises(SpecError, match="layer 'a' is configured twice"):
+        NetworkConfig((("a", one), ("b", one), ("a", one)))
+
+
 def test_configuration_of_another_network(residual_network: NetworkSpec, plain_network: NetworkSpec) -> None:
     with pytest.raises(SpecError, match="does not match network 'residual'"):
         estimate(residual_network, uniform(plain_network, 2, 4), PYNQ)

@@ -11,7 +11,7 @@ from hwmodel.cycles import layer_cycles
 from hwmodel.layers import layer_facts
 from hwmodel.option_cache import OptionCache
 from hwmodel.options import Space
-from hwmodel.resources import FIXED, WEIGHTS, SharedLayer, shared_layer
+from hwmodel.resources import FIXED, WEIGHTS, SharedLayer, combine, shared_layer, shared_norms
 from hwmodel.storage import weight_storage
 from tests.hwmodel.conftest import conv
 
@@ -25,7 +25,7 @@ NORM = LayerSpec("norm", Op.GROUP_NORM, ("a",), 12, 8, 8, 12, 8, 8)
 def need(layer: LayerSpec, config: LayerConfig, plan: LayerSchedule, keeps_weights: bool = True) -> SharedLayer:
     """The scalar reference, a group norm behind the layer."""
     storage = weight_storage(layer, config)
-    return shared_layer(layer, config, storage, plan, followers=(NORM,), keeps_weights=keeps_weights)
+    return combine([shared_layer(layer, config, storage, plan, keeps_weights=keeps_weights), shared_norms([NORM])])
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -41,7 +41,9 @@ def test_every_engine_has_the_scalar_values(config: LayerConfig, kernel: int, is
         assert facts.cycles(is_spilled)[engine] == layer_cycles(layer, plan) + layer_cycles(NORM, plan)
         fixed = facts.fixed(is_spilled)
         assert fixed[: len(FIXED)].tolist() == [getattr(resident, name) for name in FIXED]
+        engines = len(SPACE.shared_grid[0])
         assert fixed[len(FIXED) + engine] == resident.lane_multipliers
+        assert fixed[len(FIXED) + engines + engine] == resident.lane_words
         for loads in {False, is_spilled}:  # frame-based layers stream
             place = WeightPlace.LOADED_BRAM if loads else WeightPlace.STREAMED
             away = need(layer, config, replace(plan, weight_place=place))

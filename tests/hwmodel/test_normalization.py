@@ -78,6 +78,28 @@ def test_the_shared_engine_has_lanes_for_norms_once(normalizing_network: Network
     assert arrays[0] - arrays[1] == 8 * NORM_LANE_LUTS + ROOT_LUTS
 
 
+@pytest.mark.parametrize(("name", "slices"), [("stem_norm", 5), ("length", 3)])
+def test_a_norm_right_behind_the_cut_has_lanes(normalizing_network: NetworkSpec, name: str, slices: int) -> None:
+    """Before convolutions that have none behind them, and as all that runs on the shared engine."""
+    layers = normalizing_network.layers[:6]
+    flows = [DataFlow.ROW_PIXEL] * [layer.name for layer in layers].index(name)
+    flows += [DataFlow.FRAME] * (len(layers) - len(flows))
+    reports = []
+    for kept in ((name,), ()):
+        changed = [
+            replace(one, op=Op.SCALE, groups=1) if one.name in NORMS and one.name not in kept else one for one in layers
+        ]
+        network = NetworkSpec("behind", 3, 16, 16, tuple(changed))
+        plans = [
+            LayerSchedule(one.name, flow, 2, 8, weight_place=WeightPlace.BRAM if one.has_weights else WeightPlace.NONE)
+            for one, flow in zip(changed, flows, strict=True)
+        ]
+        reports.append(estimate(network, uniform(network, 4, 4), BOARD, Schedule("behind", tuple(plans))))
+    assert reports[0].dsp - reports[1].dsp == 8 * slices
+    arrays = [one.lut - sum(row.lutram_luts for row in one.memories) for one in reports]
+    assert arrays[0] - arrays[1] == 8 * NORM_LANE_LUTS + ROOT_LUTS
+
+
 def test_what_is_normalised_lies_in_a_frame_buffer(normalizing_network: NetworkSpec) -> None:
     with_norms = report_of(normalizing_network, DataFlow.FRAME)
     without = report_of(without_norms(normalizing_network), DataFlow.FRAME)

@@ -113,11 +113,14 @@ def test_many_equal_one_by_one(small_networks: tuple[NetworkSpec, ...], seed: in
             assert values[row] == pytest.approx(getattr(report, name), rel=1e-12), name
 
 
+POOL = LayerSpec("p", Op.MAX_POOL, ("a",), 4, 8, 8, 4, 4, 4, (2, 2), (2, 2))
+NORM = LayerSpec("p", Op.GROUP_NORM, ("a",), 4, 8, 8, 4, 8, 8)
+
+
 @pytest.mark.parametrize("widths", [(4,), (4, 8, 16)])
-def test_a_shared_engine_without_layers_with_weights_has_its_buffers(widths: tuple[int, ...]) -> None:
-    network = NetworkSpec("n", 3, 8, 8, (
-        conv("a", INPUT, 3, 4, 8), LayerSpec("p", Op.MAX_POOL, ("a",), 4, 8, 8, 4, 4, 4, (2, 2), (2, 2)),
-    ))  # fmt: skip
+@pytest.mark.parametrize("last", [POOL, NORM], ids=["pool", "norm"])
+def test_a_shared_engine_without_layers_with_weights_has_its_buffers(last: LayerSpec, widths: tuple[int, ...]) -> None:
+    network = NetworkSpec("n", 3, 8, 8, (conv("a", INPUT, 3, 4, 8), last))
     plans = [
         LayerSchedule("a", DataFlow.ROW_PIXEL, 1, 1, weight_place=WeightPlace.BRAM),
         LayerSchedule("p", DataFlow.FRAME, 1, 4),

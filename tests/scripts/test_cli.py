@@ -318,6 +318,18 @@ def test_estimate_needs_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.parametrize("arguments", [("--help",), ("network=resnet20", "board=pynq_z2", "baselines=[4]")])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """As in `cost.py --help | head`; work that was begun has not ended well."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(SCRIPTS / "cost.py"), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == int(arguments != ("--help",))
+    assert done.stderr == ""
+
+
 def test_script_in_a_process_of_its_own(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
     done = subprocess.run(
