@@ -29,7 +29,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from math import ceil, floor, isfinite
+from math import ceil, floor
 
 import numpy as np
 
@@ -39,7 +39,7 @@ from hwmodel.chains import Cut, Split
 from hwmodel.choices import NO_LIMIT, Choices
 from hwmodel.cost import dram_cycles
 from hwmodel.dataflow import Schedule
-from hwmodel.errors import BudgetError, SpecError
+from hwmodel.errors import BudgetError, SpecError, require_type
 from hwmodel.exchanges import TINY, Floats
 from hwmodel.knapsack import NOTHING, Solution, any_choice, cheapest, exchanged, least_bottleneck
 from hwmodel.network import NetworkSpec
@@ -104,6 +104,8 @@ class Scheduler:
     """
 
     def __init__(self, network: NetworkSpec, board: Board, space: Space | None = None) -> None:
+        require_type("network", network, NetworkSpec, "load_network reads one")
+        require_type("board", board, Board, "load_board reads one")
         self.network = network
         self.board = board
         self.space = space or Space()
@@ -112,6 +114,7 @@ class Scheduler:
 
     def schedule(self, config: NetworkConfig, min_fps: float = 0.0) -> Schedule:
         """The best schedule of a configuration; arguments and errors as in `hwmodel.schedule`."""
+        require_type("config", config, NetworkConfig, "uniform makes one")
         self.network.require_weights()
         config.check_matches(self.network)
         longest = longest_interval(self.board, min_fps)
@@ -140,7 +143,8 @@ def schedule(network: NetworkSpec, config: NetworkConfig, board: Board, min_fps:
             memory is small.
 
     Raises:
-        SpecError: The configuration does not match the network, or `min_fps` is out of range.
+        SpecError: An argument is of another kind, the configuration does not match the network, or `min_fps` is out of
+            range.
         BudgetError: Nothing fits; the message names the budget that binds, by how much, and a board that would do.  Or
             what fits is slower than `min_fps`; the message says how fast a schedule can be.
     """
@@ -153,7 +157,7 @@ def longest_interval(board: Board, min_fps: float) -> int:
     Raises:
         SpecError: `min_fps` is negative or not finite.
     """
-    if not (isinstance(min_fps, int | float) and isfinite(min_fps) and min_fps >= 0):
+    if not (isinstance(min_fps, int | float) and 0 <= min_fps < NO_LIMIT):
         raise SpecError(f"min_fps={min_fps!r}, expected a finite number >= 0; 0 for any")
     if not min_fps:
         return NO_LIMIT - 1

@@ -265,3 +265,18 @@ def test_estimates_of_many(configs: Any, message: str) -> None:
 def test_uniform_precision(network: Any) -> None:
     with pytest.raises(SpecError, match="expected a NetworkSpec: load_network reads one"):
         uniform(network, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": "resnet20"}, "network is 'resnet20', expected a NetworkSpec: load_network reads one"),
+        ({"config": None}, "config is None, expected a NetworkConfig"),
+        ({"board": "zcu102"}, "board is 'zcu102', expected a Board: load_board reads one"),
+        ({"min_fps": 10**400}, "min_fps=10+, expected a finite number >= 0"),
+        ({"min_fps": "fast"}, "min_fps='fast', expected a finite number >= 0"),
+    ],
+)
+def test_what_is_scheduled(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        schedule(**{"network": NETWORK, "config": CONFIG, "board": BOARD, **changes})
