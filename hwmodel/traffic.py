@@ -26,7 +26,7 @@ from math import ceil
 
 from hwmodel.cycles import reach
 from hwmodel.dataflow import DataFlow, HostInterface
-from hwmodel.network import INPUT, NORMALIZING, LayerSpec, NetworkSpec, Op
+from hwmodel.network import INPUT, NORMALIZING, NetworkSpec, Op
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,10 @@ def place(network: NetworkSpec, flows: tuple[DataFlow, ...]) -> Placement:
     """
     flow_of = dict(zip((layer.name for layer in network.layers), flows, strict=True))
     fused = fused_tensors(network)
+    names = [layer.name for layer in network.layers]
+    before = dict(zip(names[1:], names, strict=False))
     transfers: list[Transfer] = []
-    for tensor in (INPUT, *(layer.name for layer in network.layers)):
+    for tensor in (INPUT, *names):
         if tensor in fused and not flow_of[tensor].is_pipelined:
             continue
         spilled = [reader for reader in network.consumers[tensor] if flow_of[reader.name] is DataFlow.SPILLED]
@@ -125,15 +127,10 @@ def place(network: NetworkSpec, flows: tuple[DataFlow, ...]) -> Placement:
             readers = spilled
             if spilled or tensor in network.outputs:
                 transfers.append(Transfer(tensor, tensor, "ofm"))
-        transfers.extend(Transfer(reader.name, tensor, _kind(network, reader, tensor)) for reader in readers)
+        for reader in readers:
+            is_shortcut = reader.op in (Op.ADD, Op.CONCAT, Op.MUL) and before.get(reader.name) != tensor
+            transfers.append(Transfer(reader.name, tensor, "shortcut" if is_shortcut else "ifm"))
     return Placement(tuple(transfers), _frame_buffers(network, flow_of, fused))
-
-
-def _kind(network: NetworkSpec, reader: LayerSpec, tensor: str) -> str:
-    if reader.op not in (Op.ADD, Op.CONCAT, Op.MUL):
-        return "ifm"
-    position = network.layers.index(reader)
-    return "ifm" if position and network.layers[position - 1].name == tensor else "shortcut"
 
 
 def _frame_buffers(
