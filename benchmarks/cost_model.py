@@ -172,6 +172,12 @@ def main() -> None:
     for count in (args.configurations, 2 * args.configurations, 4 * args.configurations):
         indices = draw(networks[-1], count)
         print(f"{count:9,d}: {count / rate(count, lambda rows=indices: table.evaluate(rows)):.3f}")
+    print(f"\nu250, seconds of CPU time of {args.configurations:,d} configurations by layers with weights:")
+    for network in [load_network(name) for name in ("resnet20", "resnet56", "resnet152")]:
+        table, indices = table_of(network, load_board("u250")), draw(network, args.configurations)
+        seconds = args.configurations / rate(len(indices), lambda table=table, rows=indices: table.evaluate(rows))
+        each = 1e9 * seconds / indices.size
+        print(f"{len(network.weighted):9d}: {seconds:.3f}, {each:.1f} ns per layer")
     if args.peer_python:
         print(f"\nzigzag-dse, ResNet-18: {time_peer(args.peer_python)}")
 
