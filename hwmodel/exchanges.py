@@ -35,29 +35,32 @@ def repaired(key: Array, share: Floats, group: Array, chosen: Array) -> Array:
         chosen: Shape (groups,): the option of each group to begin with.
     """
     chosen = chosen.copy()
-    used = share.take(chosen, axis=0).sum(axis=0)
+    free = 1 - share.take(chosen, axis=0).sum(axis=0)
     starts = np.searchsorted(group, np.arange(len(chosen) + 1))
     largest = max(1, int(key.max()))
-    change, takes = np.empty_like(share), np.empty(len(share))
-    every = np.ones(len(used))
+    change, part = np.empty_like(share), np.empty_like(share)
+    worth = np.empty(len(share))
+    every = np.ones(len(free))
 
     def exchange(rows: slice, old: Array) -> None:
         """Renews what the exchange of some options for the chosen ones of their groups would change."""
         np.subtract(share[rows], share.take(old, axis=0), out=change[rows])
         # What the exchange takes of the budgets counts against it.
-        takes[rows] = np.maximum(0.0, change[rows]) @ every
-        takes[rows] += np.maximum(0, key[rows] - key[old]) / largest
+        takes = np.maximum(0.0, change[rows]) @ every
+        takes += np.maximum(0, key[rows] - key[old]) / largest
+        np.divide(1.0, takes + 0.01, out=worth[rows])
 
     exchange(slice(None), chosen[group])
     for _ in range(2 * len(chosen)):
-        if used.max() <= 1 + TINY:
+        if free.min() >= -TINY:
             break
-        excess = np.add.reduce(np.maximum(0.0, used - 1))
-        fewer = excess - np.maximum(0.0, used - 1 + change) @ every
-        pick = int(np.argmax(np.where(fewer > TINY, fewer / (takes + 0.01), -1.0)))
+        # What is free already is not freed: no exchange lowers the excess by more than it is.
+        np.maximum(change, free, out=part)
+        fewer = np.add.reduce(np.maximum(0.0, free)) - part @ every
+        pick = int(np.argmax(fewer * worth))
         if fewer[pick] <= TINY:
             break
-        used = used + change[pick]
+        free = free - change[pick]
         of = int(group[pick])
         chosen[of] = pick
         exchange(slice(int(starts[of]), int(starts[of + 1])), chosen[of])
