@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -76,12 +77,12 @@ class Chain:
     @cached_property
     def before(self) -> Array:
         """Shape (layers + 1, `KEPT`, engines): sums over the layers before one."""
-        return accumulated(np.add, self._stacked[:, [WEIGHTS.index(name) for name in KEPT]])
+        return accumulated(np.add, self._stacked(KEPT))
 
     @cached_property
     def after(self) -> Array:
         """Shape (layers + 1, `BUFFERED`, engines): maxima over the layers from one on."""
-        return accumulated(np.maximum, self._stacked[::-1, [WEIGHTS.index(name) for name in BUFFERED]])[::-1]
+        return accumulated(np.maximum, self._stacked(BUFFERED)[::-1])[::-1]
 
     @cached_property
     def cycles(self) -> Array:
@@ -95,10 +96,17 @@ class Chain:
         least: Array = self.cycles.min(axis=1)
         return least
 
-    @cached_property
-    def _stacked(self) -> Array:
-        """Shape (layers, `WEIGHTS`, engines), also if there are none."""
-        return np.array(self.words, dtype=np.int64).reshape(-1, len(WEIGHTS), self.engines)
+    def buffered(self, stop: Array) -> Array:
+        """`after` some layers, shape (layers asked about, `BUFFERED`, engines), without making it where none follow."""
+        if (stop == len(self.order)).all():
+            return np.zeros((len(stop), len(BUFFERED), self.engines), dtype=np.int64)
+        return self.after[stop]
+
+    def _stacked(self, names: Sequence[str]) -> Array:
+        """Some of `words`, neighbours there: shape (layers, names, engines), also if there are no layers."""
+        first = WEIGHTS.index(names[0])
+        rows = [words[first : first + len(names)] for words in self.words]
+        return np.array(rows, dtype=np.int64).reshape(-1, len(names), self.engines)
 
 
 @dataclass(frozen=True)

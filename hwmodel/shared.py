@@ -240,7 +240,7 @@ class SharedEngine:
         for chain, numbers, start in self._by_chain([split.cut for split in splits]):
             stop = start + resident[numbers]
             cycles[numbers] = chain.cycles[start] + chain.loading_cycles[stop][:, None]
-            kept, buffered = chain.before[stop] - chain.before[start], chain.after[stop]
+            kept, buffered = chain.before[stop] - chain.before[start], chain.buffered(stop)
             words[:, numbers] = np.concatenate([kept, buffered], axis=1).transpose(1, 0, 2)
         split, engine = np.nonzero(cycles <= longest if has_room is None else has_room & (cycles <= longest))
         fields = dict(zip((*KEPT, *BUFFERED), words[:, split, engine], strict=True))
