@@ -17,8 +17,9 @@ demo: $(READY)  ## Run the whole job on handwritten digits: search, training, ex
 demo-detect: $(READY)  ## The same job for a detector, on scenes of handwritten digits; draws the boxes that it finds
 	$(BIN)/python scripts/demo_detect.py
 
+# A process a core, up to four; a file stays in one, which makes its fixtures once.
 test: $(READY)  ## Run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
 
 fuzz: $(READY)  ## Run the property tests on examples that no run has seen
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hypothesis --hypothesis-profile fuzz -p no:cacheprovider

@@ -1,7 +1,7 @@
 """Speed of the cost model: configurations per second, one core.
 
-    python benchmarks/cost_model.py
-    python benchmarks/cost_model.py --peer-python /path/to/venv/bin/python
+    OMP_NUM_THREADS=1 python benchmarks/cost_model.py
+    OMP_NUM_THREADS=1 python benchmarks/cost_model.py --peer-python /path/to/venv/bin/python
 
 By gather from a `CostTable` under a fixed schedule (*gather*); without a table for the same draws, from `NetworkConfig`
 objects (*no table*); from the formulas for densities that are all different, given as arrays (*formulas*,
@@ -10,7 +10,7 @@ from the scalar reference; and with the schedule searched anew for every configu
 of a `Scheduler`, which makes the options of all layers; *schedules* are 40 configurations after 20 others, as in a
 search: configurations draw from few choices per layer, so that nearly all options are there.  *Proven* is the share of
 these 40 whose off-chip bits and interval are proven optimal.  Layers draw their precision at random.  CPU time counts,
-so that other work on the machine disturbs little.
+so that other work on the machine disturbs little, and one thread: those of BLAS that wait count too.
 The peer is zigzag-dse on ResNet-18, timed in the same run if a Python that has it is named; it searches mappings of
 every layer, so its figure belongs beside the schedules, not beside the gather.
 """
