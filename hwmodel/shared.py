@@ -284,10 +284,12 @@ class SharedEngine:
         if key not in self._chains:
             end = pipelined + spilled
             order, reads, keeps = self._order(pipelined, spilled) if not loaded_bits else self._loading(*key[1:])
-            loads = [self._loads(index, spilled, loaded_bits) for index in order]
+            loads = [loaded_bits > 0 and self._loads(index, spilled, loaded_bits) for index in order]
             facts = [self._facts[index] for index in order]
-            bits = np.append(self._weight_bits[list(order)], 0)
-            waits = np.append(dram_cycles(bits[:-1], self.board) * np.array(loads, dtype=np.int64), 0)
+            bits, waits = (np.zeros(len(order) + 1, dtype=np.int64) for _ in range(2))
+            bits[:-1] = self._weight_bits[list(order)]
+            if loaded_bits:
+                waits[:-1] = dram_cycles(bits[:-1], self.board) * np.array(loads, dtype=np.int64)
             bits[:-1] *= reads
             self._chains[key] = Chain(
                 len(self.grid[0]),
