@@ -10,13 +10,13 @@ grid of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import lru_cache
 from math import ceil, log2
 from typing import Any
 
 import numpy as np
 
+from hwmodel.names import Names
 from hwmodel.network import LayerSpec
 from hwmodel.smooth import Array, Floats, Smooth, ceilings
 
@@ -39,7 +39,7 @@ NORM_LANE_LUTS = 234
 and up to 2**17 values in a group, with 3 DSP slices."""
 
 
-class Multiplier(StrEnum):
+class Multiplier(Names):
     """What multiplies."""
 
     LUT = "lut"

@@ -25,12 +25,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from functools import cached_property
 from typing import Any, Protocol
 
 from hwmodel.compute import Count, Multiplier
 from hwmodel.errors import SpecError
+from hwmodel.names import Names
 from hwmodel.network import LayerSpec, NetworkSpec, is_size
 
 VERSION = 1
@@ -40,7 +40,7 @@ MOST_PARALLEL = 2**20
 """Largest `pe`, `simd` and `ingest_channels`: resources of whole networks stay within 64 bits."""
 
 
-class DataFlow(StrEnum):
+class DataFlow(Names):
     """How one layer is executed (table in the module's docstring)."""
 
     ROW_PIXEL = "row_pixel"
@@ -54,7 +54,7 @@ class DataFlow(StrEnum):
         return self in (DataFlow.ROW_PIXEL, DataFlow.ROW_PASS)
 
 
-class WeightPlace(StrEnum):
+class WeightPlace(Names):
     """Where the weights of a layer lie: between frames, or for as long as it is computed."""
 
     NONE = "none"  # a layer without weights

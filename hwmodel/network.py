@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
 from hwmodel.errors import SpecError
+from hwmodel.names import Names
 
 INPUT = "input"
 """Name of the network input; `LayerSpec.inputs` refers to it like to a layer."""
@@ -36,7 +36,7 @@ RESERVED = (INPUT, FRAME_ENGINE, DRAM)
 """Names that no layer has."""
 
 
-class Op(StrEnum):
+class Op(Names):
     """What a layer does to its input feature maps (ifm)."""
 
     CONV = "conv"

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from functools import cached_property
 from numbers import Real
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from hwmodel.errors import SpecError, require_type
+from hwmodel.names import Names
 from hwmodel.network import AFFINE, INPUT, LayerSpec, NetworkSpec, Op
 
 SIGNIFICANT_BIT_WIDTH = 8
@@ -34,7 +34,7 @@ VERSION = 1
 """Schema version of `NetworkConfig.to_dict`."""
 
 
-class WeightFormat(StrEnum):
+class WeightFormat(Names):
     """How the weights of a layer are stored (table in the module's docstring)."""
 
     DENSE = "dense"
@@ -42,7 +42,7 @@ class WeightFormat(StrEnum):
     BINARY_PLUS_SPARSE = "binary_plus_sparse"
 
 
-class Granularity(StrEnum):
+class Granularity(Names):
     """Which weights are kept or dropped together."""
 
     ELEMENT = "element"  # one weight

@@ -8,7 +8,6 @@ counts.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import lru_cache
 from math import ceil, lgamma, log, log2, prod
 from typing import Any, Self, TypeVar
@@ -16,6 +15,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from hwmodel.errors import SpecError
+from hwmodel.names import Names
 from hwmodel.network import LayerSpec
 from hwmodel.precision import LayerConfig, WeightFormat, group_shape, kept_groups
 from hwmodel.smooth import Array, Smooth, ceilings
@@ -30,7 +30,7 @@ EPSILON_BITS = 64
 """Bits of what a group norm adds to the spread of a group."""
 
 
-class IndexCoding(StrEnum):
+class IndexCoding(Names):
     """How the positions of the kept groups are stored."""
 
     NONE = "none"
