@@ -78,6 +78,12 @@ def some_network(pick: np.random.Generator) -> NetworkSpec:
     return NetworkSpec("wide", 2, 4, 4, tuple(layers))
 
 
+def some_segments(pick: np.random.Generator, space: Space = SPACE) -> Segments:
+    """Of `some_network` with `random_planes`."""
+    network = some_network(pick)
+    return Segments(network, random_planes(network, pick), BOARD, space)
+
+
 def lane_bits(layer: LayerSpec, config: LayerConfig, pe: int, simd: int) -> int:
     """Bits of values and index that the fullest lane reads for an output pixel."""
     storage = weight_storage(layer, config)
@@ -209,8 +215,8 @@ def test_a_report_has_one_memory_as_wide_as_its_widest_layer_reads() -> None:
 @given(seed=st.integers(0, 2**32 - 1))
 def test_options_of_the_shared_engine_are_what_the_report_says(seed: int) -> None:
     pick = np.random.default_rng(seed)
-    network = some_network(pick)
-    segments = Segments(network, random_planes(network, pick), BOARD, SPACE)
+    segments = some_segments(pick)
+    network = segments.network
     cuts = [one for one in segments.cuts if one.pipelined < len(network.layers)]
     cut = cuts[pick.integers(len(cuts))]
     cut = ([cut, *segments.loading(cut)])[-1]
@@ -227,12 +233,9 @@ def test_options_of_the_shared_engine_are_what_the_report_says(seed: int) -> Non
 def test_bounds_of_weights_are_bounds(seed: int) -> None:
     """Memories of any width, in LUTs, block RAM or UltraRAM, take what is said at least; no split with room is lost."""
     pick = np.random.default_rng(seed)
-    network = some_network(pick)
-    segments = Segments(network, random_planes(network, pick), BOARD, SPACE)
-    engine = segments.engine
-    cuts = [
-        same for one in segments.cuts if one.pipelined < len(network.layers) for same in (one, *segments.loading(one))
-    ]
+    segments = some_segments(pick)
+    engine, end = segments.engine, len(segments.network.layers)
+    cuts = [same for one in segments.cuts if one.pipelined < end for same in (one, *segments.loading(one))]
     splits = [split for cut in cuts for split in engine.splits(cut)]
     rows = engine.rows(splits)
     depths = [split.cut.depths for split in splits]
@@ -257,8 +260,7 @@ def test_bounds_of_weights_are_bounds(seed: int) -> None:
 def test_stored_bits_have_room_in_block_ram_and_luts(seed: int) -> None:
     """What `most_in_luts` says beside the block RAM taken is room for all weights that are resident."""
     pick = np.random.default_rng(seed)
-    network = some_network(pick)
-    segments = Segments(network, random_planes(network, pick), BOARD, replace(SPACE, shared_pe=(32, 128)))
+    segments = some_segments(pick, replace(SPACE, shared_pe=(32, 128)))
     engine = segments.engine
     cut = segments.cuts[[one.depths for one in segments.cuts].index((0, 0))]
     splits = [split for split in engine.splits(cut) if split.resident]
@@ -267,7 +269,7 @@ def test_stored_bits_have_room_in_block_ram_and_luts(seed: int) -> None:
     resident = np.array([split.resident for split in splits])[rows.split]
     in_bram = np.array([where is WeightPlace.BRAM for _, where in engine.kinds])[rows.kind]
     order = engine.residency(cut)
-    owned = [0 if network.layers[index].weights_of else segments.facts[index].weight_bits for index in order]
+    owned = [0 if segments.network.layers[index].weights_of else segments.facts[index].weight_bits for index in order]
     stored = np.append(0, np.cumsum(owned))[resident]
     assert (stored <= bits + engine.most_in_luts[rows.engine])[in_bram].all()
 
