@@ -85,7 +85,7 @@ def map_memory(depth: int, width: int, family: str, profile: str = "vivado") -> 
         ) from None
 
 
-@lru_cache(maxsize=262144)
+@lru_cache(maxsize=262144, typed=True)  # 16.0 equals 16, but is refused
 def _map_memory(depth: int, width: int, family: str, profile: str) -> MemoryUse:
     if not (is_size(depth, 0) and is_size(width, 0)):
         raise SpecError(f"memory of depth={depth!r}, width={width!r}: expected integers >= 0")
