@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import gcd
 
 from hwmodel.board import Board
@@ -55,8 +55,12 @@ def cost_of(network: NetworkSpec, config: NetworkConfig, board: Board, schedule:
     widths = ofm_bit_widths(network, config)
     rows = memory_rows(all_memories(network, config, schedule, storages, widths), board)
     traffic = feature_map_bits(network, schedule, widths)
+    rows_of: dict[str, list[MemoryCost]] = {layer.name: [] for layer in network.layers}
+    for row in rows:
+        if row.owner != FRAME_ENGINE:
+            rows_of[row.owner].append(row)
     layers = tuple(
-        _layer_cost(network, config, schedule, storages, widths, traffic, rows, layer, board)
+        _layer_cost(network, config, schedule, storages, widths, traffic, rows_of[layer.name], layer, board)
         for layer in network.layers
     )
     lut, dsp = _shared_array(network, config, schedule, storages, board)
@@ -305,12 +309,11 @@ def _layer_cost(
     storages: Mapping[str, WeightStorage],
     widths: Mapping[str, int],
     traffic: Mapping[str, Mapping[str, int]],
-    rows: tuple[MemoryCost, ...],
+    own: Sequence[MemoryCost],
     layer: LayerSpec,
     board: Board,
 ) -> LayerCost:
     plan = schedule[layer.name]
-    own = [row for row in rows if row.owner == layer.name]
     lut, dsp = sum(row.lutram_luts for row in own), 0
     weight_format, density, waits = "", 1.0, 0
     if layer.has_weights:

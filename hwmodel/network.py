@@ -348,6 +348,11 @@ class NetworkSpec:
             )
         self._require(self.total_macs <= MOST_MACS, "total_macs", f"at most {MOST_MACS:,}")
 
+    def __hash__(self) -> int:
+        # That of all layers takes long, and much is looked up by network.  Few differ and have all this in common.
+        shape = (self.input_channels, self.input_height, self.input_width)
+        return hash((self.name, shape, len(self.layers), self.outputs))
+
     def _require(self, ok: bool, name: str, expected: str) -> None:
         if not ok:
             raise SpecError(f"network {self.name!r}: {name}={getattr(self, name)!r}, expected {expected}")
