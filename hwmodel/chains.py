@@ -90,12 +90,6 @@ class Chain:
         rows = np.array(self.layer_cycles, dtype=np.int64).reshape(-1, self.engines)
         return accumulated(np.add, rows[::-1])[::-1]
 
-    @cached_property
-    def least_cycles(self) -> Array:
-        """Shape (layers + 1,): those of the fastest engine."""
-        least: Array = self.cycles.min(axis=1)
-        return least
-
     def buffered(self, stop: Array) -> Array:
         """`after` some layers, shape (layers asked about, `BUFFERED`, engines), without making it where none follow."""
         if (stop == len(self.order)).all():

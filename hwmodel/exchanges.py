@@ -11,6 +11,17 @@ Floats = NDArray[np.float64]
 TINY = 1e-9
 """Slack for rounding, relative to the budgets."""
 
+SHORT = np.float32
+"""Numbers of exchanges from many choices at once: half as long ones are compared more quickly, and whoever takes what
+they find checks it exactly."""
+
+ROUNDING = 1e-6
+"""Slack for rounding of these."""
+
+
+MOST = 8
+"""Exchanges per group after which none follows; nearly always one or two are enough."""
+
 
 def starts_of(group: Array) -> Array:
     """Where the options of each group start, those of one group following those of another; shape (groups,).
@@ -35,40 +46,41 @@ def repaired(key: Array, share: Floats, group: Array, chosen: Array) -> Array:
         chosen: Shape (groups,): the option of each group to begin with.
     """
     chosen = chosen.copy()
-    free = 1 - share.take(chosen, axis=0).sum(axis=0)
-    starts = np.searchsorted(group, np.arange(len(chosen) + 1))
-    largest = max(1, int(key.max()))
-    change, part = np.empty_like(share), np.empty_like(share)
-    worth = np.empty(len(share))
-    every = np.ones(len(free))
-
-    def exchange(rows: slice, old: Array) -> None:
-        """Renews what the exchange of some options for the chosen ones of their groups would change."""
-        np.subtract(share[rows], share.take(old, axis=0), out=change[rows])
-        # What the exchange takes of the budgets counts against it.
-        takes = np.maximum(0.0, change[rows]) @ every
-        takes += np.maximum(0, key[rows] - key[old]) / largest
-        np.divide(1.0, takes + 0.01, out=worth[rows])
-
-    exchange(slice(None), chosen[group])
-    for _ in range(2 * len(chosen)):
-        if free.min() >= -TINY:
-            break
+    free = 1 - np.add.reduce(share.take(chosen, axis=0))
+    if min(free.tolist()) >= -TINY:
+        return chosen
+    # The last row is the key: it counts against an option, and there is nothing that it could free.
+    values = np.empty((len(free) + 1, len(share)))
+    values[:-1], values[-1] = share.T, key / max(1, int(key.max()))
+    every, freed = np.ones(len(values)), np.ones(len(values))
+    freed[-1] = 0.0
+    free = np.append(free, 1.0)
+    starts = np.searchsorted(group, np.arange(len(chosen) + 1)).tolist()
+    # What the exchange of an option for the chosen one of its group changes; what it takes counts against it.
+    change = values - values.take(chosen.take(group), axis=1)
+    part = np.maximum(change, 0.0)
+    worth = 1.0 / (every.dot(part) + 0.01)
+    for _ in range(MOST * len(chosen)):
         # What is free already is not freed: no exchange lowers the excess by more than it is.
-        np.maximum(change, free, out=part)
-        fewer = np.add.reduce(np.maximum(0.0, free)) - part @ every
-        pick = int(np.argmax(fewer * worth))
+        np.maximum(change, free[:, None], out=part)
+        fewer = freed.dot(np.maximum(free, 0.0)) - freed.dot(part)
+        pick = int((fewer * worth).argmax())
         if fewer[pick] <= TINY:
             break
-        free = free - change[pick]
+        free = free - change[:, pick]
+        free[-1] = 1.0
         of = int(group[pick])
         chosen[of] = pick
-        exchange(slice(int(starts[of]), int(starts[of + 1])), chosen[of])
+        if min(free.tolist()) >= -TINY:
+            break
+        same = slice(starts[of], starts[of + 1])
+        change[:, same] = values[:, same] - values[:, pick, None]
+        worth[same] = 1.0 / (every.dot(np.maximum(change[:, same], 0.0)) + 0.01)
     return chosen
 
 
 def descended(key: Floats, share: Floats, group: Array, starts: Array, penalty: float) -> Array:
-    """Choices whose sum of keys and penalties exchanges of single options no longer lower.
+    """Choices whose sum of keys and penalties exchanges of single options no longer lower, but for rounding of `SHORT`.
 
     Args:
         key: Shape (options,).
@@ -80,45 +92,52 @@ def descended(key: Floats, share: Floats, group: Array, starts: Array, penalty: 
     Returns:
         Shape (starts, groups).
     """
-    chosen, size = starts.copy(), len(key)
-    # The key, and what is taken of each budget that is asked for; the last column stands for no option.
+    size, groups = len(key), starts.shape[1]
+    # Behind the options one that changes nothing, of a group of its own, and one that is never taken.
+    none, never = size, size + 1
+    # The key, and what is taken of each budget that is asked for.
     columns = np.flatnonzero(share.any(axis=0))
-    values = np.zeros((1 + len(columns), size + 1))
+    values = np.zeros((1 + len(columns), size + 2), dtype=SHORT)
     values[0, :size], values[1:, :size] = key, penalty * share[:, columns].T
-    # Options of each group, filled up with the last column.
-    counts = np.bincount(group, minlength=chosen.shape[1])
+    values[0, never] = np.inf
+    # Options of each group, filled up with the last.
+    counts = np.bincount(group, minlength=groups + 1)
     ends = np.cumsum(counts)
     members = np.arange(counts.max()) + (ends - counts)[:, None]
-    members = np.where(members < ends[:, None], np.argsort(group, kind="stable")[np.minimum(members, size - 1)], size)
-    left = np.arange(len(chosen))
-    # What is left of the budgets is free: an exchange cannot lower that by less than what it leaves.  Keys have no end.
-    free = np.full((1 + len(columns), len(chosen)), -np.inf)
-    free[1:] = penalty * (1 - share[chosen][:, :, columns].sum(axis=1)).T
+    by_group = np.argsort(group, kind="stable")
+    members = np.where(members < ends[:, None], by_group[np.minimum(members, size - 1)], never)
+    group = np.append(group, [groups, groups])
+    chosen = np.column_stack([starts, np.full(len(starts), none)])
+    slack = float(np.finfo(SHORT).eps) * penalty
+    left, rows = np.arange(len(chosen)), (size + 2) * np.arange(len(chosen))[:, None]
+    # What is left of the budgets is free: an exchange cannot lower that by less than what it leaves.
+    free = (penalty * (1 - share[starts][:, :, columns].sum(axis=1))).T.astype(SHORT)
     # What each exchange changes, shape (values, starts, options).
-    change = values[:, None, :] - values[:, chosen[:, np.append(group, 0)]]
-    part, total = np.empty_like(change), np.empty_like(change[0])
-    for _ in range(2 * chosen.shape[1]):
-        np.maximum(change, free[:, :, None], out=part)
+    change = values[:, None] - values.take(chosen[:, group], axis=1)
+    part, total = np.empty_like(change[1:]), np.empty_like(change[0])
+    offsets = change[0].size * np.arange(len(values))[:, None, None]
+    for _ in range(MOST * groups):
+        np.maximum(change[1:], free[:, :, None], out=part)
         np.add.reduce(part, axis=0, out=total)
-        pick = total[:, :size].argmin(axis=1)
-        row = np.arange(len(left))
-        lower = (total[row, pick] < np.maximum(0.0, free[1:]).sum(axis=0) - TINY * penalty).nonzero()[0]
-        if 2 * len(lower) <= len(left):  # fewer copies than at each start that is done
-            if not len(lower):
+        total += change[0]
+        pick = total.argmin(axis=1)
+        is_done = total.take(rows[:, 0] + pick) >= total[:, none] - slack
+        done = int(np.count_nonzero(is_done))
+        if 2 * done >= len(left):  # fewer copies than at each start that is done
+            if done == len(left):
                 break
-            left, pick, free, change = left[lower], pick[lower], free[:, lower], change[:, lower]
-            lower = row[: len(left)]
-            part, total = part[:, : len(left)], total[: len(left)]
-        else:
-            pick = pick[lower]
-        free[1:, lower] -= change[1:, lower, pick]
-        of = group[pick]
-        chosen[left[lower], of] = pick
-        same = members[of]
-        renewed = values.take(same, axis=1)
-        renewed -= values.take(pick, axis=1)[:, :, None]
-        change[:, lower[:, None], same] = renewed
-    return chosen
+            lower = np.flatnonzero(~is_done)
+            left, pick, free, change = left[lower], pick[lower], free[:, lower], change.take(lower, axis=1)
+            rows, part, total = rows[: len(left)], part[:, : len(left)], total[: len(left)]
+            offsets = total.size * np.arange(len(values))[:, None, None]
+        elif done:
+            pick[is_done] = none
+        free -= change[1:].reshape(len(columns), total.size).take(rows[:, 0] + pick, axis=1)
+        of = group.take(pick)
+        chosen[left, of] = pick
+        same = members.take(of, axis=0)
+        change.reshape(-1)[same + rows + offsets] = values.take(same, axis=1) - values.take(pick, axis=1)[:, :, None]
+    return chosen[:, :groups]
 
 
 def descended_by_pairs(key: Floats, share: Floats, group: Array, free: Array, start: Array, penalty: float) -> Array:
@@ -139,7 +158,7 @@ def descended_by_pairs(key: Floats, share: Floats, group: Array, free: Array, st
     columns = np.flatnonzero(share.any(axis=0)).tolist()
     change, cost = np.zeros((none + 1, share.shape[1])), np.zeros(none + 1)
     free_share, free_key = share.take(free, axis=0), key[free]
-    for _ in range(2 * len(chosen)):
+    for _ in range(MOST * len(chosen)):
         cost[:none] = free_key - key[chosen[of]]
         change[:none] = penalty * (free_share - share.take(chosen[of], axis=0))
         over = penalty * (share.take(chosen, axis=0).sum(axis=0) - 1)

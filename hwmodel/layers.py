@@ -51,6 +51,7 @@ class LayerFacts:
         self._words: dict[tuple[bool, bool], Array] = {}
         self._fixed: dict[bool, Array] = {}
         self._cycles: dict[bool, Array] = {}
+        self._least_cycles: dict[bool, int] = {}
 
     @cached_property
     def pipelined(self) -> Options:
@@ -63,6 +64,12 @@ class LayerFacts:
             plan = self._plan(is_spilled, WeightPlace.BRAM)
             self._cycles[is_spilled] = np.asarray(sum(layer_cycles(one, plan) for one in (self._layer, *self._norms)))
         return self._cycles[is_spilled]
+
+    def least_cycles(self, is_spilled: bool) -> int:
+        """`cycles` of the fastest shared engine."""
+        if is_spilled not in self._least_cycles:
+            self._least_cycles[is_spilled] = int(self.cycles(is_spilled).min())
+        return self._least_cycles[is_spilled]
 
     def fixed(self, is_spilled: bool) -> Array:
         """What it asks of shared engines beside weights and parameters: `FIXED`, then each one's `FOLDED`."""
@@ -118,9 +125,11 @@ def layer_facts(
 ) -> LayerFacts:
     """The facts of a layer with its `NetworkSpec.followers`, from the cache if they are there."""
 
+    def shapes() -> tuple[LayerSpec, tuple[LayerSpec, ...]]:
+        return geometry(layer), tuple(geometry(one) for one in followers if one.op in NORMALIZING)
+
     def make() -> LayerFacts:
-        norms = tuple(geometry(one) for one in followers if one.op in NORMALIZING)
-        alike = (geometry(layer), norms, config)
+        alike = (*cache.get(("shapes", layer.name), shapes), config)
         return cache.get(("facts", *alike), lambda: LayerFacts(*alike, family, places, space))
 
     return cache.get(("facts of", layer.name, config), make)

@@ -81,18 +81,18 @@ class Game:
         self._gain[self._size] = 1.0
         self._size += 1
         columns, gain = self._columns[: self._size], self._gain[: self._size]
-        duals = tableau[rows, :rows]
+        # Views.  Of few numbers `dot` is quicker than `@`, and plain numbers are quicker than arrays.
+        duals, inverse, levels = tableau[rows, :rows], tableau[:, :rows], tableau[:rows, rows]
+        # The prices so far were the best against all others.
+        enters, most = self._size - 1, 1 - float(column.dot(duals))
         for _ in range(PIVOTS):
-            reduced = gain - columns @ duals
-            enters = int(reduced.argmax())
-            if reduced[enters] <= ROUNDING:
+            if most <= ROUNDING:
                 break
-            change = tableau[:, :rows] @ columns[enters]
-            change[rows] = -reduced[enters]
-            # Few rows: plain numbers are quicker than arrays.
+            change = inverse.dot(columns[enters])
+            change[rows] = -most
             steps = [
                 (level / one, row)
-                for row, (level, one) in enumerate(zip(tableau[:rows, rows].tolist(), change.tolist(), strict=False))
+                for row, (level, one) in enumerate(zip(levels.tolist(), change.tolist(), strict=False))
                 if one > ROUNDING
             ]
             if not steps:
@@ -102,9 +102,12 @@ class Game:
             tableau -= change[:, None] * pivot
             tableau[leaves] = pivot
             self._basis[leaves] = enters
-        prices = np.maximum(duals, 0.0)
-        total = float(prices.sum())
-        return prices / total, 1 / total
+            reduced = gain - columns.dot(duals)
+            enters = int(reduced.argmax())
+            most = float(reduced[enters])
+        prices = [max(price, 0.0) for price in duals.tolist()]
+        total = sum(prices)
+        return np.array(prices) / total, 1 / total
 
     def mix(self) -> tuple[Array, Floats]:
         """The columns of the best mix, by number in the order in which they came, and their shares, of sum 1."""

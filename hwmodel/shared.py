@@ -64,12 +64,13 @@ class SharedEngine:
         self._places = tuple(places)
         self._cache = cache
         self._chains: dict[tuple[int, int, int], Chain] = {}
+        self._ends_from = len(network.layers)
         self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
 
     def chain(self, cut: Cut) -> tuple[Chain, int]:
         """The layers of the shared engine at a cut, and where in their order they start."""
-        start = 0 if self._shares_weights else int(self.uses.weighted_before[cut.pipelined])
-        return self._chain_of(*self._chain_key(cut)), start
+        ((chain, _, start),) = self._by_chain([cut])
+        return chain, int(start[0])
 
     def loadable_bits(self, spilled: int) -> list[int]:
         """Each number of bits that some of the first layers, spilled, can load whole and read more than once."""
@@ -104,11 +105,13 @@ class SharedEngine:
         return cycles
 
     def least_cycles(self, cuts: Sequence[Cut]) -> Array:
-        """`cycles` of the fastest engine of each cut, shape (cuts,)."""
-        found = np.empty(len(cuts), dtype=np.int64)
-        for chain, numbers, start in self._by_chain(cuts):
-            found[numbers] = chain.least_cycles[start]
-        return found
+        """Cycles per frame that no engine is faster than at each cut, shape (cuts,)."""
+        frame = np.cumsum([0, *(facts.least_cycles(False) for facts in self._facts.values())])
+        least: Array = frame[-1] - frame[self.uses.weighted_before[[sum(one.depths) for one in cuts]]]
+        if any(one.spilled for one in cuts):
+            spilled = np.cumsum([0, *(facts.least_cycles(True) for facts in self._facts.values())])
+            least += spilled[self.uses.weighted_before[[one.spilled for one in cuts]]]
+        return least
 
     def with_room(self, cuts: Sequence[Cut], rooms: Floats, limit: int) -> tuple[Array, Array, Array]:
         """Splits that may have room for their weights on some engine; `room_taken` leaves out some more.
@@ -267,17 +270,19 @@ class SharedEngine:
 
     def _by_chain(self, cuts: Sequence[Cut]) -> list[tuple[Chain, Array, Array]]:
         """By chain: the numbers of its cuts, and where their layers start."""
+        if not self._shares_weights:
+            # All layers behind pipelined ones are ends of one order, which is made as far as cuts ask.
+            self._ends_from = min([self._ends_from, *(one.pipelined for one in cuts if not one.spilled)])
         found: dict[tuple[int, int, int], list[int]] = {}
         for number, one in enumerate(cuts):
-            found.setdefault(self._chain_key(one), []).append(number)
-        starts = self.uses.weighted_before[[one.pipelined for one in cuts]] * (not self._shares_weights)
-        return [(self._chain_of(*key), np.array(numbers), starts[numbers]) for key, numbers in found.items()]
-
-    def _chain_key(self, cut: Cut) -> tuple[int, int, int]:
-        """What `_chain_of` is asked for at a cut."""
-        if cut.spilled or self._shares_weights:
-            return cut.pipelined, cut.spilled, cut.loaded_bits
-        return 0, 0, 0
+            pipelined = one.pipelined if one.spilled or self._shares_weights else self._ends_from
+            found.setdefault((pipelined, one.spilled, one.loaded_bits), []).append(number)
+        before = self.uses.weighted_before
+        starts = before[[one.pipelined for one in cuts]]
+        return [
+            (self._chain_of(*key), np.array(numbers), starts[numbers] - before[key[0]])
+            for key, numbers in found.items()
+        ]
 
     def _chain_of(self, pipelined: int, spilled: int, loaded_bits: int) -> Chain:
         key = (pipelined, spilled, loaded_bits)

@@ -15,7 +15,7 @@ from collections import deque
 
 import numpy as np
 
-from hwmodel.exchanges import Array, Floats
+from hwmodel.exchanges import ROUNDING, SHORT, Array, Floats
 
 STEPS = 80
 """Exchanges of a walk that looks for a good choice."""
@@ -32,17 +32,11 @@ DEARER = 1.3
 CHEAPER = 0.85
 """By what it shrinks with each other step."""
 
-SHORT = np.float32
-"""Numbers of the walks: half as long ones are compared more quickly, and whoever takes a choice checks it exactly."""
-
-ROUNDING = 1e-6
-"""Share of a budget by which sums of them may exceed it."""
-
 
 def walked(
     key: Floats, guides: Floats, share: Floats, group: Array, starts: Array, costs: Floats, *, to_first: bool
 ) -> list[Array]:
-    """The best choice within the budgets, or over by no more than `ROUNDING`, that each of some walks meets.
+    """The best choice within the budgets, or over by no more than a share of `ROUNDING`, that each of some walks meets.
 
     Their first ones do not count.  The best of all comes first.
 
@@ -68,14 +62,16 @@ def walked(
     ends = np.cumsum(counts)
     members = np.arange(counts.max()) + (ends - counts)[:, None]
     members = np.where(members < ends[:, None], members, size - 1)
-    chosen = starts.copy()
+    chosen, places = starts.copy(), starts.shape[1] * row
     room = (1 - share[chosen].sum(axis=1).T).astype(SHORT)
     change = values - flat_values.take(rows[:, None] + chosen[:, np.append(group, 0)], axis=1)
-    flat = change.reshape(flat_values.shape)
-    flat[0, (rows[:, None] + chosen).ravel()] = np.inf
+    # Views: what is changed at few places is found by one index.
+    lowers, takes, flat = change[0].reshape(-1), change[1:].reshape(len(room), walks * size), change.reshape(-1)
+    offsets = walks * size * np.arange(len(values))[:, None, None]
+    lowers[rows[:, None] + chosen] = np.inf
     part, total = np.empty_like(change[1:]), np.empty((walks, 1, size), dtype=SHORT)
     weights = np.repeat(costs[None].astype(SHORT), walks, axis=0)
-    dearer, cheaper = SHORT(DEARER), SHORT(CHEAPER)
+    factors = np.array([CHEAPER, DEARER], dtype=SHORT)
     resting: deque[tuple[Array, Array]] = deque()
     steps = STEPS_TO_FIRST if to_first else STEPS
     olds, picks = (np.zeros((steps, walks), dtype=np.int64) for _ in range(2))
@@ -86,19 +82,20 @@ def walked(
         total[:, 0] += change[0]
         pick = picks[step] = total[:, 0].argmin(axis=1)
         at = rows + pick
-        room = rooms[step] = room - flat[1:].take(at, axis=1)
+        room = rooms[step] = room - takes.take(at, axis=1)
         of = group.take(pick)
-        olds[step] = chosen[row, of]
-        chosen[row, of] = pick
+        spots = places + of
+        olds[step] = chosen.take(spots)
+        chosen.put(spots, pick)
         same = members.take(of, axis=0) + rows[:, None]
-        flat[0, same] = np.inf
+        lowers[same] = np.inf
         resting.append((same, at))
         if len(resting) > rest:
             same, at = resting.popleft()
-            flat[:, same] = flat_values.take(same, axis=1) - flat_values.take(at, axis=1)[:, :, None]
-            flat[0, at] = np.inf
+            flat[same + offsets] = flat_values.take(same, axis=1) - flat_values.take(at, axis=1)[:, :, None]
+            lowers[at] = np.inf
         exceeds = room < -ROUNDING
-        weights *= np.where(exceeds, dearer, cheaper).T
+        weights *= factors.take(exceeds.T)
         if to_first and not exceeds.any(axis=0).all():
             break
     sums = key[starts].sum(axis=1) + np.cumsum(key[picks] - key[olds], axis=0)

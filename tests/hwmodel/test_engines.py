@@ -99,3 +99,26 @@ def test_room_is_what_the_best_multiplier_leaves(residual_network: NetworkSpec, 
     left = (budgets - uses)[..., 0].max(axis=2)  # block RAM does not depend on the multiplier
     assert (rooms == np.where((left >= 0) & (uses[..., 1].max(axis=2) == 0), left * RAMB18_BITS, -1)).all()
     assert (segments.engine.uses.rooms(uses, np.array([10**6, 10**6, 0, 10**6])) == -1).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_options_do_not_depend_on_which_cuts_are_asked_about_first(seed: int) -> None:
+    pick = np.random.default_rng(seed)
+    network = random_network(pick)
+    config = random_config(network, pick)
+    together, one_by_one = segments_of(network, config).engine, segments_of(network, config).engine
+    segments = segments_of(network, config)
+    cuts = [one for one in segments.cuts if one.pipelined < len(network.layers)]
+    cuts += [loading for one in cuts if one.spilled for loading in segments.loading(one)]
+    splits = [split for cut in cuts for split in segments.engine.splits(cut)]
+    rows = together.rows(splits)
+    least = segments.engine.least_cycles(cuts).tolist()
+    for number in pick.permutation(len(splits)).tolist():
+        split = splits[number]
+        found, those = one_by_one.rows([split]), rows.of_split(number)
+        for column in ("cycles", "use", "engine", "kind"):
+            assert (getattr(found, column) == getattr(rows, column)[those]).all()
+        assert least[cuts.index(split.cut)] <= found.cycles.min()
+        assert one_by_one.residency(split.cut) == together.residency(split.cut)
+        assert split in one_by_one.splits(split.cut)
