@@ -207,3 +207,12 @@ def test_reorg_turns_space_into_channels() -> None:
         LayerSpec("r", Op.REORG, ("input",), 3, 8, 8, 27, 2, 2, stride=(3, 3))
     with pytest.raises(SpecError, match="layer 'r': out_channels=3, expected 12"):
         LayerSpec("r", Op.REORG, ("input",), 3, 8, 8, 3, 4, 4, stride=(2, 2))
+
+
+def test_networks_are_keys_that_differ_where_one_layer_does() -> None:
+    def one_layer(size: int, pad: int) -> NetworkSpec:
+        layer = LayerSpec("c", Op.CONV, ("input",), 3, 8, 8, 4, 8, 8, kernel_size=(size, size), padding=(pad, pad))
+        return NetworkSpec("n", 3, 8, 8, (layer,))
+
+    assert hash(one_layer(3, 1)) == hash(one_layer(3, 1))
+    assert len({one_layer(1, 0), one_layer(3, 1), one_layer(3, 1)}) == 2

@@ -64,6 +64,8 @@ def test_other_spellings_are_hinted_at(name: str, meant: str) -> None:
 
 @pytest.mark.parametrize("value", [[16], {}, np.array([16, 16]), np.int64(16), 16.0, float("inf"), -1, "16", None])
 def test_memories(value: Any) -> None:
+    for depth, width in ((16, 8), (8, 16)):
+        map_memory(depth, width, "7series")  # equals some of the values, and is kept
     for depth, width in ((value, 8), (8, value)):
         with pytest.raises(SpecError, match="^memory of depth=.*, width=.*: expected integers"):
             map_memory(depth, width, "7series")
