@@ -6,12 +6,12 @@
 By gather from a `CostTable` under a fixed schedule (*gather*); without a table for the same draws, from `NetworkConfig`
 objects (*no table*); from the formulas for densities that are all different, given as arrays (*formulas*,
 `estimate_arrays`) and as objects (*objects*, `estimate_many`, which reads them into arrays); one full report at a time
-from the scalar reference; and with the schedule searched anew for every configuration.  *First* is the first schedule
-of a `Scheduler`, which makes the options of all layers; *schedules* are 40 configurations after 20 others, as in a
-search: configurations draw from few choices per layer, so that nearly all options are there.  All rates are the best of
-three runs, *schedules* each time of a new `Scheduler`.  *Proven* is the share of these 40 whose off-chip bits and
-interval are proven optimal.  Layers draw their precision at random.  CPU time counts, so that other work on the machine
-disturbs little, and one thread: those of BLAS that wait count too.
+from the scalar reference; and with the schedule searched anew for every configuration.  *Schedules* are 40
+configurations after 20 others, as in a search: they draw from few choices per layer, so that nearly all options are
+there.  All rates are the best of three runs, *schedules* each time of a new `Scheduler`; *first* is the first schedule
+of the first of them, which makes the options of all layers, and *slowest* is of the best.  *Proven* is the share of
+these 40 whose off-chip bits and interval are proven optimal.  Layers draw their precision at random.  CPU time counts,
+so that other work on the machine disturbs little, and one thread: those of BLAS that wait count too.
 The peer is zigzag-dse on ResNet-18, timed in the same run if a Python that has it is named; it searches mappings of
 every layer, so its figure belongs beside the schedules, not beside the gather.
 """

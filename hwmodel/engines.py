@@ -82,8 +82,8 @@ class EngineUses:
         self._space = space
         self._placement = placement
         self._cache = cache
-        # Maxima over the layers from one on: cuts are often asked about behind most of the layers.
-        self._frames_from, self._frames = len(facts) + 1, np.zeros((0, 0), dtype=np.int64)
+        # Needs of the layers with weights from one on: made as far as the first cuts ask, and for others of all.
+        self._needs_from, self._needs = len(facts) + 1, np.zeros((0, 0), dtype=np.int64)
 
     @cached_property
     def weighted_before(self) -> Array:
@@ -204,10 +204,11 @@ class EngineUses:
     def _frame_needs(self, starts: Array, which: slice) -> Array:
         """Maxima over the layers with weights from each start on, frame-based, shape (starts, needs asked for)."""
         first = int(starts.min(initial=len(self._facts)))
-        if first < self._frames_from:
-            rows = self._fixed(list(self._facts.values())[first:], is_spilled=False)
-            self._frames_from, self._frames = first, accumulated(np.maximum, rows[::-1])[::-1]
-        needs: Array = self._frames[:, which].take(starts - self._frames_from, axis=0)
+        if first < self._needs_from:
+            self._needs_from = 0 if len(self._needs) else first
+            rows = self._fixed(list(self._facts.values())[self._needs_from :], is_spilled=False)
+            self._needs = accumulated(np.maximum, rows[::-1])[::-1]
+        needs: Array = self._needs[starts - self._needs_from, which]
         return needs
 
     @cached_property

@@ -15,10 +15,6 @@ SHORT = np.float32
 """Numbers of exchanges from many choices at once: half as long ones are compared more quickly, and whoever takes what
 they find checks it exactly."""
 
-ROUNDING = 1e-6
-"""Slack for rounding of these."""
-
-
 MOST = 8
 """Exchanges per group after which none follows; nearly always one or two are enough."""
 
@@ -93,7 +89,7 @@ def descended(key: Floats, share: Floats, group: Array, starts: Array, penalty: 
         Shape (starts, groups).
     """
     size, groups = len(key), starts.shape[1]
-    # Behind the options one that changes nothing, of a group of its own, and one that is never taken.
+    # Behind the options one that changes nothing, and one that is never taken; both are of a group of their own.
     none, never = size, size + 1
     # The key, and what is taken of each budget that is asked for.
     columns = np.flatnonzero(share.any(axis=0))
@@ -108,8 +104,8 @@ def descended(key: Floats, share: Floats, group: Array, starts: Array, penalty: 
     members = np.where(members < ends[:, None], by_group[np.minimum(members, size - 1)], never)
     group = np.append(group, [groups, groups])
     chosen = np.column_stack([starts, np.full(len(starts), none)])
-    slack = float(np.finfo(SHORT).eps) * penalty
-    left, rows = np.arange(len(chosen)), (size + 2) * np.arange(len(chosen))[:, None]
+    slack = float(np.finfo(SHORT).eps) * penalty * len(values)
+    left, rows = np.arange(len(chosen)), (size + 2) * np.arange(len(chosen))
     # What is left of the budgets is free: an exchange cannot lower that by less than what it leaves.
     free = (penalty * (1 - share[starts][:, :, columns].sum(axis=1))).T.astype(SHORT)
     # What each exchange changes, shape (values, starts, options).
@@ -121,7 +117,7 @@ def descended(key: Floats, share: Floats, group: Array, starts: Array, penalty: 
         np.add.reduce(part, axis=0, out=total)
         total += change[0]
         pick = total.argmin(axis=1)
-        is_done = total.take(rows[:, 0] + pick) >= total[:, none] - slack
+        is_done = total.take(rows + pick) >= total[:, none] - slack
         done = int(np.count_nonzero(is_done))
         if 2 * done >= len(left):  # fewer copies than at each start that is done
             if done == len(left):
@@ -132,11 +128,12 @@ def descended(key: Floats, share: Floats, group: Array, starts: Array, penalty: 
             offsets = total.size * np.arange(len(values))[:, None, None]
         elif done:
             pick[is_done] = none
-        free -= change[1:].reshape(len(columns), total.size).take(rows[:, 0] + pick, axis=1)
+        free -= change[1:].reshape(len(columns), total.size).take(rows + pick, axis=1)
         of = group.take(pick)
         chosen[left, of] = pick
         same = members.take(of, axis=0)
-        change.reshape(-1)[same + rows + offsets] = values.take(same, axis=1) - values.take(pick, axis=1)[:, :, None]
+        renewed = values.take(same, axis=1) - values.take(pick, axis=1)[:, :, None]
+        change.reshape(-1)[same + rows[:, None] + offsets] = renewed
     return chosen[:, :groups]
 
 

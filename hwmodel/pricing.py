@@ -83,7 +83,7 @@ class Game:
         columns, gain = self._columns[: self._size], self._gain[: self._size]
         # Views.  Of few numbers `dot` is quicker than `@`, and plain numbers are quicker than arrays.
         duals, inverse, levels = tableau[rows, :rows], tableau[:, :rows], tableau[:rows, rows]
-        # The prices so far were the best against all others.
+        # The prices so far are mostly the best against all others.
         enters, most = self._size - 1, 1 - float(column.dot(duals))
         for _ in range(PIVOTS):
             if most <= ROUNDING:

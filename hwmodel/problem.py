@@ -273,7 +273,10 @@ class Problem:
         return None if answer is None else core[answer], is_proven
 
     def _core(self, relaxed: Relaxed) -> tuple[Array, Floats]:
-        """Options that no prices exclude, and the prices: an option is out if the bound with it is over the budgets."""
+        """Options that no prices exclude, and the prices: an option is out if the bound with it is over the budgets.
+
+        Where a group has none left there is no choice, and not all prices are tried.
+        """
         weights = np.vstack([nearby(relaxed.prices), np.eye(len(self.budgets)), relaxed.tried[-PRICES:]])
         core, prices = np.arange(len(self.share)), weights[:1]  # the best alone exclude most
         while True:

@@ -2,7 +2,7 @@
 
 Weights become resident in a fixed order, so that "the layers from cut c on, of which those before p are resident" is
 all there is to choose beside the engine.  What the engine needs is then a difference of sums over the layers before c
-and before p, and a maximum over the layers from c or from p on: both are accumulated once for all cuts.
+and before p, and a maximum over the layers from c or from p on: both are accumulated once for many cuts.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class SharedEngine:
         self._places = tuple(places)
         self._cache = cache
         self._chains: dict[tuple[int, int, int], Chain] = {}
-        self._ends_from = len(network.layers)
+        self._ends_from: int | None = None
         self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
 
     def chain(self, cut: Cut) -> tuple[Chain, int]:
@@ -270,13 +270,21 @@ class SharedEngine:
 
     def _by_chain(self, cuts: Sequence[Cut]) -> list[tuple[Chain, Array, Array]]:
         """By chain: the numbers of its cuts, and where their layers start."""
-        if not self._shares_weights:
-            # All layers behind pipelined ones are ends of one order, which is made as far as cuts ask.
-            self._ends_from = min([self._ends_from, *(one.pipelined for one in cuts if not one.spilled)])
         found: dict[tuple[int, int, int], list[int]] = {}
+        ends = []
         for number, one in enumerate(cuts):
-            pipelined = one.pipelined if one.spilled or self._shares_weights else self._ends_from
-            found.setdefault((pipelined, one.spilled, one.loaded_bits), []).append(number)
+            if one.spilled or self._shares_weights:
+                found.setdefault((*one.depths, one.loaded_bits), []).append(number)
+            else:
+                ends.append(number)
+        if ends:
+            # Layers behind pipelined ones are ends of one order: made as far as the first cuts ask, for others whole.
+            first = min(cuts[number].pipelined for number in ends)
+            if self._ends_from is None:
+                self._ends_from = first
+            elif first < self._ends_from:
+                self._ends_from = 0
+            found[self._ends_from, 0, 0] = ends
         before = self.uses.weighted_before
         starts = before[[one.pipelined for one in cuts]]
         return [

@@ -15,7 +15,7 @@ from collections import deque
 
 import numpy as np
 
-from hwmodel.exchanges import ROUNDING, SHORT, Array, Floats
+from hwmodel.exchanges import SHORT, Array, Floats
 
 STEPS = 80
 """Exchanges of a walk that looks for a good choice."""
@@ -32,11 +32,14 @@ DEARER = 1.3
 CHEAPER = 0.85
 """By what it shrinks with each other step."""
 
+ROUNDING = 1e-6
+"""Share of a budget by which sums of them may exceed it."""
+
 
 def walked(
     key: Floats, guides: Floats, share: Floats, group: Array, starts: Array, costs: Floats, *, to_first: bool
 ) -> list[Array]:
-    """The best choice within the budgets, or over by no more than a share of `ROUNDING`, that each of some walks meets.
+    """The best choice within the budgets, or over by `ROUNDING` of a budget at most, that each of some walks meets.
 
     Their first ones do not count.  The best of all comes first.
 

@@ -15,7 +15,7 @@ from hwmodel.scheduler import Scheduler, search
 
 PENALTY = 50.0
 
-SHORT = 1e-4
+SLACK = 1e-4
 """What sums in single precision may be off, penalties included."""
 
 
@@ -44,11 +44,11 @@ def test_no_single_exchange_lowers_what_single_exchanges_end_in(seed: int) -> No
     for begin, chosen in zip((start, others), found, strict=False):
         assert group[chosen].tolist() == list(range(len(start)))
         least = objective(key, share, chosen)
-        assert least <= objective(key, share, begin) + SHORT
+        assert least <= objective(key, share, begin) + SLACK
         for option in range(len(group)):
             other = chosen.copy()
             other[group[option]] = option
-            assert objective(key, share, other) >= least - SHORT
+            assert objective(key, share, other) >= least - SLACK
 
 
 @settings(max_examples=100, deadline=None)
