@@ -1,4 +1,4 @@
-"""Cuts of a network, and what the layers of the shared engine ask of every folding of it, accumulated for many cuts."""
+"""Cuts of a network, and what the layers of the shared engine ask of every folding of it, accumulated for all cuts."""
 
 from __future__ import annotations
 

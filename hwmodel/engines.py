@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -82,8 +82,6 @@ class EngineUses:
         self._space = space
         self._placement = placement
         self._cache = cache
-        # Needs of the layers with weights from one on: made as far as the first cuts ask, and for others of all.
-        self._needs_from, self._needs = len(facts) + 1, np.zeros((0, 0), dtype=np.int64)
 
     @cached_property
     def weighted_before(self) -> Array:
@@ -99,13 +97,12 @@ class EngineUses:
         """What every engine takes beside memories of weights, shape (cuts, engines, multipliers, resources)."""
         pipelined, spilled = np.array(cuts, dtype=np.int64).reshape(-1, 2).T
         start, end = self.weighted_before[pipelined], self.weighted_before[pipelined + spilled]
-        needs = self._frame_needs(end, slice(self._first_lane_words))
+        needs = self._frame_needs.take(end, axis=0)
         is_spilled = (spilled > 0).nonzero()[0]
         if len(is_spilled):
-            spilled_needs = self._spilled_needs[end[is_spilled], : self._first_lane_words]
-            needs[is_spilled] = np.maximum(needs[is_spilled], spilled_needs)
+            needs[is_spilled] = np.maximum(needs[is_spilled], self._spilled_needs[end[is_spilled]])
         shape = (len(needs), len(self._space.shared_grid[0]), len(self._space.multipliers), len(RESOURCES))
-        found = np.array([self._uses_of(row) for row in needs], dtype=np.int64)
+        found = np.array([self._uses_of(row) for row in needs[:, : self._first_lane_words]], dtype=np.int64)
         found = found.reshape(shape)
         found += (self._parameter_uses.take(start, axis=0) + self.buffers(cuts))[:, :, None]
         return found
@@ -120,18 +117,19 @@ class EngineUses:
             Shape (1, engines, resources).
         """
         found = np.zeros((1, len(self._space.shared_grid[0]), len(RESOURCES)), dtype=np.int64)
-        multipliers = self._frame_needs(np.zeros(1, dtype=np.int64), slice(len(FIXED), self._first_lane_words))[0]
+        multipliers = self._frame_needs[0, len(FIXED) : self._first_lane_words]
         found[..., RESOURCES.index("dsp")] = self._space.shared_grid[0] * multipliers
         return found
 
     def lane_words(self, pipelined: Sequence[int] | Array) -> Array:
         """Words of significant weights that a lane reads per cycle behind so many layers, shape (cuts, engines)."""
-        return self._frame_needs(self.weighted_before[pipelined], slice(self._first_lane_words, None))
+        rows: Array = self._frame_needs[:, self._first_lane_words :]
+        return rows.take(self.weighted_before[pipelined], axis=0)
 
     @cached_property
     def most_lane_words(self) -> Array:
         """Shape (engines,): `lane_words` where nothing is pipelined, the most of all cuts."""
-        most: Array = self.lane_words([0])[0]
+        most: Array = self._frame_needs[0, self._first_lane_words :]
         return most
 
     @cached_property
@@ -201,20 +199,15 @@ class EngineUses:
         room: Array = np.where((left >= 0).all(axis=3), bits, -1).max(axis=2)
         return room
 
-    def _frame_needs(self, starts: Array, which: slice) -> Array:
-        """Maxima over the layers with weights from each start on, frame-based, shape (starts, needs asked for)."""
-        first = int(starts.min(initial=len(self._facts)))
-        if first < self._needs_from:
-            self._needs_from = 0 if len(self._needs) else first
-            rows = self._fixed(list(self._facts.values())[self._needs_from :], is_spilled=False)
-            self._needs = accumulated(np.maximum, rows[::-1])[::-1]
-        needs: Array = self._needs[starts - self._needs_from, which]
-        return needs
+    @cached_property
+    def _frame_needs(self) -> Array:
+        """Shape (layers with weights + 1, needs): maxima over the layers from one on, frame-based."""
+        return accumulated(np.maximum, self._fixed(is_spilled=False)[::-1])[::-1]
 
     @cached_property
     def _spilled_needs(self) -> Array:
         """Shape (layers with weights + 1, needs): maxima over the layers before one, spilled."""
-        return accumulated(np.maximum, self._fixed(self._facts.values(), is_spilled=True))
+        return accumulated(np.maximum, self._fixed(is_spilled=True))
 
     def _uses_of(self, needs: Array) -> Array:
         """Resources of arrays, line buffers and sums: configurations have few different needs.
@@ -262,9 +255,9 @@ class EngineUses:
 
         return self._cache.get(("arrays", weight_bits, act_bits), make)
 
-    def _fixed(self, layers: Collection[LayerFacts], *, is_spilled: bool) -> Array:
-        """Shape (layers, needs), as in `LayerFacts.fixed`."""
-        rows = [facts.fixed(is_spilled) for facts in layers]
+    def _fixed(self, *, is_spilled: bool) -> Array:
+        """Shape (layers with weights, needs), as in `LayerFacts.fixed`."""
+        rows = [facts.fixed(is_spilled) for facts in self._facts.values()]
         return np.array(rows, dtype=np.int64).reshape(-1, len(FIXED) + len(FOLDED) * len(self._space.shared_grid[0]))
 
     @cached_property

@@ -11,11 +11,7 @@ Floats = NDArray[np.float64]
 TINY = 1e-9
 """Slack for rounding, relative to the budgets."""
 
-SHORT = np.float32
-"""Numbers of exchanges from many choices at once: half as long ones are compared more quickly, and whoever takes what
-they find checks it exactly."""
-
-MOST = 8
+MOST_EXCHANGES = 8
 """Exchanges per group after which none follows; nearly always one or two are enough."""
 
 
@@ -56,7 +52,7 @@ def repaired(key: Array, share: Floats, group: Array, chosen: Array) -> Array:
     change = values - values.take(chosen.take(group), axis=1)
     part = np.maximum(change, 0.0)
     worth = 1.0 / (every.dot(part) + 0.01)
-    for _ in range(MOST * len(chosen)):
+    for _ in range(MOST_EXCHANGES * len(chosen)):
         # What is free already is not freed: no exchange lowers the excess by more than it is.
         np.maximum(change, free[:, None], out=part)
         fewer = freed.dot(np.maximum(free, 0.0)) - freed.dot(part)
@@ -76,7 +72,7 @@ def repaired(key: Array, share: Floats, group: Array, chosen: Array) -> Array:
 
 
 def descended(key: Floats, share: Floats, group: Array, starts: Array, penalty: float) -> Array:
-    """Choices whose sum of keys and penalties exchanges of single options no longer lower, but for rounding of `SHORT`.
+    """Choices whose sum of keys and penalties exchanges of single options no longer lower.
 
     Args:
         key: Shape (options,).
@@ -93,7 +89,7 @@ def descended(key: Floats, share: Floats, group: Array, starts: Array, penalty: 
     none, never = size, size + 1
     # The key, and what is taken of each budget that is asked for.
     columns = np.flatnonzero(share.any(axis=0))
-    values = np.zeros((1 + len(columns), size + 2), dtype=SHORT)
+    values = np.zeros((1 + len(columns), size + 2))
     values[0, :size], values[1:, :size] = key, penalty * share[:, columns].T
     values[0, never] = np.inf
     # Options of each group, filled up with the last.
@@ -104,20 +100,19 @@ def descended(key: Floats, share: Floats, group: Array, starts: Array, penalty: 
     members = np.where(members < ends[:, None], by_group[np.minimum(members, size - 1)], never)
     group = np.append(group, [groups, groups])
     chosen = np.column_stack([starts, np.full(len(starts), none)])
-    slack = float(np.finfo(SHORT).eps) * penalty * len(values)
     left, rows = np.arange(len(chosen)), (size + 2) * np.arange(len(chosen))
     # What is left of the budgets is free: an exchange cannot lower that by less than what it leaves.
-    free = (penalty * (1 - share[starts][:, :, columns].sum(axis=1))).T.astype(SHORT)
+    free = penalty * (1 - share[starts][:, :, columns].sum(axis=1)).T
     # What each exchange changes, shape (values, starts, options).
     change = values[:, None] - values.take(chosen[:, group], axis=1)
     part, total = np.empty_like(change[1:]), np.empty_like(change[0])
     offsets = change[0].size * np.arange(len(values))[:, None, None]
-    for _ in range(MOST * groups):
+    for _ in range(MOST_EXCHANGES * groups):
         np.maximum(change[1:], free[:, :, None], out=part)
         np.add.reduce(part, axis=0, out=total)
         total += change[0]
         pick = total.argmin(axis=1)
-        is_done = total.take(rows + pick) >= total[:, none] - slack
+        is_done = total.take(rows + pick) >= total[:, none] - TINY * penalty
         done = int(np.count_nonzero(is_done))
         if 2 * done >= len(left):  # fewer copies than at each start that is done
             if done == len(left):
@@ -155,7 +150,7 @@ def descended_by_pairs(key: Floats, share: Floats, group: Array, free: Array, st
     columns = np.flatnonzero(share.any(axis=0)).tolist()
     change, cost = np.zeros((none + 1, share.shape[1])), np.zeros(none + 1)
     free_share, free_key = share.take(free, axis=0), key[free]
-    for _ in range(MOST * len(chosen)):
+    for _ in range(MOST_EXCHANGES * len(chosen)):
         cost[:none] = free_key - key[chosen[of]]
         change[:none] = penalty * (free_share - share.take(chosen[of], axis=0))
         over = penalty * (share.take(chosen, axis=0).sum(axis=0) - 1)

@@ -2,7 +2,7 @@
 
 Weights become resident in a fixed order, so that "the layers from cut c on, of which those before p are resident" is
 all there is to choose beside the engine.  What the engine needs is then a difference of sums over the layers before c
-and before p, and a maximum over the layers from c or from p on: both are accumulated once for many cuts.
+and before p, and a maximum over the layers from c or from p on: both are accumulated once for all cuts.
 """
 
 from __future__ import annotations
@@ -64,13 +64,12 @@ class SharedEngine:
         self._places = tuple(places)
         self._cache = cache
         self._chains: dict[tuple[int, int, int], Chain] = {}
-        self._ends_from: int | None = None
         self._shares_weights = any(layer.weights_of is not None for layer in network.weighted)
 
     def chain(self, cut: Cut) -> tuple[Chain, int]:
         """The layers of the shared engine at a cut, and where in their order they start."""
-        ((chain, _, start),) = self._by_chain([cut])
-        return chain, int(start[0])
+        start = 0 if self._shares_weights else int(self.uses.weighted_before[cut.pipelined])
+        return self._chain_of(*self._chain_key(cut)), start
 
     def loadable_bits(self, spilled: int) -> list[int]:
         """Each number of bits that some of the first layers, spilled, can load whole and read more than once."""
@@ -271,26 +270,16 @@ class SharedEngine:
     def _by_chain(self, cuts: Sequence[Cut]) -> list[tuple[Chain, Array, Array]]:
         """By chain: the numbers of its cuts, and where their layers start."""
         found: dict[tuple[int, int, int], list[int]] = {}
-        ends = []
         for number, one in enumerate(cuts):
-            if one.spilled or self._shares_weights:
-                found.setdefault((*one.depths, one.loaded_bits), []).append(number)
-            else:
-                ends.append(number)
-        if ends:
-            # Layers behind pipelined ones are ends of one order: made as far as the first cuts ask, for others whole.
-            first = min(cuts[number].pipelined for number in ends)
-            if self._ends_from is None:
-                self._ends_from = first
-            elif first < self._ends_from:
-                self._ends_from = 0
-            found[self._ends_from, 0, 0] = ends
-        before = self.uses.weighted_before
-        starts = before[[one.pipelined for one in cuts]]
-        return [
-            (self._chain_of(*key), np.array(numbers), starts[numbers] - before[key[0]])
-            for key, numbers in found.items()
-        ]
+            found.setdefault(self._chain_key(one), []).append(number)
+        starts = self.uses.weighted_before[[one.pipelined for one in cuts]] * (not self._shares_weights)
+        return [(self._chain_of(*key), np.array(numbers), starts[numbers]) for key, numbers in found.items()]
+
+    def _chain_key(self, cut: Cut) -> tuple[int, int, int]:
+        """What `_chain_of` is asked for at a cut."""
+        if cut.spilled or self._shares_weights:
+            return cut.pipelined, cut.spilled, cut.loaded_bits
+        return 0, 0, 0
 
     def _chain_of(self, pipelined: int, spilled: int, loaded_bits: int) -> Chain:
         key = (pipelined, spilled, loaded_bits)

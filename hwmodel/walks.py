@@ -15,7 +15,7 @@ from collections import deque
 
 import numpy as np
 
-from hwmodel.exchanges import SHORT, Array, Floats
+from hwmodel.exchanges import Array, Floats
 
 STEPS = 80
 """Exchanges of a walk that looks for a good choice."""
@@ -31,6 +31,9 @@ DEARER = 1.3
 
 CHEAPER = 0.85
 """By what it shrinks with each other step."""
+
+SHORT = np.float32
+"""Numbers of the walks: half as long ones are compared more quickly, and whoever takes a choice checks it exactly."""
 
 ROUNDING = 1e-6
 """Share of a budget by which sums of them may exceed it."""
